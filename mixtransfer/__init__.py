@@ -1,0 +1,23 @@
+"""mixtransfer: vision backbones pretrained with data mixing, transferred to dense prediction.
+
+The public names below are imported at first use, so that ``import mixtransfer`` costs nothing.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "build_backbone": "mixtransfer.zoo",
+    "build_classifier": "mixtransfer.zoo",
+    "list_archs": "mixtransfer.zoo",
+    "convert_state_dict": "mixtransfer.checkpoints.convert",
+    "load_checkpoint": "mixtransfer.checkpoints.load",
+}
+
+__all__ = ["build_backbone", "build_classifier", "convert_state_dict", "list_archs", "load_checkpoint"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mixtransfer' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,234 @@
+"""DeiT and ViT: a class token and image patches through plain transformer blocks.
+
+Papers: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929; Touvron et al., "Training
+data-efficient image transformers", ICML 2021, arXiv 2012.12877. Code: facebookresearch/deit (Apache-2.0) and
+google-research/vision_transformer (Apache-2.0); TL-Align, TransMix, TokenMix and SMMix train the same networks. timm
+computes the same numbers, but it has neither the labels nor grids of any size, so the network is written here.
+
+Shapes: B batch, N = h·w patches behind one class token, C channels, K label channels.
+
+Kept from the published code: LayerNorm with eps 1e-6, learned absolute positions added after the class token is
+prepended, one norm after the last block, the class token as the image embedding.
+Different: sides that 16 does not divide are padded, and positions are resampled to the grid (bicubic). No dense code is
+published with these networks: the maps are the un-normalized patch tokens after the blocks of ``out_indices``, which is
+where ViT segmentors read them (SETR, Zheng et al., arXiv 2012.15840, reads evenly spaced blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.registry import MODELS
+
+__all__ = ["VisionTransformer"]
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size."""
+
+    channels: int
+    depth: int
+    heads: int
+    patch: int = 16
+    img_size: int = 224
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, 1+N, C) and the labels each of them attended to (B, 1+N, K)."""
+        batch, tokens, channels = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x, attended = attend(q, k, v, labels)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels)), attended
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, heads: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = Mlp(channels, 4 * channels)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None."""
+        if labels is None:
+            x = add_branch(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.attn(self.norm1(x), labels)
+            if self.training and self.drop_path:
+                branch = branch * keep_mask(len(x), self.drop_path, x)
+            x, labels = x + branch, mix_labels(labels, attended)
+        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+
+
+@MODELS.register_module()
+class VisionTransformer(Backbone):
+    """DeiT and ViT; outputs have stride 16, a neck makes their pyramid.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the position table is made for.
+        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "deit"
+    label_rule = "attention"
+    # Tables 1 of both papers; the 21k networks of ViT (Steiner et al., arXiv 2106.10270) differ in size only.
+    archs = {
+        "deit_tiny": Spec(192, 12, 3),
+        "deit_small": Spec(384, 12, 6),
+        "deit_base": Spec(768, 12, 12),
+        "deit_base_384": Spec(768, 12, 12, img_size=384),
+        "vit_tiny": Spec(192, 12, 3),
+        "vit_small": Spec(384, 12, 6),
+        "vit_small_p32": Spec(384, 12, 6, patch=32),
+        "vit_base": Spec(768, 12, 12),
+        "vit_base_384": Spec(768, 12, 12, img_size=384),
+        "vit_base_p32": Spec(768, 12, 12, patch=32),
+        "vit_base_p8": Spec(768, 12, 12, patch=8),
+        "vit_large": Spec(1024, 24, 16),
+        "vit_large_384": Spec(1024, 24, 16, img_size=384),
+    }
+    embed_only = (r"norm\..+",)
+    formats = {
+        "official": KeyMap(),
+        "timm": KeyMap(),
+        "mmpretrain": KeyMap(
+            renames=(
+                ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
+                ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
+                ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
+                ("layers.{i}.ffn.layers.0.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
+                ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
+                ("layers.{i}.attn.{rest}", "blocks.{i}.attn.{rest}"),
+                ("ln1.{rest}", "norm.{rest}"),
+            ),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str = "deit_small",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grid = (-(-height // spec.patch), -(-width // spec.patch))
+        self.depth, self.embed_channels = spec.depth, spec.channels
+        if out_indices is None:
+            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
+        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+
+        self.patch_embed = PatchEmbed(in_channels, spec.channels, spec.patch)
+        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
+        tokens = 1 + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, tokens, spec.channels), std=0.02))
+        rates = drop_path_rates(drop_path_rate, spec.depth)
+        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for rate in rates)
+        if with_embedding:
+            self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels] * len(self.out_indices),
+            [spec.patch] * len(self.out_indices),
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def tokens(self, images: Tensor, labels: Tensor | None):
+        """Return the embedded tokens (B, 1+N, C), their labels (B, 1+N, K) or None, and the grid (h, w)."""
+        x, grid = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + resize_position_table(self.pos_embed, self.grid, grid)
+        if labels is not None:
+            labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
+        return x, labels, grid
+
+    def dense(self, images, labels):  # noqa: D102
+        x, rows, grid = self.tokens(images, labels)
+        maps, aligned = [], []
+        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+            x, rows = self.checkpointed(block, x, rows)
+            if index in self.out_indices:
+                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, grid))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows[:, 1:], grid))
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        x, rows, _ = self.tokens(images, labels)
+        for block in self.blocks:
+            x, rows = self.checkpointed(block, x, rows)
+        return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.patch_embed, self.cls_token, self.pos_embed], *([block] for block in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("patch_embed.", "cls_token", "pos_embed")) else self.depth + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        return {"pos_embed", "cls_token"}
+
+    def resize_loaded(self, state):  # noqa: D102
+        table = state.get("pos_embed")
+        if table is None or table.shape == self.pos_embed.shape:
+            return state
+        side = round((table.size(1) - 1) ** 0.5)
+        if table.dim() != 3 or side * side + 1 != table.size(1):
+            return state
+        return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

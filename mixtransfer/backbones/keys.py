@@ -1,0 +1,111 @@
+"""Key maps: how a published format names a family's entries, both ways.
+
+A map is a table of templates. ``{i}`` stands for a number, ``{i+1}`` for a number that is one more there than here, and
+``{rest}`` for everything that follows, so that ``("stages.{i}.norm.{rest}", "layers.{i}.norm.{rest}")`` renames in
+either direction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+__all__ = ["KeyMap", "Reorder"]
+
+_HOLE = re.compile(r"\\\{(\w+)(?:\\\+(\d+))?\\\}")
+_FILL = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """A change of a value between formats: entries of ours that match ``key`` go through one of two functions."""
+
+    key: str
+    to_ours: Callable[[Tensor], Tensor]
+    to_theirs: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """The names of one format.
+
+    Attributes:
+        renames: (theirs, ours) templates; the first that matches is taken, a key that none matches keeps its name.
+        derived: regular expressions of their entries that a network computes from its configuration (index tables,
+            masks); they are dropped, by name.
+        absent: regular expressions of our entries that this format has no name for; left out when writing it.
+        reorders: changes of values.
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    derived: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    reorders: tuple[Reorder, ...] = ()
+    _tables: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the entries under our names, and the keys that were dropped as derived."""
+        dropped = [key for key in state if _matches(self.derived, key)]
+        ours = self._rename({k: v for k, v in state.items() if k not in set(dropped)}, source=0)
+        for reorder in self.reorders:
+            for key in ours:
+                if re.fullmatch(reorder.key, key):
+                    ours[key] = reorder.to_ours(ours[key])
+        return ours, dropped
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the entries under their names, and our keys that the format has no place for."""
+        left_out = [key for key in state if _matches(self.absent, key)]
+        kept = {k: v for k, v in state.items() if k not in set(left_out)}
+        for reorder in self.reorders:
+            for key in kept:
+                if re.fullmatch(reorder.key, key):
+                    kept[key] = reorder.to_theirs(kept[key])
+        return self._rename(kept, source=1), left_out
+
+    def _rename(self, state: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
+        if source not in self._tables:
+            pairs = [(rule[source], rule[1 - source]) for rule in self.renames]
+            self._tables[source] = [(_pattern(a), _shifts(a), b) for a, b in pairs]
+        renamed: dict[str, Tensor] = {}
+        for key, value in state.items():
+            new = _translate(key, self._tables[source])
+            if new in renamed:
+                raise ValueError(f"two entries would both be named {new!r}; the second was {key!r}")
+            renamed[new] = value
+        return renamed
+
+
+def _matches(patterns: tuple[str, ...], key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def _pattern(template: str) -> re.Pattern:
+    def hole(match: re.Match) -> str:
+        return f"(?P<{match[1]}>.+)" if match[1] == "rest" else rf"(?P<{match[1]}>\d+)"
+
+    return re.compile(_HOLE.sub(hole, re.escape(template)))
+
+
+def _shifts(template: str) -> dict[str, int]:
+    return {match[1]: int(match[2] or 0) for match in _FILL.finditer(template)}
+
+
+def _translate(key: str, table: list[tuple[re.Pattern, dict[str, int], str]]) -> str:
+    for pattern, shifts, template in table:
+        match = pattern.fullmatch(key)
+        if not match:
+            continue
+        values = {k: v if k == "rest" else int(v) - shifts[k] for k, v in match.groupdict().items()}
+        if any(isinstance(v, int) and v < 0 for v in values.values()):
+            continue
+        return _FILL.sub(
+            lambda hole, values=values: (
+                values[hole[1]] if hole[1] == "rest" else str(values[hole[1]] + int(hole[2] or 0))
+            ),
+            template,
+        )
+    return key

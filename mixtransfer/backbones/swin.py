@@ -1,0 +1,342 @@
+"""Swin Transformer: attention in shifted windows, four stages.
+
+Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021,
+arXiv 2103.14030. Code: microsoft/Swin-Transformer (MIT); dense: SwinTransformer/Swin-Transformer-Object-Detection and
+-Semantic-Segmentation (Apache-2.0). mmdet's and mmseg's Swin compute the same dense maps; this one is written for the
+token labels and for speed.
+
+Shapes: B batch, L = H·W tokens of a stage, C channels, w window side, G = B·W windows of N = w² tokens, h heads.
+
+Kept from the published code: the classifier drops the shift in stages whose map a window covers (at ``img_size``), the
+dense network never does; padding happens after the first norm, so that padded tokens are zeros there and
+their keys and values are the biases of the projection; they take part in the attention.
+Different: qkv is computed before padding and the projection after cropping; pad, roll and partition are one gather;
+masked pairs get −inf instead of −100 (equal to rounding); labels of padding have no mass, and what a token attended to
+is divided by the mass that it found; ``frozen_stages`` counts as in OpenMMLab; ``train()`` returns the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap, Reorder
+from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.positions import relative_position_index, resize_relative_table
+from mixtransfer.layers.windows import WindowGrid, window_grid
+from mixtransfer.registry import MODELS
+
+__all__ = ["SwinTransformer"]
+
+PATCH = 4
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels of the first stage, blocks and heads of each stage, window side, image side."""
+
+    channels: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int = 7
+    img_size: int = 224
+
+
+class WindowAttention(nn.Module):
+    """Attention inside the windows of a token grid, with a learned bias for each relative position."""
+
+    def __init__(self, channels: int, heads: int, window: int):
+        super().__init__()
+        self.heads, self.window = heads, window
+        table = torch.empty((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.register_buffer("index", relative_position_index(window, window), persistent=False)
+        self._cached: tuple[tuple, Tensor] | None = None
+
+    def bias(self, grid: WindowGrid) -> Tensor:
+        """Return the bias of each pair of a window plus the mask, (1, h, N, N) or (W, h, N, N); kept in evaluation."""
+        table = self.relative_position_bias_table
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._bias(grid)
+        key = (id(grid), table.data_ptr(), table._version, table.dtype)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._bias(grid))
+        return self._cached[1]
+
+    def _bias(self, grid: WindowGrid) -> Tensor:
+        table = self.relative_position_bias_table
+        bias = table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1).unsqueeze(0)
+        return bias.contiguous() if grid.mask is None else bias + grid.mask.to(table.dtype)
+
+    def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, L, C) and the labels each of them attended to (B, L, K)."""
+        q, k, v = grid.split(self.qkv(x), self.qkv.bias, self.heads)
+        if labels is None:
+            out, _ = attend_windows(q, k, v, self.bias(grid))
+            return self.proj(grid.merge(out)), None
+        rows = grid.cut_labels(labels)
+        valid = grid.valid(len(x), rows)
+        out, attended = attend_windows(
+            q, k, v, self.bias(grid), rows if valid is None else torch.cat([rows, valid], dim=-1)
+        )
+        if valid is not None:
+            attended = attended[..., :-1] / attended[..., -1:]
+        return self.proj(grid.merge(out)), grid.merge_labels(attended)
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, heads: int, window: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, heads, window)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, 4 * channels)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, L, C) and their labels (B, L, K) or None."""
+        if labels is None:
+            x = add_branch(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.attn(self.norm1(x), grid, labels)
+            if self.training and self.drop_path:
+                branch = branch * keep_mask(len(x), self.drop_path, x)
+            x, labels = x + branch, mix_labels(labels, attended)
+        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+
+
+class PatchMerging(nn.Module):
+    """Four neighboring tokens to one of twice the channels; odd sides are padded."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Return tokens (B, h·w, 2C) and their grid (h, w)."""
+        x = x.unflatten(1, size)
+        if size[0] % 2 or size[1] % 2:
+            x = nn.functional.pad(x, (0, 0, 0, size[1] % 2, 0, size[0] % 2))
+        # Column-major: (row, column) parities (0,0), (1,0), (0,1), (1,1).
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        return self.reduction(self.norm(x.flatten(1, 2))), (x.size(1), x.size(2))
+
+
+def merge_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the mean label of the tokens that patch merging joins, (B, H·W, K) -> (B, h·w, K); padding has none."""
+    grid = labels_to_map(labels, size)
+    # count_include_pad keeps padding out of the mean of a cell at an odd border.
+    pooled = nn.functional.avg_pool2d(grid, 2, ceil_mode=True, count_include_pad=False)
+    return pooled.flatten(2).transpose(1, 2)
+
+
+class Stage(nn.Module):
+    """Blocks, every second one shifted, and the patch merging that follows them (not in the last stage)."""
+
+    def __init__(self, channels: int, heads: int, window: int, drop_paths: Sequence[float], merge: bool):
+        super().__init__()
+        self.window = window
+        self.blocks = nn.ModuleList(Block(channels, heads, window, rate) for rate in drop_paths)
+        self.downsample = PatchMerging(channels) if merge else None
+
+    def grids(self, size: tuple[int, int], device: torch.device, shift: bool) -> tuple[WindowGrid, WindowGrid]:
+        """Return the windows of a map for even and for odd blocks; the latter are shifted by half a window or not."""
+        return tuple(window_grid(*size, self.window, s, device) for s in (0, self.window // 2 if shift else 0))
+
+
+@MODELS.register_module()
+class SwinTransformer(Backbone):
+    """Swin Transformer with outputs at strides 4, 8, 16 and 32, each with a norm of its own.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the classifier is built for; it decides in which stages ``embed`` drops the shift.
+        window: window side, where it differs from the published one; tables are resampled when loading.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "swin"
+    label_rule = "attention"
+    # Published sizes: the paper's section 3.3 and the repository's model table. swin_micro is ours, for two CPU cores.
+    archs = {
+        "swin_micro": Spec(32, (2, 2, 2, 2), (1, 2, 4, 8), window=4, img_size=64),
+        "swin_tiny": Spec(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+        "swin_tiny_c24": Spec(96, (2, 2, 6, 2), (4, 8, 16, 32), window=8, img_size=256),
+        "swin_tiny_w12": Spec(96, (2, 2, 6, 2), (3, 6, 12, 24), window=12, img_size=384),
+        "swin_small": Spec(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+        "swin_base": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+        "swin_base_w12": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32), window=12, img_size=384),
+        "swin_large": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+        "swin_large_w12": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, img_size=384),
+    }
+    dense_only = (r"norm\d\..+",)
+    embed_only = (r"norm\..+",)
+
+    def __init__(
+        self,
+        arch: str = "swin_tiny",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        window: int | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        window = window or spec.window
+        size = img_size or spec.img_size
+        self.img_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        self.embed_channels = channels[-1]
+
+        self.patch_embed = PatchEmbed(in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.layers = nn.ModuleList(
+            Stage(channels[i], spec.heads[i], window, [next(rates) for _ in range(n)], merge=i < len(spec.depths) - 1)
+            for i, n in enumerate(spec.depths)
+        )
+        for index in self.out_indices:
+            self.add_module(f"norm{index}", nn.LayerNorm(channels[index]))
+        if with_embedding:
+            self.norm = nn.LayerNorm(channels[-1])
+        self.apply(_init)
+        self.finish(
+            [channels[i] for i in self.out_indices],
+            [PATCH * 2**i for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def stages(self, images: Tensor, labels: Tensor | None, shifts: Sequence[bool]):
+        """Yield (tokens (B, L, C), labels (B, L, K) or None, grid) after each stage of ``shifts``, before merging."""
+        x, size = self.patch_embed(images)
+        rows = None if labels is None else labels_to_tokens(labels, size)
+        for index, shift in enumerate(shifts):
+            stage = self.layers[index]
+            grids = stage.grids(size, x.device, shift)
+            for number, block in enumerate(stage.blocks):
+                x, rows = self.checkpointed(block, x, grids[number % 2], rows)
+            yield x, rows, size
+            if index < len(shifts) - 1:
+                rows = None if rows is None else merge_labels(rows, size)
+                x, size = stage.downsample(x, size)
+
+    def dense(self, images, labels):  # noqa: D102
+        maps, aligned = [], []
+        shifts = [True] * (max(self.out_indices, default=-1) + 1)
+        for index, (x, rows, size) in enumerate(self.stages(images, labels, shifts)):
+            if index in self.out_indices:
+                maps.append(getattr(self, f"norm{index}")(x).transpose(1, 2).unflatten(2, size))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows, size))
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        shifts = [min(self.img_size) // (PATCH * 2**i) > stage.window for i, stage in enumerate(self.layers)]
+        *_, (x, rows, size) = self.stages(images, labels, shifts)
+        return self.norm(x).mean(dim=1), None if rows is None else image_label(labels_to_map(rows, size))
+
+    def stage_modules(self):  # noqa: D102
+        norms = [[getattr(self, f"norm{i}")] if i in self.out_indices else [] for i in range(len(self.layers))]
+        return [[self.patch_embed], *([stage, *norm] for stage, norm in zip(self.layers, norms, strict=True))]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] == "patch_embed":
+            return 0
+        if parts[0] != "layers":
+            return self.depth + 1
+        stage = int(parts[1])
+        # Patch merging counts with the last block before it.
+        block = int(parts[3]) if parts[2] == "blocks" else self.depths[stage] - 1
+        return sum(self.depths[:stage]) + block + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def resize_loaded(self, state):  # noqa: D102
+        own = dict(self.named_parameters())
+        return {
+            key: resize_relative_table(value, self.layers[0].window)
+            if key.endswith("relative_position_bias_table") and key in own and value.shape[1:] == own[key].shape[1:]
+            else value
+            for key, value in state.items()
+        }
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# nn.Unfold, which OpenMMLab merges patches with, orders a row by channel, then row-major in the 2 × 2 cell.
+def _unfold_to_concat(value: Tensor) -> Tensor:
+    cells = value.reshape(*value.shape[:-1], -1, 4)[..., [0, 2, 1, 3]]
+    return cells.transpose(-1, -2).reshape(value.shape)
+
+
+def _concat_to_unfold(value: Tensor) -> Tensor:
+    cells = value.reshape(*value.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]
+    return cells.transpose(-1, -2).reshape(value.shape)
+
+
+_DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
+_OPENMMLAB = KeyMap(
+    renames=(
+        ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
+        ("stages.{i}.blocks.{j}.attn.w_msa.{rest}", "layers.{i}.blocks.{j}.attn.{rest}"),
+        ("stages.{i}.blocks.{j}.ffn.layers.0.0.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
+        ("stages.{i}.blocks.{j}.ffn.layers.1.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
+        ("stages.{i}.{rest}", "layers.{i}.{rest}"),
+    ),
+    derived=_DERIVED,
+    absent=(r"norm\..+",),
+    reorders=(Reorder(r"layers\.\d+\.downsample\.(norm|reduction)\..+", _unfold_to_concat, _concat_to_unfold),),
+)
+SwinTransformer.formats = {
+    "official": KeyMap(derived=_DERIVED),
+    "timm": KeyMap(
+        renames=(("layers.{i+1}.downsample.{rest}", "layers.{i}.downsample.{rest}"),),
+        derived=_DERIVED,
+        absent=(r"norm\d\..+",),
+    ),
+    "mmdet": _OPENMMLAB,
+    "mmseg": _OPENMMLAB,
+    "mmpretrain": KeyMap(
+        renames=(*_OPENMMLAB.renames, ("norm3.{rest}", "norm.{rest}")),
+        derived=_DERIVED,
+        absent=(r"norm\d\..+",),
+        reorders=_OPENMMLAB.reorders,
+    ),
+}

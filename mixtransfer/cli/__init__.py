@@ -1,0 +1,51 @@
+"""The command line: one module a command, each with ``parser()`` and ``run(args)``.
+
+``tools/NAME.py`` and the console script ``mixtransfer NAME`` both end in :func:`main`. Commands import torch and the
+OpenMMLab libraries inside ``run``, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mixtransfer.errors import UserError, unknown_name
+
+COMMANDS = {
+    "train": "train a classifier, segmentor or detector from a config",
+    "test": "measure a trained checkpoint",
+    "convert": "convert a checkpoint between published formats and ours",
+    "inspect": "say what a checkpoint file is and what is in it",
+    "benchmark": "measure complexity and speed, or run a benchmark table",
+    "visualize": "draw mixed batches, aligned labels and predictions",
+    "data": "write the built-in scenes, or check a dataset folder",
+}
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Run one command and return its exit status: 0, or 2 after a one-line message about the user's input."""
+    command = importlib.import_module(f"mixtransfer.cli.{name}")
+    args = command.parser().parse_args(argv)
+    try:
+        return command.run(args) or 0
+    except UserError as error:
+        print(f"mixtransfer {name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mixtransfer {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch ``mixtransfer COMMAND ...``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mixtransfer COMMAND ...\n\ncommands:")
+        print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
+        print("\n'mixtransfer COMMAND --help' lists a command's options.")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"mixtransfer: error: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    return run_command(argv[0], argv[1:])

@@ -1,0 +1,1 @@
+"""Measurements: complexity, speed and benchmark tables."""

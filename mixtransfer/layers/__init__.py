@@ -1,0 +1,1 @@
+"""The ground floor: pieces that every family shares."""

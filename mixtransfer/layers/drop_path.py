@@ -1,0 +1,42 @@
+"""Stochastic depth that computes a residual branch only for the samples that keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_branch", "drop_path_rates", "keep_mask"]
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Return the rates of ``depth`` blocks, rising linearly from 0 to ``rate`` (Huang et al., arXiv 1603.09382)."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def keep_mask(batch: int, rate: float, like: Tensor) -> Tensor:
+    """Draw which of ``batch`` samples keep a branch; return their factors 0 or 1/(1−rate), shape (batch, 1, 1, …)."""
+    kept = (torch.rand(batch) >= rate).to(like.device, like.dtype) / (1 - rate)
+    return kept.view(batch, *([1] * (like.dim() - 1)))
+
+
+def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, training: bool) -> Tensor:
+    """Return ``x + branch(x)`` with stochastic depth at ``rate`` over the first dimension.
+
+    In training a dropped sample's branch is not computed at all; the draw is made on the CPU, so that no device has
+    to be waited for. A compiled graph keeps its shapes instead and multiplies by the mask.
+    """
+    if not training or rate == 0:
+        return x + branch(x)
+    if torch.compiler.is_compiling():
+        return x + branch(x) * keep_mask(x.size(0), rate, x)
+    kept = (torch.rand(x.size(0)) >= rate).nonzero().flatten()
+    if len(kept) == 0:
+        # A branch that nobody keeps still belongs to the graph, so that each of its parameters gets a gradient.
+        return x + branch(x[:1]) * 0
+    if len(kept) == x.size(0):
+        return torch.add(x, branch(x), alpha=1 / (1 - rate))
+    kept = kept.to(x.device, non_blocking=True)
+    out = branch(x.index_select(0, kept))
+    return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))

@@ -1,0 +1,31 @@
+"""Patch embedding by a strided convolution, for any image size."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["PatchEmbed", "pad_to_multiple"]
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) with zeros at the bottom and right until both sides are multiples of ``multiple``."""
+    bottom, right = -x.size(2) % multiple, -x.size(3) % multiple
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: (B, 3, H, W) -> (B, h·w, C) with h = ceil(H / p), and the grid (h, w)."""
+
+    def __init__(self, in_channels: int, channels: int, patch: int, norm: nn.Module | None = None):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(in_channels, channels, patch, patch)
+        self.norm = norm
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens and their grid."""
+        x = self.proj(pad_to_multiple(images, self.patch))
+        grid = (x.size(2), x.size(3))
+        x = x.flatten(2).transpose(1, 2)
+        return (x if self.norm is None else self.norm(x)), grid

@@ -1,0 +1,30 @@
+"""Child registries of scope ``mixtransfer``: configs name our classes as ``type="mixtransfer.NAME"``.
+
+Importing this module is enough to make them known to any OpenMMLab tool
+(``custom_imports = dict(imports=["mixtransfer.registry"])``); the modules that hold the classes are imported at the
+first look-up. It also makes ``mmcv.ops`` importable where mmcv came without compiled ops, since the detectors'
+modules import it.
+"""
+
+from mmengine import registry as root
+
+from mixtransfer import ops
+
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS", "TRANSFORMS", "WEIGHT_INITIALIZERS"]
+
+SCOPE = "mixtransfer"
+
+ops.install()
+
+
+def _child(parent: root.Registry, *locations: str) -> root.Registry:
+    return root.Registry(parent.name, parent=parent, scope=SCOPE, locations=[f"mixtransfer.{x}" for x in locations])
+
+
+MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")
+HOOKS = _child(root.HOOKS, "transfer")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "transfer")
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints")
+DATASETS = _child(root.DATASETS, "datasets")
+TRANSFORMS = _child(root.TRANSFORMS, "datasets")
+METRICS = _child(root.METRICS, "evaluation")

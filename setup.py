@@ -1,0 +1,28 @@
+"""Packaging of mixtransfer; tooling is configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mixtransfer",
+    version="0.1.0",
+    description="Vision backbones pretrained with data mixing, transferred to detection and segmentation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mixtransfer", "mixtransfer.*"]),
+    install_requires=[
+        "torch>=2.4",
+        "torchvision",
+        "timm>=1.0",
+        "onedl-mmengine>=0.10.12",
+        "onedl-mmcv>=2.3.6",
+        "onedl-mmdetection>=3.5.1",
+        "onedl-mmsegmentation>=1.4.2",
+        "onedl-mmpretrain>=1.3.6",
+        "safetensors",
+    ],
+    entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},
+)

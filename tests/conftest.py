@@ -1,0 +1,19 @@
+"""Shared fixtures: two threads at most, and torch's defaults left as each test found them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _torch_defaults():
+    import torch
+
+    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(state)
+    torch.set_default_dtype(dtype)

@@ -1,0 +1,53 @@
+"""Every network computes what its paper's code computes, from that code's own key names."""
+
+import pytest
+import torch
+from parity_records import FOLDER, assert_matches, names, published_state, record, record_input
+
+import mixtransfer
+from mixtransfer.backbones import backbone_class
+from mixtransfer.checkpoints.load import load_weights
+
+SYSTEMS = sorted(path.name for path in FOLDER.iterdir())
+
+
+def records(task: str) -> list[tuple[str, str]]:
+    return [(s, n) for s in SYSTEMS for n in names(s) if record(s, n)["task"] == task]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
+@pytest.mark.parametrize(("system", "name"), records("classify"))
+def test_classifier_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    state = published_state(expected, dtype)
+    classes = expected["outputs"]["logits"]["shape"][1]
+    net = mixtransfer.build_classifier(expected["arch"], num_classes=classes).to(dtype).eval()
+    net.load_state_dict(mixtransfer.convert_state_dict(state, expected["arch"]))
+    assert sum(p.numel() for p in net.parameters()) == expected["param_count"]
+    with torch.no_grad():
+        images = record_input(expected).to(dtype)
+        logits, features = net(images, mode="tensor"), net.backbone.embed(images)
+    assert_matches(logits, expected["outputs"]["logits"], tolerance, "logits")
+    assert_matches(features, expected["outputs"]["features"], tolerance, "features")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
+@pytest.mark.parametrize(("system", "name"), records("dense"))
+def test_dense_maps_equal_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    net = mixtransfer.build_backbone(expected["arch"]).to(dtype).eval()
+    load_weights(net, published_state(expected, dtype), "official", name)
+    with torch.no_grad():
+        maps = net(record_input(expected).to(dtype))
+    stages = [key for key in sorted(expected["outputs"]) if key.startswith("stage")]
+    assert len(stages) == len(maps)
+    for key, features in zip(stages, maps, strict=True):
+        assert_matches(features, expected["outputs"][key], tolerance, key)
+
+
+def test_relative_table_resize_equals_published():
+    expected = record("swin", "swin_tiny_w7_to_w12_relpos_resize")
+    net = backbone_class("swin_tiny_w12")(arch="swin_tiny_w12").double()
+    resized = net.resize_loaded(published_state(expected))
+    for key, output in expected["outputs"].items():
+        assert_matches(resized[key], output, 1e-6, key)
