@@ -127,17 +127,18 @@ def roi_align_forward(
 ) -> None:
     """Write the means of ``input`` (B, C, H, W) over the bins of ``rois`` (R, 5) into ``output``.
 
-    ``output`` is (R, C, aligned_height, aligned_width). A region of interest is a batch index and x1, y1, x2, y2 in pixels of the image; ``spatial_scale`` turns these into
-    pixels of the map. Each bin is the mean of ``sampling_ratio`` squared bilinear samples, or of about one a pixel if
-    that is 0 (RoIAlign of Mask R-CNN, arXiv 1703.06870, section 3). ``aligned`` puts the centre of pixel (0, 0) at
-    (0.5, 0.5) instead of (0, 0), as detectron2 does.
+    ``output`` is (R, C, aligned_height, aligned_width). A region of interest is a batch index and x1, y1, x2, y2 in
+    pixels of the image; ``spatial_scale`` turns these into pixels of the map. Each bin is the mean of
+    ``sampling_ratio`` squared bilinear samples, or of about one a pixel if that is 0 (RoIAlign of Mask R-CNN,
+    arXiv 1703.06870, section 3). ``aligned`` puts the centre of pixel (0, 0) at (0.5, 0.5) instead of (0, 0), as
+    detectron2 does.
 
     Raises:
         UserError: ``pool_mode`` is 0 (maximum), which torchvision lacks.
     """
     if pool_mode != 1:
         raise UserError(f"RoIAlign with pool_mode='max' needs mmcv's compiled ops; use pool_mode='avg' or {REMEDY}")
-    # one type for all, and that not of 16 bits: there, coordinates beyond 256 would lose their fractions
+    # the kernel wants one type; 16 bits would round the fractions of coordinates away
     dtype = _at_least_float32(input, rois)
     pooled = torch.ops.torchvision.roi_align(
         input.to(dtype), rois.to(dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned

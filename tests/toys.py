@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from mixtransfer.backbones import FAMILIES, Backbone, deit, swin
+from mixtransfer.backbones import (
+    FAMILIES,
+    Backbone,
+    cait,
+    deit,
+    hire_mlp,
+    hornet,
+    mixmim,
+    pvt,
+    pyramid_tnt,
+    raft_mlp,
+    regionvit,
+    swin,
+    swin_mlp,
+    tnt,
+)
 
 #: family -> the toy's size; built under the name "<family>_toy".
 TOYS = {
     "deit": deit.Spec(16, 4, 2, img_size=64),
     "swin": swin.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
+    "tnt": tnt.Spec(16, 2, 8, inner_heads=2, depth=4, img_size=64),
+    "hornet": hornet.Spec(8, global_filter=True, img_size=64, depths=(1, 1, 2, 1)),
+    "pyramid_tnt": pyramid_tnt.Spec(8, 2, 3, 1, (1, 7, 1, 1), img_size=64),
+    "hire_mlp": hire_mlp.Spec((2, 1, 3, 1), (8, 8, 16, 16)),
+    "raft_mlp": raft_mlp.Spec((8, 8, 16, 16), (1, 1, 2, 1), img_size=64),
+    "mixmim": mixmim.Spec(8, (1, 2, 2, 4), (1, 1, 2, 1), img_size=64),
+    "pvt": pvt.Spec((1, 2, 1, 1), (8, 8, 16, 16), (1, 1, 2, 2), (2, 2, 2, 2), img_size=64),
+    "pvt_v2": pvt.Spec((1, 2, 1, 1), (8, 8, 16, 16), (1, 1, 2, 2), (2, 2, 2, 2)),
+    "cait": cait.Spec(16, 4, 2, layer_scale=0.5, img_size=64),
+    "regionvit": regionvit.Spec(32, (1, 2, 1, 1), window=4),
+    "swin_mlp": swin_mlp.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
 }
 
 

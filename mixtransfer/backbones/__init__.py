@@ -1,12 +1,54 @@
 """Backbones: one file a family, all under the contract of :mod:`mixtransfer.backbones.base`."""
 
 from mixtransfer.backbones.base import Backbone, TokenClassifier
+from mixtransfer.backbones.cait import CaiT
 from mixtransfer.backbones.deit import VisionTransformer
+from mixtransfer.backbones.hire_mlp import HireMLP
+from mixtransfer.backbones.hornet import HorNet
+from mixtransfer.backbones.mixmim import MixMIMEncoder
+from mixtransfer.backbones.pvt import PVT, PVTv2
+from mixtransfer.backbones.pyramid_tnt import PyramidTNT
+from mixtransfer.backbones.raft_mlp import RaftMLP
+from mixtransfer.backbones.regionvit import RegionViT
 from mixtransfer.backbones.swin import SwinTransformer
+from mixtransfer.backbones.swin_mlp import SwinMLP
+from mixtransfer.backbones.tnt import TNT
 
-__all__ = ["FAMILIES", "Backbone", "SwinTransformer", "TokenClassifier", "VisionTransformer", "backbone_class"]
+__all__ = [
+    "FAMILIES",
+    "PVT",
+    "TNT",
+    "Backbone",
+    "CaiT",
+    "HireMLP",
+    "HorNet",
+    "MixMIMEncoder",
+    "PVTv2",
+    "PyramidTNT",
+    "RaftMLP",
+    "RegionViT",
+    "SwinMLP",
+    "SwinTransformer",
+    "TokenClassifier",
+    "VisionTransformer",
+    "backbone_class",
+]
 
-FAMILIES: tuple[type[Backbone], ...] = (VisionTransformer, SwinTransformer)
+FAMILIES: tuple[type[Backbone], ...] = (
+    VisionTransformer,
+    SwinTransformer,
+    TNT,
+    HorNet,
+    PyramidTNT,
+    HireMLP,
+    RaftMLP,
+    MixMIMEncoder,
+    PVT,
+    PVTv2,
+    CaiT,
+    RegionViT,
+    SwinMLP,
+)
 
 
 def backbone_class(arch: str) -> type[Backbone]:

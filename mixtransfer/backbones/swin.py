@@ -68,7 +68,7 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._bias(grid)
-        key = (id(grid), table.data_ptr(), table._version, table.dtype)
+        key = (grid, table.data_ptr(), table._version, table.dtype)
         if self._cached is None or self._cached[0] != key:
             self._cached = (key, self._bias(grid))
         return self._cached[1]

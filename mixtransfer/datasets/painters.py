@@ -1,8 +1,8 @@
 """Painters of the built-in scenes: one function a class, texture for stuff and shape for things.
 
 Stuff painters return an (H, W, 3) texture, thing painters an (S, S, 4) patch whose last channel is the coverage in
-[0, 1]; both are float32 RGB in 0...255. Colors come from one shared set of tones, each class only leaning to its own, so
-that color alone does not tell a class; texture (stuff) and shape (things) do.
+[0, 1]; both are float32 RGB in 0...255. Colors come from one shared set of tones, each class only leaning to its own,
+so that color alone does not tell a class; texture (stuff) and shape (things) do.
 
 Shapes are signed distances on a grid (u, v) in units of the radius, positive inside, y downwards; coverage is the
 distance in pixels clipped to [0, 1], which gives smooth edges at any size.
@@ -119,7 +119,7 @@ def _sand(rng: Rng, shape: Shape, color: np.ndarray, zoom: float) -> np.ndarray:
     dunes = np.sin(2 * np.pi * along + 7 * noise(rng, shape, 26 * zoom, octaves=2))
     grain = rng.normal(0, 1, shape).astype(np.float32)
     specks = rng.random(shape) < 0.03
-    return color * (1 + 0.1 * dunes + 0.11 * grain - 0.3 * specks)[..., None]
+    return color * (rng.uniform(0.65, 1.05) + 0.1 * dunes + 0.11 * grain - 0.3 * specks)[..., None]
 
 
 def _brick(rng: Rng, shape: Shape, color: np.ndarray, zoom: float) -> np.ndarray:
@@ -140,7 +140,7 @@ def _road(rng: Rng, shape: Shape, color: np.ndarray, zoom: float) -> np.ndarray:
     """Asphalt: coarse bright and dark aggregate, cracks, and now and then a dashed marking."""
     y, x = _grid(shape)
     stones = cv2.GaussianBlur(rng.normal(0, 1, shape).astype(np.float32), (0, 0), 0.9 * zoom) * 3.2 * zoom
-    color = (color + color.mean()) / 2 * rng.uniform(0.6, 0.95)
+    color = (color + color.mean()) / 2 * rng.uniform(0.6, 1.25)
     road = color * (1 + 0.45 * ramp(0.8, 1.8, stones) - 0.4 * ramp(0.8, 1.8, -stones))[..., None]
     canvas = np.clip(road, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(1, 4)):
@@ -301,7 +301,7 @@ TILTS = {"ball": 0.0, "box": 0.15, "tree": 0.08, "star": np.pi, "ring": np.pi, "
 
 
 def paint_thing(rng: Rng, name: str, radius: float) -> np.ndarray:
-    """Return a patch (S, S, 4) of the thing class ``name``, centered, reaching about ``radius`` pixels from its middle."""
+    """Return a patch (S, S, 4) of the thing class ``name``, centered, about ``radius`` pixels to each side."""
     reach = int(np.ceil(radius * 1.1)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32) / np.float32(radius)
     turn = rng.uniform(-1, 1) * TILTS[name]

@@ -46,10 +46,10 @@ def attend_windows(
 
     Args:
         q: queries (G, h, N, d), G = B · W with the window index fastest.
-        k: keys, like ``q``.
-        v: values, like ``q``.
-        bias: (1, h, N, N) for all windows, or (W, h, N, N) where windows differ; −inf excludes a pair.
-        labels: labels of the tokens (G, N, K), without gradient.
+        k: keys (G, h, M, d).
+        v: values, like ``k``.
+        bias: (1, h, N, M) for all windows, or (W, h, N, M) where windows differ; −inf excludes a pair.
+        labels: labels of the keys (G, M, K), without gradient.
 
     Returns:
         The output (G, h, N, d) and ``mean_heads(A) @ labels`` (G, N, K) or None.
@@ -127,7 +127,7 @@ class _BiasedAttention(torch.autograd.Function):
         ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         groups, heads, tokens, width = q.shape
-        q, k, v = (x.reshape(groups * heads, tokens, width) for x in (q, k, v))
+        q, k, v = (x.reshape(groups * heads, -1, width) for x in (q, k, v))
         scale = width**-0.5
         attention = torch.bmm(q * scale, k.transpose(1, 2))
         grouped = attention.view(-1, *bias.shape)
@@ -136,7 +136,7 @@ class _BiasedAttention(torch.autograd.Function):
         out = torch.bmm(attention, v).view(groups, heads, tokens, width)
         moved = None
         if labels is not None:
-            mean = attention.view(groups, heads, tokens, tokens).mean(dim=1, dtype=labels.dtype)
+            mean = attention.view(groups, heads, tokens, -1).mean(dim=1, dtype=labels.dtype)
             moved = torch.bmm(mean, labels)
             ctx.mark_non_differentiable(moved)
         ctx.save_for_backward(q, k, v, attention)
@@ -147,7 +147,7 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out: Tensor, _grad_moved: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, attention = ctx.saved_tensors
-        shape = grad_out.shape
+        shape = (*grad_out.shape[:2], -1, grad_out.size(-1))
         grad_out = grad_out.reshape(q.shape)
         grad_v = torch.bmm(attention.transpose(1, 2), grad_out)
         grad = torch.bmm(grad_out, v.transpose(1, 2))

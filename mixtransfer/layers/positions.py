@@ -9,16 +9,17 @@ from torch import Tensor
 __all__ = ["relative_position_index", "resize_position_table", "resize_relative_table"]
 
 
-def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = "bicubic") -> Tensor:
     """Resample absolute positions (1, prefix + h·w, C) from grid ``old`` to ``new``; leading prefix rows stay.
 
-    Bicubic without antialiasing, as DeiT fine-tunes at other resolutions (Touvron et al., arXiv 2012.12877, section 4).
+    Bicubic without antialiasing, as DeiT fine-tunes at other resolutions (Touvron et al., arXiv 2012.12877, section 4),
+    or another ``mode`` of :func:`torch.nn.functional.interpolate`.
     """
     if old == new:
         return table
     prefix = table.size(1) - old[0] * old[1]
     grid = table[:, prefix:].transpose(1, 2).unflatten(2, old)
-    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=new, mode=mode, align_corners=False)
     return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
 
 

@@ -56,6 +56,7 @@ class WindowGrid:
             self.mask = torch.zeros(differ.shape).masked_fill_(differ, -torch.inf).unsqueeze(1).to(device)
         self._rows: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
+    @torch.compiler.assume_constant_result
     def rows(self, batch: int, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return row tables of a (B, L, 3·h·d) qkv tensor seen as rows of d, and of the (B, W, h, N, d) output.
 
@@ -104,6 +105,10 @@ class WindowGrid:
         """Put window outputs (B·W, h, N, d) back into the token grid (B, L, h·d), dropping the padding."""
         groups, heads, tokens, width = out.shape
         batch = groups // self.windows
+        if out.transpose(1, 2).is_contiguous():
+            # The fused kernels write the heads of a token side by side: whole tokens can be moved.
+            heads, width = 1, heads * width
+            out = out.transpose(1, 2)
         _, _, merge, unmerge, pad, _ = self.rows(batch, heads)
         lost = None if pad is None else pad[: len(pad) // 3]
         rows = _GatherRows.apply(out.reshape(-1, width), None, merge, unmerge, lost, None)
@@ -129,10 +134,13 @@ class WindowGrid:
         return rows.reshape(-1, self.windows * self.tokens, rows.size(-1))[:, self.slot]
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def window_grid(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowGrid:
-    """Return the tables of a token grid, made once per size and device."""
-    return WindowGrid(height, width, window, shift, device)
+    """Return the tables of a token grid, made once per size and device; constants to a compiled graph."""
+    return _window_grid(height, width, window, shift, device)
+
+
+_window_grid = lru_cache(maxsize=64)(WindowGrid)
 
 
 class _GatherRows(torch.autograd.Function):

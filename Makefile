@@ -1,0 +1,29 @@
+# make demo, make test: each sets up .venv by itself on a machine with CPython 3.10+, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OPENBLAS_NUM_THREADS ?= 2
+
+.PHONY: demo test lint docs clean
+
+$(VENV)/.installed: requirements/tested.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/tested.txt
+	# Two packages bring cv2 into one folder; the headless one, installed last, needs no display libraries.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$(grep '^opencv-python-headless==' requirements/tested.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.ones(1), 0.5)"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m mixtransfer.demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) work_dirs data/scenes

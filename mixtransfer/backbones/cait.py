@@ -1,0 +1,287 @@
+"""CaiT: a deep transformer over patches with talking heads, read out by two class-attention blocks.
+
+Paper: Touvron et al., "Going deeper with Image Transformers", ICCV 2021, arXiv 2103.17239. Code:
+facebookresearch/deit, ``cait_models.py`` (Apache-2.0). timm computes the same numbers, but has neither the labels nor
+grids of any size, so the network is written here.
+
+Shapes: B batch, N = h·w patches, C channels, H heads, K label channels.
+
+Kept from the published code: LayerNorm eps 1e-6; LayerScale on every branch; talking heads, a linear map over the heads
+before and after the softmax; the class token enters behind the last patch block and attends to patches and itself;
+stochastic depth has one rate in all patch blocks and none in the class blocks.
+Different: sides that 16 does not divide are padded, and positions are resampled to the grid (bicubic). No dense code is
+published: the maps are the un-normalized patch tokens after the blocks of ``out_indices``, as for DeiT.
+Labels move by the attention behind the softmax. The heads that the second linear map makes of it are no longer weights
+that sum to one. Talking heads need the whole map (B, H, N, N); no fused kernel has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.registry import MODELS
+
+__all__ = ["CaiT"]
+
+NORM_EPS = 1e-6
+PATCH = 16
+CLASS_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size; ``layer_scale`` is the value that LayerScale starts from."""
+
+    channels: int
+    depth: int
+    heads: int
+    layer_scale: float = 1e-5
+    img_size: int = 224
+
+
+class TalkingHeads(nn.Linear):
+    """A linear map over the heads of attention maps, (B, H, N, M) -> (B, H, N, M)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the mixed maps."""
+        # As a product from the left the maps stay in place, with no permuted copies.
+        weight = self.weight.expand(len(maps), -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, maps.flatten(2)).view_as(maps)
+
+
+class TalkingHeadAttention(nn.Module):
+    """Self-attention softmax(W₁ · q kᵀ / √d), then W₂ · of it, W over the heads."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj_l = TalkingHeads(heads, heads)
+        self.proj_w = TalkingHeads(heads, heads)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1)
+        out = self.proj_w(attention) @ v
+        attended = None if labels is None else attention.detach().mean(dim=1, dtype=labels.dtype) @ labels
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class ClassAttention(nn.Module):
+    """Attention of the class token, the first, to all tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the new class token (B, 1, C) and the label it attended to (B, 1, K)."""
+        q, k, v = (
+            linear(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for linear, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        )
+        out, attended = attend(q, k, v, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class ScaledBlock(nn.Module):
+    """Norms, MLP and LayerScale γ₁, γ₂ around an attention."""
+
+    def __init__(self, spec: Spec, attention: type[nn.Module]):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.attn = attention(spec.channels, spec.heads)
+        self.norm2 = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.mlp = Mlp(spec.channels, 4 * spec.channels)
+        self.gamma_1 = nn.Parameter(torch.full((spec.channels,), spec.layer_scale))
+        self.gamma_2 = nn.Parameter(torch.full((spec.channels,), spec.layer_scale))
+
+
+class Block(ScaledBlock):
+    """x + γ₁ attention(LN x), then x + γ₂ MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, spec: Spec, drop_path: float):
+        super().__init__(spec, TalkingHeadAttention)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, N, C) and their labels (B, N, K) or None."""
+        rate, training = self.drop_path, self.training
+        if labels is None:
+            x = add_branch(x, lambda y: self.gamma_1 * self.attn(self.norm1(y), None)[0], rate, training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.attn(self.norm1(x), labels)
+            if training and rate:
+                branch = branch * keep_mask(len(x), rate, x)
+            x, labels = x + self.gamma_1 * branch, mix_labels(labels, attended)
+        return add_branch(x, lambda y: self.gamma_2 * self.mlp(self.norm2(y)), rate, training), labels
+
+
+class ClassBlock(ScaledBlock):
+    """The class token c + γ₁ attention(LN [c, x]), then c + γ₂ MLP(LN c); the patches x stay."""
+
+    def __init__(self, spec: Spec):
+        super().__init__(spec, ClassAttention)
+
+    def forward(
+        self, token: Tensor, x: Tensor, label: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the class token (B, 1, C) and its label (B, 1, K) or None."""
+        rows = None if labels is None else torch.cat([label, labels], dim=1)
+        branch, attended = self.attn(self.norm1(torch.cat([token, x], dim=1)), rows)
+        token = token + self.gamma_1 * branch
+        token = token + self.gamma_2 * self.mlp(self.norm2(token))
+        return token, None if labels is None else mix_labels(label, attended)
+
+
+@MODELS.register_module()
+class CaiT(Backbone):
+    """Class-attention image transformer; outputs have stride 16, a neck makes their pyramid.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the position table is made for.
+        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
+        drop_path_rate: stochastic depth of every patch block.
+        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep class token, class blocks and last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "cait"
+    label_rule = "attention"
+    # Table 3 of the paper; the published weights of xs24, s36, m36 and m48 are those fine-tuned at 384 or 448 pixels.
+    archs: ClassVar = {
+        "cait_xxs24": Spec(192, 24, 4),
+        "cait_xxs24_384": Spec(192, 24, 4, img_size=384),
+        "cait_xxs36": Spec(192, 36, 4),
+        "cait_xxs36_384": Spec(192, 36, 4, img_size=384),
+        "cait_xs24": Spec(288, 24, 6),
+        "cait_xs24_384": Spec(288, 24, 6, img_size=384),
+        "cait_s24": Spec(384, 24, 8),
+        "cait_s24_384": Spec(384, 24, 8, img_size=384),
+        "cait_s36": Spec(384, 36, 8, layer_scale=1e-6),
+        "cait_s36_384": Spec(384, 36, 8, layer_scale=1e-6, img_size=384),
+        "cait_m36": Spec(768, 36, 16, layer_scale=1e-6),
+        "cait_m36_384": Spec(768, 36, 16, layer_scale=1e-6, img_size=384),
+        "cait_m48": Spec(768, 48, 16, layer_scale=1e-6),
+        "cait_m48_448": Spec(768, 48, 16, layer_scale=1e-6, img_size=448),
+    }
+    embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
+    formats: ClassVar = {"official": KeyMap(), "timm": KeyMap()}
+
+    def __init__(
+        self,
+        arch: str = "cait_xxs24",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grid = (-(-height // PATCH), -(-width // PATCH))
+        self.depth, self.embed_channels = spec.depth, spec.channels
+        if out_indices is None:
+            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
+        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+
+        self.patch_embed = PatchEmbed(in_channels, spec.channels, PATCH)
+        table = torch.empty(1, self.grid[0] * self.grid[1], spec.channels)
+        self.pos_embed = nn.Parameter(trunc_normal_(table, std=0.02))
+        self.blocks = nn.ModuleList(Block(spec, drop_path_rate) for _ in range(spec.depth))
+        if with_embedding:
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
+            self.blocks_token_only = nn.ModuleList(ClassBlock(spec) for _ in range(CLASS_BLOCKS))
+            self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels] * len(self.out_indices),
+            [PATCH] * len(self.out_indices),
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def tokens(self, images: Tensor, labels: Tensor | None):
+        """Return the embedded patches (B, N, C), their labels (B, N, K) or None, and the grid (h, w)."""
+        x, grid = self.patch_embed(images)
+        x = x + resize_position_table(self.pos_embed, self.grid, grid)
+        return x, None if labels is None else labels_to_tokens(labels, grid), grid
+
+    def dense(self, images, labels):  # noqa: D102
+        x, rows, grid = self.tokens(images, labels)
+        maps, aligned = [], []
+        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+            x, rows = self.checkpointed(block, x, rows)
+            if index in self.out_indices:
+                maps.append(x.transpose(1, 2).unflatten(2, grid))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows, grid))
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        x, rows, _ = self.tokens(images, labels)
+        for block in self.blocks:
+            x, rows = self.checkpointed(block, x, rows)
+        token = self.cls_token.expand(len(x), -1, -1)
+        label = None if labels is None else image_label(labels).unsqueeze(1)
+        for block in self.blocks_token_only:
+            token, label = self.checkpointed(block, token, x, label, rows)
+        return self.norm(token[:, 0]), None if label is None else label[:, 0]
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("patch_embed.", "pos_embed")) else self.depth + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        return {"pos_embed", "cls_token"} if self.with_embedding else {"pos_embed"}
+
+    def resize_loaded(self, state):  # noqa: D102
+        table = state.get("pos_embed")
+        if table is None or table.dim() != 3 or table.shape == self.pos_embed.shape:
+            return state
+        side = round(table.size(1) ** 0.5)
+        if side * side != table.size(1):
+            return state
+        return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

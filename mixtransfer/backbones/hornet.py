@@ -1,0 +1,323 @@
+"""HorNet: a ConvNeXt-like network that mixes tokens by recursive gated convolution (gnConv).
+
+Paper: Rao et al., "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions", NeurIPS 2022,
+arXiv 2207.14284. Code: raoyongming/HorNet (MIT). mmpretrain's HorNet computes the same numbers; it normalizes channels
+in Python and its 384-pixel filters have wrong sizes, so the network is written here, channels last throughout.
+
+Shapes: B batch, (H, W) the map of a stage, C its channels; maps are (B, H, W, C) inside. A gnConv of order n splits
+into n parts of d_i = C / 2^(n−1−i) channels, D = Σ d_i = 2C − d_0.
+
+Kept from the published code: sides are floored at each step, what the strides do not reach at the right and bottom is
+not seen; dense maps have a LayerNorm each, the classifier averages first and normalizes then; the "gf" filter is
+resampled to each map (bilinear, corners aligned), and once when a checkpoint has another size.
+Different: float64 stays float64 in the Fourier transform (lower precision is raised to float32); the factor 1/3 is
+folded into the depthwise weights; a side shorter than a stride is padded to it with zeros.
+Token labels are pooled to each output grid: no attention moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.registry import MODELS
+
+__all__ = ["HorNet"]
+
+NORM_EPS = 1e-6
+SCALE = 1 / 3  # of the gates, section 3.1: keeps their recursive product from growing
+STRIDES = (4, 8, 16, 32)
+ORDERS = (2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels of the first stage, and whether stages 3 and 4 mix globally ("gf")."""
+
+    channels: int
+    global_filter: bool = False
+    img_size: int = 224
+    depths: tuple[int, ...] = (2, 3, 18, 2)
+
+
+def resize_filter(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample a complex filter (C, h, w, 2) to ``size`` frequencies, real and imaginary planes apart."""
+    if weight.shape[1:3] == size:
+        return weight
+    planes = F.interpolate(weight.permute(3, 0, 1, 2), size=size, mode="bilinear", align_corners=True)
+    return planes.permute(1, 2, 3, 0).contiguous()
+
+
+class LocalFilter(nn.Conv2d):
+    """Depthwise 7 × 7 convolution, times ``SCALE``: (B, H, W, D) -> (B, H, W, D)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 7, padding=3, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the filtered map."""
+        out = self._conv_forward(x.permute(0, 3, 1, 2), SCALE * self.weight, SCALE * self.bias)
+        return out.permute(0, 2, 3, 1)
+
+
+class GlobalLocalFilter(nn.Module):
+    """Half the channels through a depthwise 3 × 3 convolution, half through a filter of all frequencies.
+
+    ``(B, H, W, D) -> (B, H, W, D)``, normalized before and after, times ``SCALE``. ``grid`` is the map that the filter
+    is learned for; it holds the frequencies of a real transform, (h, w // 2 + 1).
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int]):
+        super().__init__()
+        half = channels // 2
+        self.pre_norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.dw = Conv(half, half, 3, padding=1, groups=half, bias=False)
+        self.complex_weight = nn.Parameter(trunc_normal_(torch.empty(half, grid[0], grid[1] // 2 + 1, 2), std=0.02))
+        self.post_norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self._cached: tuple[tuple, Tensor] | None = None
+
+    def filter(self, size: tuple[int, int]) -> Tensor:
+        """Return the complex filter of a (H, W) map, (C, H, W // 2 + 1); kept in evaluation."""
+        weight = self.complex_weight
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._filter(size)
+        key = (size, weight.data_ptr(), weight._version, weight.dtype)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._filter(size))
+        return self._cached[1]
+
+    def _filter(self, size: tuple[int, int]) -> Tensor:
+        weight = resize_filter(self.complex_weight, (size[0], size[1] // 2 + 1))
+        return torch.view_as_complex(weight if weight.dtype == torch.float64 else weight.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the filtered map."""
+        size = (x.size(1), x.size(2))
+        local, spread = self.pre_norm(x).chunk(2, dim=-1)
+        local = self.dw(local)
+        planes = spread.permute(0, 3, 1, 2)
+        # Neither bfloat16 nor odd sizes in float16 have a Fourier transform.
+        planes = planes if planes.dtype == torch.float64 else planes.float()
+        planes = torch.fft.irfft2(torch.fft.rfft2(planes, norm="ortho") * self.filter(size), s=size, norm="ortho")
+        # The halves alternate: local channel k becomes 2k, the global one 2k + 1.
+        x = torch.stack([local, planes.permute(0, 2, 3, 1).to(local.dtype)], dim=-1).flatten(-2)
+        norm = self.post_norm
+        return F.layer_norm(x, norm.normalized_shape, SCALE * norm.weight, SCALE * norm.bias, norm.eps)
+
+
+class GnConv(nn.Module):
+    """Recursive gated convolution of order n: p ← pw_i(p) · q_i, the gates q from one depthwise filter.
+
+    ``grid`` chooses the global filter and is its map; None is the 7 × 7 one.
+    """
+
+    def __init__(self, channels: int, order: int, grid: tuple[int, int] | None):
+        super().__init__()
+        self.parts = [channels // 2**i for i in reversed(range(order))]
+        gates = sum(self.parts)
+        self.proj_in = Pointwise(channels, 2 * channels)
+        self.dwconv = LocalFilter(gates) if grid is None else GlobalLocalFilter(gates, grid)
+        self.pws = nn.ModuleList(
+            Pointwise(small, large) for small, large in zip(self.parts, self.parts[1:], strict=False)
+        )
+        self.proj_out = Pointwise(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return new tokens (B, H, W, C)."""
+        # Two products instead of one: the depthwise filter would have to copy its part of a common output.
+        first = self.parts[0]
+        weight, bias = self.proj_in.weight.flatten(1), self.proj_in.bias
+        gates = self.dwconv(F.linear(x, weight[first:], bias[first:])).split(self.parts, dim=-1)
+        x = F.linear(x, weight[:first], bias[:first]) * gates[0]
+        for pointwise, gate in zip(self.pws, gates[1:], strict=True):
+            x = pointwise(x) * gate
+        return self.proj_out(x)
+
+
+class Block(nn.Module):
+    """x + γ₁ gnConv(LN x), then x + γ₂ MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, order: int, grid: tuple[int, int] | None, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.gnconv = GnConv(channels, order, grid)
+        self.gamma1 = nn.Parameter(torch.full((channels,), 1e-6))
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.gamma2 = nn.Parameter(torch.full((channels,), 1e-6))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, H, W, C)."""
+        x = add_branch(x, lambda y: self.gamma1 * self.gnconv(self.norm1(y)), self.drop_path, self.training)
+        return add_branch(x, lambda y: self.gamma2 * self.mlp(self.norm2(y)), self.drop_path, self.training)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return the MLP of each token."""
+        return self.pwconv2(F.gelu(self.pwconv1(x)))
+
+
+@MODELS.register_module()
+class HorNet(Backbone):
+    """HorNet with outputs at strides 4, 8, 16 and 32 (floored), each with a norm of its own.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the global filters are learned for; the published segmentors take 384, detectors 224.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "hornet"
+    label_rule = "pooling"
+    # Section 3.2 and the repository's model table.
+    archs = {
+        "hornet_tiny_7x7": Spec(64),
+        "hornet_tiny_gf": Spec(64, global_filter=True),
+        "hornet_small_7x7": Spec(96),
+        "hornet_small_gf": Spec(96, global_filter=True),
+        "hornet_base_7x7": Spec(128),
+        "hornet_base_gf": Spec(128, global_filter=True),
+        "hornet_base_gf_img384": Spec(128, global_filter=True, img_size=384),
+        "hornet_large_7x7": Spec(192),
+        "hornet_large_gf": Spec(192, global_filter=True),
+        "hornet_large_gf_img384": Spec(192, global_filter=True, img_size=384),
+    }
+    dense_only = (r"norm\d\..+",)
+    embed_only = (r"norm\..+",)
+    formats = {
+        "official": KeyMap(),
+        "mmpretrain": KeyMap(
+            renames=(
+                ("stages.{i}.{j}.gnconv.projs.{rest}", "stages.{i}.{j}.gnconv.pws.{rest}"),
+                ("stages.{i}.{j}.gamma1.weight", "stages.{i}.{j}.gamma1"),
+                ("stages.{i}.{j}.gamma2.weight", "stages.{i}.{j}.gamma2"),
+                ("norm3.{rest}", "norm.{rest}"),
+            ),
+            absent=(r"norm\d\..+",),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str = "hornet_tiny_gf",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        self.embed_channels = channels[-1]
+
+        self.downsample_layers = nn.ModuleList()
+        self.downsample_layers.append(
+            nn.Sequential(Patches(in_channels, channels[0], 4), nn.LayerNorm(channels[0], eps=NORM_EPS))
+        )
+        for small, large in zip(channels, channels[1:], strict=False):
+            self.downsample_layers.append(nn.Sequential(nn.LayerNorm(small, eps=NORM_EPS), Patches(small, large, 2)))
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.stages = nn.ModuleList()
+        for index, depth in enumerate(spec.depths):
+            is_global = spec.global_filter and index >= 2
+            grid = (max(height // STRIDES[index], 1), max(width // STRIDES[index], 1)) if is_global else None
+            self.stages.append(
+                nn.Sequential(*(Block(channels[index], ORDERS[index], grid, next(rates)) for _ in range(depth)))
+            )
+        for index in self.out_indices:
+            self.add_module(f"norm{index}", nn.LayerNorm(channels[index], eps=NORM_EPS))
+        if with_embedding:
+            self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [channels[i] for i in self.out_indices],
+            [STRIDES[i] for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def run(self, images: Tensor, stages: int):
+        """Yield the map (B, H, W, C) after each of the first ``stages`` stages."""
+        x = images.permute(0, 2, 3, 1)
+        for downsample, stage in zip(self.downsample_layers[:stages], self.stages, strict=False):
+            x = downsample(x)
+            for block in stage:
+                x = self.checkpointed(block, x)
+            yield x
+
+    def dense(self, images, labels):  # noqa: D102
+        maps = tuple(
+            getattr(self, f"norm{index}")(x).permute(0, 3, 1, 2)
+            for index, x in enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
+            if index in self.out_indices
+        )
+        if labels is None:
+            return maps, None
+        return maps, tuple(pool_labels(labels.detach(), tuple(m.shape[2:])) for m in maps)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, x = self.run(images, len(self.stages))
+        return self.norm(x.mean(dim=(1, 2))), None if labels is None else image_label(labels)
+
+    def stage_modules(self):  # noqa: D102
+        stem, *between = self.downsample_layers
+        parts = [[stem], [self.stages[0]], *([d, s] for d, s in zip(between, self.stages[1:], strict=True))]
+        for index in self.out_indices:
+            parts[index + 1].append(getattr(self, f"norm{index}"))
+        return parts
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] == "stages":
+            return sum(self.depths[: int(parts[1])]) + int(parts[2]) + 1
+        if parts[0] != "downsample_layers":
+            return self.depth + 1
+        # A downsampling counts with the block behind it, as in the published fine-tuning.
+        return sum(self.depths[: int(parts[1])]) + 1 if int(parts[1]) else 0
+
+    def no_weight_decay(self):  # noqa: D102
+        return {name for name, _ in self.named_parameters() if name.endswith((".gamma1", ".gamma2"))}
+
+    def resize_loaded(self, state):  # noqa: D102
+        own = dict(self.named_parameters())
+        return {
+            key: resize_filter(value, tuple(own[key].shape[1:3]))
+            if key.endswith(".complex_weight") and key in own and value.dim() == 4
+            else value
+            for key, value in state.items()
+        }
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,502 @@
+"""PVT and PVT v2: a four-stage pyramid whose attention reads keys and values from a reduced map.
+
+Papers: Wang et al., "Pyramid Vision Transformer", ICCV 2021, arXiv 2102.12122; Wang et al., "PVT v2: Improved Baselines
+with Pyramid Vision Transformer", CVMJ 2022, arXiv 2106.13797. Code: whai362/PVT (Apache-2.0); SMMix trains the same v1.
+timm's v2 computes the same numbers. mmdet's v1 and v2 differ by 5e-5 (eps of two norms). Neither carries labels, so the
+networks are written here.
+
+Shapes: B batch, N = H·W tokens of a stage, C channels, h heads, M keys, K label channels.
+
+Kept from the published code: LayerNorm eps 1e-5 behind patch embeddings and reductions, 1e-6 elsewhere; v1 floors sides
+at each step and reduction, what they do not reach is not seen, v2's overlapping patches reach everything; v1's class
+token joins in stage 4, its position tables are resampled bilinearly; v2 normalizes each stage's output, and the norm is
+part of the trunk.
+Different: a table is resampled whenever the grid differs (v1 compares token counts with stage 1's table, which wraps
+the rows of a 112 × 448 image); a side shorter than a patch or a reduction is padded to it with zeros.
+v1's dense maps are un-normalized, with the class token at work in stage 4 as in the classifier; the published detectors
+leave it out: ``class_token=False``.
+Labels of keys are the mean over the cell that a key was reduced from; depthwise convolutions leave labels in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.channels_last import Conv, Patches
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
+from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.registry import MODELS
+
+__all__ = ["PVT", "PVTv2"]
+
+NORM_EPS = 1e-6
+STRIDES = (4, 8, 16, 32)
+LAST = len(STRIDES) - 1
+REDUCTIONS = (8, 4, 2, 1)
+POOLED = 7  # side of the key map of linear attention, v2 section 3.1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: blocks, channels, heads and MLP expansion of each stage; ``linear`` is v2's attention."""
+
+    depths: tuple[int, ...]
+    channels: tuple[int, ...] = (64, 128, 320, 512)
+    heads: tuple[int, ...] = (1, 2, 5, 8)
+    expansions: tuple[int, ...] = (8, 8, 4, 4)
+    linear: bool = False
+    img_size: int = 224
+
+
+class Attention(nn.Module):
+    """Attention of all tokens to keys from cells of ``reduction`` × ``reduction`` tokens."""
+
+    def __init__(self, channels: int, heads: int, reduction: int):
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+        if reduction > 1:
+            self.sr = Patches(channels, channels, reduction)
+            self.norm = nn.LayerNorm(channels)
+
+    def reduce(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens behind the keys (B, M, C) and their labels (B, M, K)."""
+        if self.reduction == 1:
+            return x, labels
+        if labels is not None:
+            labels = mean_labels(labels_to_map(labels, size), self.reduction).flatten(2).transpose(1, 2)
+        return self.norm(self.sr(x.unflatten(1, size)).flatten(1, 2)), labels
+
+    def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
+        source, labels = self.reduce(x, size, labels)
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out, attended = attend(q, k, v, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class LinearAttention(Attention):
+    """Attention to a map that is pooled to 7 × 7 keys at any size (v2, section 3.1)."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__(channels, heads, reduction=1)
+        self.sr = Conv(channels, channels, 1)
+        self.norm = nn.LayerNorm(channels)
+
+    def reduce(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens behind the keys (B, 49, C) and their labels (B, 49, K)."""
+        if labels is not None:
+            labels = pool_labels(labels_to_map(labels, size), (POOLED, POOLED)).flatten(2).transpose(1, 2)
+        grid = F.adaptive_avg_pool2d(x.unflatten(1, size).permute(0, 3, 1, 2), POOLED).permute(0, 2, 3, 1)
+        return F.gelu(self.norm(self.sr(grid).flatten(1, 2))), labels
+
+
+class DepthwiseConv(nn.Module):
+    """A 3 × 3 depthwise convolution over a token grid, (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.dwconv = Conv(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the filtered tokens."""
+        return self.dwconv(x.unflatten(1, size)).flatten(1, 2)
+
+
+class FeedForward(nn.Module):
+    """fc2(GELU(fc1 x)); v2 filters what enters the GELU, with linear attention behind a ReLU."""
+
+    def __init__(self, channels: int, hidden: int, depthwise: bool, relu: bool):
+        super().__init__()
+        self.relu = relu
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = DepthwiseConv(hidden) if depthwise else None
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return new tokens (B, N, C)."""
+        x = self.fc1(x)
+        if self.dwconv is not None:
+            x = self.dwconv(F.relu(x) if self.relu else x, size)
+        return self.fc2(F.gelu(x))
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, spec: Spec, stage: int, depthwise: bool, drop_path: float):
+        super().__init__()
+        channels, heads = spec.channels[stage], spec.heads[stage]
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = LinearAttention(channels, heads) if spec.linear else Attention(channels, heads, REDUCTIONS[stage])
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = FeedForward(channels, spec.expansions[stage] * channels, depthwise, relu=spec.linear)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, N, C) and their labels (B, N, K) or None."""
+        rate, training = self.drop_path, self.training
+        if labels is None:
+            x = add_branch(x, lambda y: self.attn(self.norm1(y), size, None)[0], rate, training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.attn(self.norm1(x), size, labels)
+            if training and rate:
+                branch = branch * keep_mask(len(x), rate, x)
+            x, labels = x + branch, mix_labels(labels, attended)
+        return add_branch(x, lambda y: self.mlp(self.norm2(y), size), rate, training), labels
+
+
+class StageEmbed(nn.Module):
+    """A strided convolution and a norm: (B, H, W, C) -> (B, h, w, D)."""
+
+    def __init__(self, proj: nn.Module, channels: int):
+        super().__init__()
+        self.proj = proj
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embedded map."""
+        return self.norm(self.proj(x))
+
+
+def mean_labels(labels: Tensor, cell: int) -> Tensor:
+    """Return the mean of each cell of a label map (B, K, H, W), sides floored; a shorter side is one cell."""
+    return F.avg_pool2d(labels, [min(cell, side) for side in labels.shape[-2:]])
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Pyramid(Backbone):
+    """What both versions share: four stages of patch embedding and blocks, under the published names."""
+
+    label_rule = "attention"
+    depthwise: ClassVar[bool]
+
+    def __init__(
+        self,
+        arch: str,
+        *,
+        in_channels: int,
+        out_indices: Sequence[int],
+        drop_path_rate: float,
+        with_cp: bool,
+        with_embedding: bool,
+        init_cfg: dict | None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.channels, self.embed_channels = spec.channels, spec.channels[-1]
+        self.out_indices = check_out_indices(out_indices, len(STRIDES), arch)
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        for index, depth in enumerate(spec.depths):
+            patches = self.patches(index, (in_channels, *spec.channels)[index], spec.channels[index])
+            self.add_module(f"patch_embed{index + 1}", StageEmbed(patches, spec.channels[index]))
+            blocks = (Block(spec, index, self.depthwise, next(rates)) for _ in range(depth))
+            self.add_module(f"block{index + 1}", nn.ModuleList(blocks))
+
+    def complete(self, frozen_stages: int, token_classifier: dict | None) -> None:
+        """Initialize, declare the outputs and freeze; the end of a version's constructor."""
+        self.apply(_init)
+        self.finish(
+            [self.channels[i] for i in self.out_indices],
+            [STRIDES[i] for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def patches(self, index: int, before: int, channels: int) -> nn.Module:
+        """Return the convolution (B, H, W, C) -> (B, h, w, D) at the head of stage ``index``."""
+        raise NotImplementedError
+
+    def merge_labels(self, labels: Tensor) -> Tensor:
+        """Return the labels (B, K, h, w) behind the patch embedding of stages 2 to 4."""
+        raise NotImplementedError
+
+    def prepare(self, index: int, x: Tensor, size: tuple[int, int], class_token: bool) -> Tensor:
+        """Return what the blocks of a stage read: its tokens (B, N, C), plus positions, maybe behind a class token."""
+        return x
+
+    def conclude(self, index: int, x: Tensor) -> Tensor:
+        """Return the tokens that a stage hands on, from those behind its blocks."""
+        return x
+
+    def extras(self, index: int) -> list[nn.Module | nn.Parameter]:
+        """Return what stage ``index`` has besides its patch embedding and blocks."""
+        raise NotImplementedError
+
+    def stages(
+        self, images: Tensor, labels: Tensor | None, count: int, class_token: bool
+    ) -> Iterator[tuple[Tensor, Tensor | None, tuple[int, int]]]:
+        """Yield (tokens (B, N, C), labels (B, N, K) or None, grid) after each of the first ``count`` stages.
+
+        With ``class_token`` stage 4 has one token more, the first.
+        """
+        x, grid = images.permute(0, 2, 3, 1), labels
+        for index in range(count):
+            x = getattr(self, f"patch_embed{index + 1}")(x)
+            size = (x.size(1), x.size(2))
+            rows = None
+            if grid is not None:
+                rows = labels_to_tokens(self.merge_labels(grid) if index else grid, size)
+            x = self.prepare(index, x.flatten(1, 2), size, class_token)
+            if rows is not None and x.size(1) > rows.size(1):
+                rows = torch.cat([image_label(labels).unsqueeze(1), rows], dim=1)
+            for block in getattr(self, f"block{index + 1}"):
+                x, rows = self.checkpointed(block, x, size, rows)
+            x = self.conclude(index, x)
+            yield x, rows, size
+            if index < count - 1:
+                x, grid = x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
+
+    def maps(self, images: Tensor, labels: Tensor | None, class_token: bool):
+        """Return the chosen maps and labels, without the class token."""
+        maps, aligned = [], []
+        count = max(self.out_indices, default=-1) + 1
+        for index, (x, rows, size) in enumerate(self.stages(images, labels, count, class_token)):
+            tokens = size[0] * size[1]
+            if index in self.out_indices:
+                maps.append(x[:, -tokens:].transpose(1, 2).unflatten(2, size))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows[:, -tokens:], size))
+        return tuple(maps), tuple(aligned)
+
+    def stage_modules(self):
+        embeds = [[getattr(self, f"patch_embed{i + 1}")] for i in range(len(STRIDES))]
+        stages = [[getattr(self, f"block{i + 1}"), *self.extras(i)] for i in range(len(STRIDES))]
+        return [embeds[0], stages[0], *(e + s for e, s in zip(embeds[1:], stages[1:], strict=True))]
+
+    def layer_of(self, name):
+        first, *rest = name.split(".")
+        if first in ("norm", "norm4", "token_classifier"):
+            return self.depth + 1
+        stage = len(STRIDES) if first == "cls_token" else int(first[-1])
+        before = sum(self.depths[: stage - 1])
+        if first.startswith("block"):
+            return before + int(rest[0]) + 1
+        # A stage's embeddings and norm count with the last block before them.
+        return before + self.depths[stage - 1] if first.startswith("norm") else before
+
+
+@MODELS.register_module()
+class PVT(Pyramid):
+    """Pyramid Vision Transformer (v1) with outputs at strides 4, 8, 16 and 32 (floored).
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the position tables are made for.
+        out_indices: stages (0 to 3) whose maps are returned.
+        class_token: let the class token take part in stage 4 of the dense maps; the published detectors do not.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm and the class token, which ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "pvt"
+    depthwise = False
+    # Table 1 of the paper; pvt_huge_v2 is in the repository only, and a v1 in spite of its name.
+    archs: ClassVar = {
+        "pvt_tiny": Spec((2, 2, 2, 2)),
+        "pvt_small": Spec((3, 4, 6, 3)),
+        "pvt_medium": Spec((3, 4, 18, 3)),
+        "pvt_large": Spec((3, 8, 27, 3)),
+        "pvt_huge_v2": Spec((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
+    }
+    embed_only = (r"norm\..+", "cls_token")
+    # token_head: what SMMix classifies single tokens with in training only.
+    formats: ClassVar = {"official": KeyMap(derived=(r"token_head\..+",))}
+
+    def __init__(
+        self,
+        arch: str = "pvt_small",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        class_token: bool = True,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(
+            arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            with_embedding=with_embedding,
+            init_cfg=init_cfg,
+        )
+        size = img_size or self.archs[arch].img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grids = [(max(height // s, 1), max(width // s, 1)) for s in STRIDES]
+        self.class_token = class_token
+        for index, (h, w) in enumerate(self.grids):
+            table = torch.empty(1, h * w + (index == LAST), self.channels[index])
+            self.register_parameter(f"pos_embed{index + 1}", nn.Parameter(trunc_normal_(table, std=0.02)))
+        if class_token or with_embedding:
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, self.channels[LAST]), std=0.02))
+        if with_embedding:
+            self.norm = nn.LayerNorm(self.channels[LAST], eps=NORM_EPS)
+        self.complete(frozen_stages, token_classifier)
+
+    def patches(self, index, before, channels):  # noqa: D102
+        return Patches(before, channels, 4 if index == 0 else 2)
+
+    def merge_labels(self, labels):  # noqa: D102
+        return mean_labels(labels, 2)
+
+    def prepare(self, index, x, size, class_token):  # noqa: D102
+        table = resize_position_table(getattr(self, f"pos_embed{index + 1}"), self.grids[index], size, "bilinear")
+        if index < LAST:
+            return x + table
+        if not class_token:
+            return x + table[:, 1:]
+        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + table
+
+    def extras(self, index):  # noqa: D102
+        cls_token = [self.cls_token] if index == LAST and hasattr(self, "cls_token") else []
+        return [getattr(self, f"pos_embed{index + 1}"), *cls_token]
+
+    def dense(self, images, labels):  # noqa: D102
+        return self.maps(images, labels, self.class_token)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
+        return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
+
+    def no_weight_decay(self):  # noqa: D102
+        return {"cls_token"} if hasattr(self, "cls_token") else set()
+
+    def resize_loaded(self, state):  # noqa: D102
+        resized = dict(state)
+        for index, grid in enumerate(self.grids):
+            key, prefix = f"pos_embed{index + 1}", int(index == LAST)
+            table = state.get(key)
+            side = 0 if table is None or table.dim() != 3 else math.isqrt(table.size(1) - prefix)
+            if side and side * side + prefix == table.size(1):
+                resized[key] = resize_position_table(table, (side, side), grid, "bilinear")
+        return resized
+
+
+@MODELS.register_module()
+class PVTv2(Pyramid):
+    """Pyramid Vision Transformer v2 with outputs at strides 4, 8, 16 and 32, each behind its stage's norm.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: without effect, as nothing here is made for one size.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: allow ``embed``; it reads nothing that the dense maps do not.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "pvt_v2"
+    depthwise = True
+    # Table 1 of the paper; b2_li has linear attention.
+    archs: ClassVar = {
+        "pvt_v2_b0": Spec((2, 2, 2, 2), (32, 64, 160, 256)),
+        "pvt_v2_b1": Spec((2, 2, 2, 2)),
+        "pvt_v2_b2": Spec((3, 4, 6, 3)),
+        "pvt_v2_b2_li": Spec((3, 4, 6, 3), linear=True),
+        "pvt_v2_b3": Spec((3, 4, 18, 3)),
+        "pvt_v2_b4": Spec((3, 8, 27, 3)),
+        "pvt_v2_b5": Spec((3, 6, 40, 3), expansions=(4, 4, 4, 4)),
+    }
+    formats: ClassVar = {
+        "official": KeyMap(),
+        "timm": KeyMap(
+            renames=(
+                ("patch_embed.{rest}", "patch_embed1.{rest}"),
+                ("stages.{i}.downsample.{rest}", "patch_embed{i+1}.{rest}"),
+                ("stages.{i}.blocks.{j}.mlp.dwconv.{rest}", "block{i+1}.{j}.mlp.dwconv.dwconv.{rest}"),
+                ("stages.{i}.blocks.{j}.{rest}", "block{i+1}.{j}.{rest}"),
+                ("stages.{i}.norm.{rest}", "norm{i+1}.{rest}"),
+            ),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str = "pvt_v2_b2",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(
+            arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            with_embedding=with_embedding,
+            init_cfg=init_cfg,
+        )
+        for index, channels in enumerate(self.channels):
+            self.add_module(f"norm{index + 1}", nn.LayerNorm(channels, eps=NORM_EPS))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                nn.init.zeros_(module.bias)
+        self.complete(frozen_stages, token_classifier)
+
+    def patches(self, index, before, channels):  # noqa: D102
+        kernel, stride = (7, 4) if index == 0 else (3, 2)
+        return Conv(before, channels, kernel, stride, padding=kernel // 2)
+
+    def merge_labels(self, labels):  # noqa: D102
+        # count_include_pad keeps padding out of the mean of the tokens that a patch at the border sees.
+        return F.avg_pool2d(labels, 3, 2, padding=1, count_include_pad=False)
+
+    def conclude(self, index, x):  # noqa: D102
+        return getattr(self, f"norm{index + 1}")(x)
+
+    def extras(self, index):  # noqa: D102
+        return [getattr(self, f"norm{index + 1}")]
+
+    def dense(self, images, labels):  # noqa: D102
+        return self.maps(images, labels, class_token=False)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)
+        return x.mean(dim=1), None if rows is None else rows.mean(dim=1)

@@ -1,0 +1,487 @@
+"""RegionViT: coarse regional tokens attend to each other, then each to the fine local tokens of its window.
+
+Paper: Chen, Panda, Fan, "RegionViT: Regional-to-Local Attention for Vision Transformers", ICLR 2022, arXiv 2106.02689.
+Code: IBM/RegionViT (Apache-2.0), detection included.
+
+Shapes: B batch, R = h·w regional tokens, one for each window of w² local tokens, N = 1 + w² tokens of a window with its
+regional token in front, C channels, K label channels. Maps between layers are (B, H, W, C).
+
+Kept from the published code: regional tokens come from the image padded around its center, windows start at the top
+left corner; where windows are padded, pairs of valid and padded tokens are masked in the windows of the last row and
+column, but in the corner window only where both axes forbid the pair; padded tokens that nothing is left for attend to
+the whole window evenly; regions in the padding take part; stochastic depth drops the local branches window by window;
+in dense networks the normalized local map is both the output of a stage and the input of the next. The stem of the
+medium and base sizes floors: their first map has floor((H + 2) / 4) rows.
+Different: windows are cut by views instead of unfolding, masks depend on sizes only and are kept; a window size is
+changed with the position table un-rotated (the published tool resizes it rotated). A token of a padded window has no
+label of its own; what windows mix is divided by the mass of labels that it found. A region starts with the labels of
+its cell of the image, without the shift by the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, attend_windows, mix_labels
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.positions import resize_relative_table
+from mixtransfer.registry import MODELS
+
+__all__ = ["RegionViT"]
+
+PATCH, HEAD = 4, 32
+NORM_EPS, MAP_NORM_EPS = 1e-6, 1e-5
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels of the first stage, blocks of each, convolutions of the stem, window, position conv.
+
+    Attributes:
+        peg: add a depthwise convolution of both maps after the first block of each stage.
+    """
+
+    channels: int
+    depths: tuple[int, ...] = (2, 2, 8, 2)
+    stem: int = 3
+    window: int = 7
+    peg: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The windows of a local map under a map of regions, and what they may attend to.
+
+    Attributes:
+        size: (H, W) of the local map.
+        grid: (h, w) of the regions.
+        window: side of a window.
+        mask: (R, 1, N, N) 0 or −inf, None where nothing is padded.
+        idle: (R, 1, N, 1) True for tokens that may attend to nothing; their rows of ``mask`` are 0.
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    window: int
+    mask: Tensor | None
+    idle: Tensor | None
+
+    def cut(self, local: Tensor, regional: Tensor) -> Tensor:
+        """Return the windows (B·R, 1+w², C) of a local map (B, H, W, C), zero-padded, with their regions in front."""
+        (height, width), (h, w), side = self.size, self.grid, self.window
+        local = F.pad(local, (0, 0, 0, w * side - width, 0, h * side - height))
+        local = local.view(-1, h, side, w, side, local.size(3)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        return torch.cat([regional.reshape(len(local), 1, -1), local], dim=1)
+
+    def join(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the local map (B, H, W, C) and the regional map (B, h, w, C) of windows."""
+        h, w, side = *self.grid, self.window
+        local = tokens[:, 1:].reshape(-1, h, w, side, side, tokens.size(2)).transpose(2, 3)
+        local = local.reshape(-1, h * side, w * side, tokens.size(2))[:, : self.size[0], : self.size[1]]
+        return local, tokens[:, 0].view(-1, h, w, tokens.size(2))
+
+
+@lru_cache(maxsize=64)
+def regions_of(size: tuple[int, int], grid: tuple[int, int], window: int, device: torch.device) -> Regions:
+    """Return the windows of a local map of ``size`` under ``grid`` regions, made once per size and device."""
+    bottom, right = grid[0] * window - size[0], grid[1] * window - size[1]
+    if not bottom and not right:
+        return Regions(size, grid, window, None, None)
+    inner = torch.arange(window, device=device)
+
+    def pairs(valid: Tensor) -> Tensor:
+        valid = F.pad(valid.flatten(), (1, 0), value=True)
+        return valid[:, None] & valid[None, :]
+
+    rows = pairs((inner < window - bottom)[:, None].expand(-1, window))
+    columns = pairs((inner < window - right)[None, :].expand(window, -1))
+    allowed = torch.ones(*grid, *rows.shape, dtype=torch.bool, device=device)
+    allowed[-1], allowed[:, -1] = rows, columns
+    allowed[-1, -1] = rows | columns
+    allowed = allowed.flatten(0, 1).unsqueeze(1)
+    idle = ~allowed.any(dim=-1, keepdim=True)
+    mask = torch.zeros(allowed.shape, device=device).masked_fill_(~(allowed | idle), -torch.inf)
+    return Regions(size, grid, window, mask, idle)
+
+
+class MapNorm(nn.Module):
+    """LayerNorm over the channels of a map (B, H, W, C), its parameters shaped as published."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized map."""
+        return F.layer_norm(x, x.shape[-1:], self.weight.flatten(), self.bias.flatten(), MAP_NORM_EPS)
+
+
+class MapConv(nn.Conv2d):
+    """Convolution of a map (B, H, W, C), which is channels-last memory of the usual one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolved map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Stem(nn.Module):
+    """The image (B, H, W, 3) to local tokens of 4 × 4 pixels by three small convolutions or one large one."""
+
+    def __init__(self, in_channels: int, channels: int, convs: int):
+        super().__init__()
+        self.smallest = 1
+        if convs == 1:
+            self.proj = MapConv(in_channels, channels, 8, stride=PATCH, padding=3)
+            self.smallest = 2
+            return
+        self.proj = nn.Sequential(
+            MapConv(in_channels, channels // 4, 3, stride=2, padding=1),
+            MapNorm(channels // 4),
+            nn.GELU(),
+            MapConv(channels // 4, channels // 2, 3, stride=2, padding=1),
+            MapNorm(channels // 2),
+            nn.GELU(),
+            MapConv(channels // 2, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the local map; a side too small for the convolution is padded."""
+        bottom, right = (max(self.smallest - side, 0) for side in x.shape[1:3])
+        return self.proj(F.pad(x, (0, 0, 0, right, 0, bottom)))
+
+
+class RegionStem(nn.Module):
+    """The image (B, H, W, 3), padded on all sides to whole regions, to regional tokens."""
+
+    def __init__(self, in_channels: int, channels: int, region: int):
+        super().__init__()
+        self.region = region
+        self.proj = MapConv(in_channels, channels, region, stride=region)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the regional map (B, h, w, C)."""
+        k = self.region
+        if x.size(1) % k or x.size(2) % k:
+            # Once a side needs padding the other gets it too, a whole region where it needs none.
+            top, left = ((k - side % k) // 2 for side in x.shape[1:3])
+            bottom, right = k - x.size(1) % k - top, k - x.size(2) % k - left
+            x = F.pad(x, (0, 0, left, right, top, bottom))
+        return self.proj(x)
+
+
+class Projection(nn.Module):
+    """Both maps to half the sides and twice the channels by the same layers; the first stage keeps them."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        conv = MapConv(channels, 2 * channels, 3, stride=2, padding=1, groups=channels)
+        self.proj = nn.Sequential(MapNorm(channels), nn.GELU(), conv)
+        # The published state dicts name the same tensors twice.
+        self.proj_cls = self.proj
+
+    def forward(self, local: Tensor, regional: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the projected maps."""
+        return self.proj(local), self.proj_cls(regional)
+
+
+class Attention(nn.Module):
+    """One attention for two uses: among all regions, and inside each window with its region."""
+
+    def __init__(self, channels: int, window: int):
+        super().__init__()
+        self.heads, self.side = channels // HEAD, 2 * window - 1
+        self.rel_pos = nn.Parameter(trunc_normal_(torch.empty(self.heads, self.side**2), std=0.02))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.register_buffer("index", rotated_index(window), persistent=False)
+        self._cached: tuple[tuple, Tensor] | None = None
+
+    def bias(self, regions: Regions) -> Tensor:
+        """Return the bias of each pair of a window with its mask, (1 or R, h, N, N); the last is kept in evaluation."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._bias(regions)
+        key = (regions, self.rel_pos.data_ptr(), self.rel_pos._version, self.rel_pos.dtype)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._bias(regions))
+        return self._cached[1]
+
+    def _bias(self, regions: Regions) -> Tensor:
+        # The regional token has no position: its row and column are 0.
+        bias = F.pad(self.rel_pos[:, self.index.flatten()].unflatten(1, self.index.shape), (1, 0, 1, 0)).unsqueeze(0)
+        if regions.mask is None:
+            return bias
+        return bias.masked_fill(regions.idle, 0) + regions.mask.to(bias.dtype)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of tokens (B, N, C), each (B, h, N, d)."""
+        return self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def regional(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new regional tokens (B, R, C) and the labels each of them attended to (B, R, K)."""
+        out, attended = attend(*self.project(x), labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+    def local(self, x: Tensor, regions: Regions, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens of windows (B·R, N, C) and the labels each of them attended to (B·R, N, K)."""
+        q, k, v = self.project(x)
+        if regions.idle is not None:
+            # Zero queries attend evenly, and pass no gradient on, as the published constant logits.
+            q = q.unflatten(0, (-1, len(regions.idle))).masked_fill(regions.idle, 0).flatten(0, 1)
+        out, attended = attend_windows(q, k, v, self.bias(regions), labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class Block(nn.Module):
+    """Attention among regions, attention inside windows with the same weights, MLP on all tokens."""
+
+    def __init__(self, channels: int, window: int, drop_path: float):
+        super().__init__()
+        self.norm0 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = Attention(channels, window)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = Mlp(channels, 4 * channels)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, regions: Regions, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of windows (B·R, N, C) and their labels (B·R, N, K) or None."""
+        rate = self.drop_path if self.training else 0.0
+        count = regions.grid[0] * regions.grid[1]
+        first = x[:, 0].unflatten(0, (-1, count))
+        if labels is None:
+            first = add_branch(first, lambda y: self.attn.regional(self.norm0(y), None)[0], rate, self.training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            known = labels[:, 0].unflatten(0, (-1, count))
+            branch, attended = self.attn.regional(self.norm0(first), known)
+            first = first + (branch * keep_mask(len(first), rate, first) if rate else branch)
+            labels = _replace_first(labels, mix_labels(known, attended))
+        x = _replace_first(x, first)
+        # Windows differ in their masks, so attention runs for those that drop it as well.
+        branch, attended = self.attn.local(self.norm1(x), regions, labels)
+        x = x + (branch * keep_mask(len(x), rate, x) if rate else branch)
+        labels = None if labels is None else mix_labels(labels, attended)
+        return add_branch(x, lambda y: self.mlp(self.norm2(y)), rate, self.training), labels
+
+
+class Stage(nn.Module):
+    """Projection of both maps, then blocks; ``block`` holds both, as published."""
+
+    def __init__(self, channels: int, window: int, drop_paths: Sequence[float], project: bool, peg: bool):
+        super().__init__()
+        self.window = window
+        blocks = (Block(channels, window, rate) for rate in drop_paths)
+        self.block = nn.ModuleList([Projection(channels // 2) if project else nn.Identity(), *blocks])
+        self.peg = MapConv(channels, channels, 3, padding=1, groups=channels, bias=False) if peg else None
+
+
+@MODELS.register_module()
+class RegionViT(Backbone):
+    """RegionViT with outputs at strides 4, 8, 16 and 32: the normalized local maps of its stages.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: as in all families; no table of this one depends on it.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 both stems, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "regionvit"
+    label_rule = "attention"
+    # Table 2 of the paper; those with windows of 14 and with the position convolution are the detectors'.
+    archs = {
+        "regionvit_tiny": Spec(64),
+        "regionvit_small": Spec(96),
+        "regionvit_small_w14": Spec(96, window=14),
+        "regionvit_small_w14_peg": Spec(96, window=14, peg=True),
+        "regionvit_medium": Spec(96, (2, 2, 14, 2), stem=1),
+        "regionvit_base": Spec(128, (2, 2, 14, 2), stem=1),
+        "regionvit_base_w14": Spec(128, (2, 2, 14, 2), stem=1, window=14),
+        "regionvit_base_w14_peg": Spec(128, (2, 2, 14, 2), stem=1, window=14, peg=True),
+    }
+    dense_only = (r"norm\d\..+",)
+    embed_only = (r"norm\..+",)
+    # The published detectors are detectron2's: their backbones hold the network as the lowest part of a pyramid.
+    formats = {"official": KeyMap(), "detectron2": KeyMap(renames=(("bottom_up.model.{rest}", "{rest}"),))}
+
+    def __init__(
+        self,
+        arch: str = "regionvit_small",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        count = len(spec.depths)
+        self.window, self.depths, self.depth = spec.window, spec.depths, sum(spec.depths)
+        self.out_indices = check_out_indices(out_indices, count, arch)
+        channels = [spec.channels * 2**i for i in range(count)]
+        self.embed_channels = channels[-1]
+
+        self.patch_embed = Stem(in_channels, channels[0], spec.stem)
+        self.cls_token = RegionStem(in_channels, channels[0], PATCH * spec.window)
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.layers = nn.ModuleList(
+            Stage(channels[i], spec.window, [next(rates) for _ in range(n)], project=i > 0, peg=spec.peg)
+            for i, n in enumerate(spec.depths)
+        )
+        for index in range(max(self.out_indices, default=-1) + 1):
+            self.add_module(f"norm{index}", MapNorm(channels[index]))
+        if with_embedding:
+            self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
+        self.apply(_init)
+        if count - 1 not in self.out_indices:
+            # Without the last local map the last positions are read by no output, so they get no gradient.
+            self.layers[-1].block[-1].attn.rel_pos.requires_grad_(False)
+        self.finish(
+            [channels[i] for i in self.out_indices],
+            [PATCH * 2**i for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def run(self, images: Tensor, labels: Tensor | None, stages: int, norm: bool):
+        """Yield (local map, regional map, local labels, regional labels) after each of the first ``stages`` stages.
+
+        Maps are (B, H, W, C), labels (B, H, W, K) or None; ``norm`` normalizes local maps as dense networks do.
+        """
+        images = images.permute(0, 2, 3, 1)
+        local, regional, rows = self.patch_embed(images), self.cls_token(images), None
+        if labels is not None:
+            labels = labels.detach()
+            # The last channel counts how much of a label is there: none in padding.
+            labels = torch.cat([labels, torch.ones_like(labels[:, :1])], dim=1)
+            local_labels, regional_labels = labels, labels
+        for index, stage in enumerate(self.layers[:stages]):
+            if index:
+                local, regional = stage.block[0](local, regional)
+            regions = regions_of(tuple(local.shape[1:3]), tuple(regional.shape[1:3]), stage.window, local.device)
+            x = regions.cut(local, regional)
+            if labels is not None:
+                local_labels = pool_labels(local_labels, regions.size).permute(0, 2, 3, 1)
+                regional_labels = pool_labels(regional_labels, regions.grid).permute(0, 2, 3, 1)
+                rows = regions.cut(local_labels, regional_labels)
+            for number, block in enumerate(stage.block[1:]):
+                x, rows = self.checkpointed(block, x, regions, rows)
+                if number == 0 and stage.peg is not None:
+                    local, regional = regions.join(x)
+                    x = regions.cut(local + stage.peg(local), regional + stage.peg(regional))
+            local, regional = regions.join(x)
+            if norm:
+                local = getattr(self, f"norm{index}")(local)
+            if labels is None:
+                yield local, regional, None, None
+            else:
+                local_labels, regional_labels = (_whole(part).permute(0, 3, 1, 2) for part in regions.join(rows))
+                yield local, regional, local_labels[:, :-1], regional_labels[:, :-1]
+
+    def dense(self, images, labels):  # noqa: D102
+        maps, aligned = [], []
+        stages = max(self.out_indices, default=-1) + 1
+        for index, (local, _, rows, _) in enumerate(self.run(images, labels, stages, norm=True)):
+            if index in self.out_indices:
+                maps.append(local.permute(0, 3, 1, 2))
+                if rows is not None:
+                    aligned.append(rows)
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (_, regional, _, rows) = self.run(images, labels, len(self.layers), norm=False)
+        return self.norm(regional.flatten(1, 2)).mean(dim=1), None if rows is None else image_label(rows)
+
+    def stage_modules(self):  # noqa: D102
+        normed = max(self.out_indices, default=-1) + 1
+        norms = [[getattr(self, f"norm{i}")] if i < normed else [] for i in range(len(self.layers))]
+        stages = [[stage, *norm] for stage, norm in zip(self.layers, norms, strict=True)]
+        return [[self.patch_embed, self.cls_token], *stages]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] in ("patch_embed", "cls_token"):
+            return 0
+        if parts[0] == "layers":
+            # The projection and the position convolution count with the stage's first block.
+            block = int(parts[3]) if parts[2] == "block" else 1
+            return sum(self.depths[: int(parts[1])]) + max(block, 1)
+        if parts[0] in {f"norm{i}" for i in range(len(self.depths))}:
+            return sum(self.depths[: int(parts[0][-1]) + 1])
+        return self.depth + 1
+
+    def may_be_new(self, name):  # noqa: D102
+        # Detectors add the position convolution to a network that was pretrained without it.
+        return name.endswith(".peg.weight") or super().may_be_new(name)
+
+    def resize_loaded(self, state):  # noqa: D102
+        own, resized = dict(self.named_parameters()), dict(state)
+        for key, value in state.items():
+            if key not in own or value.shape == own[key].shape:
+                continue
+            if key.endswith("rel_pos") and len(value) == len(own[key]):
+                resized[key] = resize_rotated_table(value, self.window)
+            elif key == "cls_token.proj.weight":
+                resized[key] = F.interpolate(value, size=own[key].shape[2:], mode="bicubic", align_corners=False)
+        return resized
+
+
+def rotated_index(window: int) -> Tensor:
+    """Return the entry of the position table for each pair of local tokens of a window, (w², w²).
+
+    An offset o = key − query is stored at (o + w // 2) mod (2w − 1), on either axis.
+    """
+    side = 2 * window - 1
+    offsets = (torch.arange(window)[None, :] - torch.arange(window)[:, None] + window // 2) % side
+    rows, columns = offsets[:, None, :, None], offsets[None, :, None, :]
+    return (rows * side + columns).reshape(window**2, window**2)
+
+
+def resize_rotated_table(table: Tensor, window: int) -> Tensor:
+    """Resample a position table (h, (2w₀−1)²) to windows of ``window``, neighboring offsets next to each other."""
+
+    def roll(table: Tensor, sign: int) -> Tensor:
+        side = int(table.size(1) ** 0.5)
+        old = (side + 1) // 2
+        shift = sign * (old - 1 - old // 2)
+        return table.unflatten(1, (side, side)).roll((shift, shift), (1, 2)).flatten(1)
+
+    return roll(resize_relative_table(roll(table, 1).t(), window).t(), -1)
+
+
+def _replace_first(windows: Tensor, first: Tensor) -> Tensor:
+    """Return windows (B·R, N, C) with their first tokens replaced by ``first`` (B, R, C)."""
+    return torch.cat([first.flatten(0, 1).unsqueeze(1), windows[:, 1:]], dim=1)
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Return labels (…, K+1) divided by their last channel, which counts how much of them is there."""
+    return labels / labels[..., -1:]
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

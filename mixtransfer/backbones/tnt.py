@@ -1,0 +1,290 @@
+"""TNT: a transformer over patches whose every patch is also a little sequence of words, with a transformer of its own.
+
+Paper: Han et al., "Transformer in Transformer", NeurIPS 2021, arXiv 2103.00112. Code:
+huawei-noah/Efficient-AI-Backbones, ``tnt_pytorch/tnt.py`` (Apache-2.0). timm's ``tnt_s_patch16_224`` and
+``tnt_b_patch16_224`` compute the same numbers, but have neither the labels nor grids of any size; mmpretrain's TNT is
+the first arXiv version, a different network.
+
+Shapes: B batch, N = h·w patches behind one class token, D channels of a patch, 16 words of c channels in a patch,
+K label channels.
+
+Kept from the published code: the word convolution sees one patch at a time and is zero-padded at the patch's border;
+inner norms are over the channels of a word; the projection of words into their patch has a bias at the stem and none in
+the blocks; inner branches drop their path patch by patch, not image by image, and the projection never drops.
+Different: sides that 16 does not divide are padded (the published network cuts the rest off), and patch positions are
+resampled to the grid (bicubic). Words never leave their patch, so labels live on patches and move in the outer
+attention only. No dense code is published with these networks: the maps are the un-normalized patch tokens after the
+blocks of ``out_indices``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap, Reorder
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.patches import pad_to_multiple
+from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.registry import MODELS
+
+__all__ = ["TNT"]
+
+PATCH, WORDS = 16, 16
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels and heads of the patches, then of the words."""
+
+    channels: int
+    heads: int
+    inner_channels: int
+    inner_heads: int = 4
+    depth: int = 12
+    img_size: int = 224
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, queries and keys projected apart from the values, without bias."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qk = nn.Linear(channels, 2 * channels, bias=False)
+        self.v = nn.Linear(channels, channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
+        batch, tokens, channels = x.shape
+        q, k = self.qk(x).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        v = self.v(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        x, attended = attend(q, k, v, labels)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels)), attended
+
+
+class Block(nn.Module):
+    """Attention and MLP over the words of each patch, words added to their patch, attention and MLP over patches."""
+
+    def __init__(self, spec: Spec, drop_path: float):
+        super().__init__()
+        inner, outer = spec.inner_channels, spec.channels
+        self.inner_norm1 = nn.LayerNorm(inner)
+        self.inner_attn = Attention(inner, spec.inner_heads)
+        self.inner_norm2 = nn.LayerNorm(inner)
+        self.inner_mlp = Mlp(inner, 4 * inner)
+        self.proj_norm1 = nn.LayerNorm(WORDS * inner)
+        self.proj = nn.Linear(WORDS * inner, outer, bias=False)
+        self.proj_norm2 = nn.LayerNorm(outer)
+        self.outer_norm1 = nn.LayerNorm(outer)
+        self.outer_attn = Attention(outer, spec.heads)
+        self.outer_norm2 = nn.LayerNorm(outer)
+        self.outer_mlp = Mlp(outer, 4 * outer)
+        self.drop_path = drop_path
+
+    def forward(self, words: Tensor, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return words (B·N, 16, c), tokens (B, 1+N, D) and the tokens' labels (B, 1+N, K) or None."""
+        rate, training = self.drop_path, self.training
+        words = add_branch(words, lambda y: self.inner_attn(self.inner_norm1(y), None)[0], rate, training)
+        words = add_branch(words, lambda y: self.inner_mlp(self.inner_norm2(y)), rate, training)
+        joined = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1) - 1, -1))))
+        x = torch.cat([x[:, :1], x[:, 1:] + joined], dim=1)
+        if labels is None:
+            x = add_branch(x, lambda y: self.outer_attn(self.outer_norm1(y), None)[0], rate, training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.outer_attn(self.outer_norm1(x), labels)
+            if training and rate:
+                branch = branch * keep_mask(len(x), rate, x)
+            x, labels = x + branch, mix_labels(labels, attended)
+        return words, add_branch(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
+
+
+class WordEmbed(nn.Module):
+    """Each 16 × 16 patch to a 4 × 4 grid of words by a convolution that does not see beyond the patch."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, 7, stride=4, padding=3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the words (B·N, 16, c) in row-major order, and the grid (h, w) of the patches."""
+        images = pad_to_multiple(images, PATCH)
+        batch, channels, height, width = images.shape
+        h, w = height // PATCH, width // PATCH
+        patches = images.view(batch, channels, h, PATCH, w, PATCH).permute(0, 2, 4, 1, 3, 5)
+        words = self.proj(patches.reshape(batch * h * w, channels, PATCH, PATCH))
+        return words.flatten(2).transpose(1, 2), (h, w)
+
+
+@MODELS.register_module()
+class TNT(Backbone):
+    """Transformer in Transformer; outputs have stride 16, a neck makes their pyramid.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the position table of the patches is made for.
+        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep what only ``embed`` reads, and the published ``outer_tokens``, which nothing reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "tnt"
+    label_rule = "attention"
+    # Table 2 of the paper.
+    archs = {
+        "tnt_small": Spec(384, 6, 24),
+        "tnt_base": Spec(640, 10, 40),
+    }
+    embed_only = (r"norm\..+", "outer_tokens")
+    formats = {
+        "official": KeyMap(),
+        "timm": KeyMap(
+            renames=(
+                ("patch_pos", "outer_pos"),
+                ("pixel_pos", "inner_pos"),
+                ("pixel_embed.proj.{rest}", "patch_embed.proj.{rest}"),
+                ("norm1_proj.{rest}", "proj_norm1.{rest}"),
+                ("norm2_proj.{rest}", "proj_norm2.{rest}"),
+                ("blocks.{i}.norm_in.{rest}", "blocks.{i}.inner_norm1.{rest}"),
+                ("blocks.{i}.attn_in.{rest}", "blocks.{i}.inner_attn.{rest}"),
+                ("blocks.{i}.norm_mlp_in.{rest}", "blocks.{i}.inner_norm2.{rest}"),
+                ("blocks.{i}.mlp_in.{rest}", "blocks.{i}.inner_mlp.{rest}"),
+                ("blocks.{i}.norm1_proj.{rest}", "blocks.{i}.proj_norm1.{rest}"),
+                ("blocks.{i}.norm2_proj.{rest}", "blocks.{i}.proj_norm2.{rest}"),
+                ("blocks.{i}.norm_out.{rest}", "blocks.{i}.outer_norm1.{rest}"),
+                ("blocks.{i}.attn_out.{rest}", "blocks.{i}.outer_attn.{rest}"),
+                ("blocks.{i}.norm_mlp.{rest}", "blocks.{i}.outer_norm2.{rest}"),
+                ("blocks.{i}.mlp.{rest}", "blocks.{i}.outer_mlp.{rest}"),
+            ),
+            absent=("outer_tokens",),
+            reorders=(
+                Reorder(
+                    "inner_pos",
+                    to_ours=lambda grid: grid.flatten(2).transpose(1, 2),
+                    to_theirs=lambda rows: rows.transpose(1, 2).unflatten(2, (4, 4)),
+                ),
+            ),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str = "tnt_small",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grid = (-(-height // PATCH), -(-width // PATCH))
+        self.depth, self.embed_channels = spec.depth, spec.channels
+        if out_indices is None:
+            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
+        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+
+        def table(rows: int, channels: int) -> nn.Parameter:
+            return nn.Parameter(trunc_normal_(torch.empty(1, rows, channels), std=0.02))
+
+        patches = self.grid[0] * self.grid[1]
+        self.patch_embed = WordEmbed(in_channels, spec.inner_channels)
+        self.inner_pos = table(WORDS, spec.inner_channels)
+        self.proj_norm1 = nn.LayerNorm(WORDS * spec.inner_channels)
+        self.proj = nn.Linear(WORDS * spec.inner_channels, spec.channels)
+        self.proj_norm2 = nn.LayerNorm(spec.channels)
+        self.cls_token = table(1, spec.channels)
+        self.outer_pos = table(1 + patches, spec.channels)
+        self.blocks = nn.ModuleList(Block(spec, rate) for rate in drop_path_rates(drop_path_rate, spec.depth))
+        if with_embedding:
+            self.norm = nn.LayerNorm(spec.channels)
+            # In every published checkpoint and parameter count; zeros that the published network does not read either.
+            self.outer_tokens = nn.Parameter(torch.zeros(1, patches, spec.channels), requires_grad=False)
+        self.apply(_init)
+        self.finish(
+            [spec.channels] * len(self.out_indices),
+            [PATCH] * len(self.out_indices),
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def tokens(self, images: Tensor, labels: Tensor | None):
+        """Return words (B·N, 16, c), tokens (B, 1+N, D), their labels (B, 1+N, K) or None, and the grid (h, w)."""
+        words, grid = self.patch_embed(images)
+        words = words + self.inner_pos
+        x = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(images), grid[0] * grid[1], -1))))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + resize_position_table(self.outer_pos, self.grid, grid)
+        if labels is not None:
+            labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
+        return words, x, labels, grid
+
+    def dense(self, images, labels):  # noqa: D102
+        words, x, rows, grid = self.tokens(images, labels)
+        maps, aligned = [], []
+        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+            words, x, rows = self.checkpointed(block, words, x, rows)
+            if index in self.out_indices:
+                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, grid))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows[:, 1:], grid))
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        words, x, rows, _ = self.tokens(images, labels)
+        for block in self.blocks:
+            words, x, rows = self.checkpointed(block, words, x, rows)
+        return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
+
+    def stage_modules(self):  # noqa: D102
+        tables = [self.inner_pos, self.cls_token, self.outer_pos]
+        stem = [self.patch_embed, self.proj_norm1, self.proj, self.proj_norm2, *tables]
+        return [stem, *([block] for block in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1 if name.startswith(("norm.", "outer_tokens", "token_classifier.")) else 0
+
+    def no_weight_decay(self):  # noqa: D102
+        return {"outer_pos", "inner_pos", "cls_token"}
+
+    def resize_loaded(self, state):  # noqa: D102
+        table = state.get("outer_pos")
+        if table is None or table.dim() != 3 or table.shape == self.outer_pos.shape:
+            return state
+        side = round((table.size(1) - 1) ** 0.5)
+        if side * side + 1 != table.size(1):
+            return state
+        state = {**state, "outer_pos": resize_position_table(table, (side, side), self.grid)}
+        if "outer_tokens" in state:
+            state["outer_tokens"] = resize_position_table(state["outer_tokens"], (side, side), self.grid)
+        return state
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,108 @@
+"""Mixing methods: a region and a target under one name, and the published pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank
+from torch import Tensor
+
+from mixtransfer.errors import UserError
+from mixtransfer.mixing.regions import Box, Draw, Region, TokenBox, WholeImage, build, no_mix, step_generator
+from mixtransfer.mixing.targets import AlignedTokens, Area, Target
+from mixtransfer.registry import MODELS
+
+__all__ = ["CutMix", "Mixing", "Mixup", "TLAlign"]
+
+
+@MODELS.register_module()
+class Mixing:
+    """Any region with any target; the methods below are the published pairs.
+
+    One training step::
+
+        draw = mixing.draw(images.shape, grid)
+        mixed = mixing.apply(images, draw)
+        evidence = ...  # what mixing.needs names, from the forward pass of ``mixed``
+        targets = mixing.relabel(targets, draw, evidence)
+
+    Step n of a run draws the same on every resume: what :meth:`state_dict` returns belongs into the checkpoint.
+
+    Args:
+        region: config or instance of a :class:`~mixtransfer.mixing.regions.Region`.
+        target: config or instance of a :class:`~mixtransfer.mixing.targets.Target`.
+        prob: probability that a step mixes.
+        seed: start of the random stream; every process of a distributed run has a stream of its own.
+    """
+
+    def __init__(
+        self,
+        region: Mapping[str, Any] | Region,
+        target: Mapping[str, Any] | Target,
+        prob: float = 1.0,
+        seed: int = 0,
+    ):
+        if not 0 <= prob <= 1:
+            raise UserError(f"{type(self).__name__}: prob={prob}; give a probability from 0 to 1")
+        self.region, self.target = build(region, Region), build(target, Target)
+        self.prob, self.seed, self.step = prob, seed, 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the evidence that the model has to collect."""
+        return tuple(dict.fromkeys(self.region.needs + self.target.needs))
+
+    @property
+    def alpha(self) -> float:
+        """Parameter of the Beta distribution that the region draws from."""
+        return self.region.alpha
+
+    def draw(self, shape: tuple[int, ...], grid: tuple[int, int]) -> Draw:
+        """Draw for the next step: images of ``shape`` (B, C, H, W) on a ``grid`` (h, w) of tokens."""
+        generator = step_generator(self.seed, get_rank(), self.step)
+        self.step += 1
+        if torch.rand((), generator=generator) >= self.prob:
+            return no_mix(shape[0], grid)
+        return self.region.draw(shape, grid, generator)
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Return the mixed images; never writes into ``images``."""
+        return self.region.apply(images, draw)
+
+    def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
+        """Return the labels (B, K) of the mixed images."""
+        return self.target.relabel(targets, draw, evidence)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the random stream stands."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.step = int(state["step"])
+
+
+@MODELS.register_module()
+class Mixup(Mixing):
+    """Mixup (arXiv 1710.09412) with the alpha of DeiT's recipe."""
+
+    def __init__(self, alpha: float = 0.8, prob: float = 1.0, seed: int = 0):
+        super().__init__(WholeImage(alpha), Area(), prob, seed)
+
+
+@MODELS.register_module()
+class CutMix(Mixing):
+    """CutMix (arXiv 1905.04899)."""
+
+    def __init__(self, alpha: float = 1.0, prob: float = 1.0, seed: int = 0):
+        super().__init__(Box(alpha), Area(), prob, seed)
+
+
+@MODELS.register_module()
+class TLAlign(Mixing):
+    """TL-Align (arXiv 2210.06455): a box of tokens, and labels that follow the network's attention."""
+
+    def __init__(self, alpha: float = 1.0, prob: float = 1.0, seed: int = 0):
+        super().__init__(TokenBox(alpha), AlignedTokens(), prob, seed)

@@ -1,0 +1,58 @@
+"""Targets: what the label of a mixed image becomes. All are pure and linear, so that rows keep the sum they had.
+
+Labels are dense (B, K) rows, smoothing included; evidence is a dict of what the method declares in ``needs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from mixtransfer.mixing.regions import Draw
+from mixtransfer.registry import MODELS
+
+__all__ = ["AlignedTokens", "Area", "Target", "blend"]
+
+
+class Target:
+    """Base of all targets.
+
+    Attributes:
+        needs: names of the evidence that :meth:`relabel` reads. ``"token_labels"``: the (B, 1) label that a backbone's
+            ``embed(images, token_labels=draw.label_map(images))`` returns.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
+        """Return the labels (B, K) of the mixed images from those of the unmixed ones."""
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class Area(Target):
+    """Each image's label counts as much as its area (Mixup: as its λ)."""
+
+    def relabel(self, targets, draw, evidence):  # noqa: D102
+        return blend(targets, draw, 1 - draw.ratio)
+
+
+@MODELS.register_module()
+class AlignedTokens(Target):
+    """Each image's label counts as much as its share of what the image embedding attended to.
+
+    TL-Align, arXiv 2210.06455, section 3.2: token labels travel through the network with its attention.
+    """
+
+    needs = ("token_labels",)
+
+    def relabel(self, targets, draw, evidence):  # noqa: D102
+        return blend(targets, draw, evidence["token_labels"][:, 0])
+
+
+def blend(targets: Tensor, draw: Draw, share: Tensor) -> Tensor:
+    """Return (1 − share)·Y1 + share·Y2, where Y2 is the partner's row and ``share`` (B,) the partner's weight."""
+    share = share.detach().to(targets)[:, None]
+    return (1 - share) * targets + share * targets[draw.partner.to(targets.device)]

@@ -1,0 +1,49 @@
+"""Sizes of necks and heads from what the backbone declares, instead of numbers copied into configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.config import Config
+
+from mixtransfer.registry import MODELS
+
+__all__ = ["fit_channels"]
+
+
+def fit_channels(cfg: Config) -> None:
+    """Make a config's neck, heads and token classifier follow its backbone and its classes, in place.
+
+    A neck takes the channels of all outputs; without one, heads take those of the outputs that ``in_index`` selects.
+    The token classifier takes the classes of a segmentor's head, or those of a detector's and background. Models whose
+    backbone does not declare ``out_channels`` stay as they are.
+
+    Raises:
+        UserError: the architecture or one of its options is unknown.
+    """
+    model = cfg.model
+    backbone = model.get("backbone")
+    if not isinstance(backbone, Mapping) or "type" not in backbone or "arch" not in backbone:
+        return
+    # Without weights: this is about the sizes that the class computes from its options.
+    with torch.device("meta"):
+        built = MODELS.build({**backbone, "init_cfg": None, "token_classifier": None})
+    channels = list(built.out_channels)
+    if isinstance(model.get("neck"), Mapping):
+        if "in_channels" in model.neck:
+            model.neck.in_channels = channels
+    else:
+        for head in _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head")):
+            index = head.get("in_index", -1)
+            head.in_channels = [channels[i] for i in index] if isinstance(index, Sequence) else channels[index]
+    if backbone.get("token_classifier"):
+        segmentor, detector = _dicts(model.get("decode_head")), _dicts(model.get("roi_head", model).get("bbox_head"))
+        if segmentor:
+            backbone.token_classifier.num_classes = segmentor[-1].num_classes
+        elif detector:
+            backbone.token_classifier.num_classes = detector[-1].num_classes + 1
+
+
+def _dicts(part: Mapping | Sequence[Mapping] | None) -> list[Mapping]:
+    return [] if part is None else [part] if isinstance(part, Mapping) else list(part)

@@ -1,0 +1,265 @@
+"""Token-level mixing while a segmentor or detector is trained, as one hook in a config.
+
+The region and the labels that travel with the tokens are TL-Align's (Xiao et al., arXiv 2210.06455), whose code has
+classification only; what happens to dense ground truth is ours and is described in ``docs/token_mix_hook.md``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mixtransfer.errors import UserError
+from mixtransfer.mixing.regions import Region, build, flip_partner, step_generator
+from mixtransfer.registry import HOOKS
+from mixtransfer.transfer.dense_mixing import GroundTruth, class_map, draw_pixels, fit, ground_truth, mix_sample
+from mixtransfer.transfer.token_loss import token_loss, token_shares
+
+__all__ = ["TokenMixHook"]
+
+CHECKPOINT_KEY = "token_mix_hook"
+
+
+@dataclass
+class _Step:
+    """One forward pass in training: labels on their way into the backbone, then the loss on its way out."""
+
+    labels: Tensor | None = None
+    classes: Tensor | None = None
+    loss: Tensor | None = None
+
+
+@HOOKS.register_module()
+class TokenMixHook(Hook):
+    """Mix images with their dense ground truth, and train tokens against the labels that travelled with them.
+
+    Works on the batch that the data preprocessor made, in ``mode="loss"`` of a model in training mode only. Image i is
+    mixed with image B − 1 − i, the middle one of an odd batch with the image before it. A batch of one is mixed with
+    the image of the batch of one before it, which is kept, and saved in the checkpoint so that a resumed run goes on
+    with it; the first such step of a run is not mixed.
+
+    Draws follow from seed, rank and iteration, so that a resumed run draws what an uninterrupted one would.
+
+    Args:
+        region: config of a region that takes whole pixels, e.g. ``dict(type="TokenBox", alpha=1.0)``.
+        prob: probability that a step mixes. With 0 the hook does nothing at all.
+        token: side in pixels of the cells that regions are drawn on.
+        loss_weight: weight of the token loss ``loss_token``; 0 leaves the backbone alone, so that any backbone will do.
+        stop_iters: number of iterations at the end without mixing and token loss.
+        min_share: an instance that a region cuts is dropped if less than this share of its pixels is left.
+        min_pixels: likewise, if fewer pixels are left.
+        seed: start of the random streams.
+
+    Raises:
+        UserError: an option out of its range; or, when training starts, a model that the hook cannot work on.
+    """
+
+    def __init__(
+        self,
+        region: Mapping[str, Any],
+        prob: float = 0.5,
+        token: int = 32,
+        loss_weight: float = 0.5,
+        stop_iters: int = 0,
+        min_share: float = 0.1,
+        min_pixels: int = 16,
+        seed: int = 0,
+    ):
+        self.region = build(region, Region)
+        if not self.region.whole_pixels or self.region.needs:
+            raise UserError(
+                f"TokenMixHook: region {type(self.region).__name__} does not cut pixels out by itself, so labels "
+                "cannot be pasted with it; use TokenBox or Box"
+            )
+        for name, value, fine, range_ in (
+            ("prob", prob, 0 <= prob <= 1, "a probability from 0 to 1"),
+            ("token", token, token >= 1, "a number of pixels from 1 on"),
+            ("loss_weight", loss_weight, loss_weight >= 0, "0 or more"),
+            ("stop_iters", stop_iters, stop_iters >= 0, "0 or more"),
+            ("min_share", min_share, 0 <= min_share <= 1, "a share from 0 to 1"),
+        ):
+            if not fine:
+                raise UserError(f"TokenMixHook: {name}={value}; give {range_}")
+        self.prob, self.token, self.loss_weight, self.stop_iters = prob, token, loss_weight, stop_iters
+        self.min_share, self.min_pixels, self.seed = min_share, min_pixels, seed
+        self._handles: list = []
+        self._step: _Step | None = None
+        self._previous: tuple[Tensor, GroundTruth] | None = None
+        self._iteration, self._stopped = 0, False
+
+    def before_train(self, runner) -> None:
+        """Attach to the model, after checking that it can be worked on."""
+        self.after_train(runner)
+        if not self.prob:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._signature = inspect.signature(model.forward)
+        self._ignore_index = _ignore_index(model)
+        # Ground truth is handled by NumPy and by data-dependent sizes: torch.compile takes the networks around it.
+        outside = torch.compiler.disable
+        self._handles = [
+            model.register_forward_pre_hook(outside(self._mix), with_kwargs=True),
+            model.register_forward_hook(outside(self._add_loss)),
+        ]
+        if self.loss_weight:
+            backbone = _checked_backbone(model)
+            self._classifier, self._stride = backbone.token_classifier, backbone.strides[0]
+            self._handles += [
+                backbone.register_forward_pre_hook(outside(self._give_labels), with_kwargs=True),
+                backbone.register_forward_hook(outside(self._take_labels), prepend=True),
+            ]
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Note where training stands."""
+        self._iteration = runner.iter
+        self._stopped = runner.iter >= runner.max_iters - self.stop_iters
+
+    def after_train(self, runner) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Save the image that the next batch of one is mixed with."""
+        if self._previous is not None:
+            image, truth = self._previous
+            checkpoint[CHECKPOINT_KEY] = {"image": image, "truth": dict(vars(truth))}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Restore it when a run is resumed."""
+        if runner._resume and CHECKPOINT_KEY in checkpoint:
+            saved = checkpoint[CHECKPOINT_KEY]
+            self._previous = saved["image"], GroundTruth(**saved["truth"])
+
+    def _mix(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._step = None
+        call = self._signature.bind(*args, **kwargs)
+        if call.arguments.get("mode") != "loss" or not model.training:
+            return None
+        self._step = _Step()
+        if self._stopped:
+            return None
+        images, samples = call.arguments["inputs"], call.arguments["data_samples"]
+        if not isinstance(images, Tensor):
+            raise UserError(f"TokenMixHook mixes one batch of images, but the model was given {type(images).__name__}")
+        call.arguments["inputs"], call.arguments["data_samples"] = self._mixed(images, samples)
+        return call.args, call.kwargs
+
+    @torch.no_grad()
+    def _mixed(self, images: Tensor, samples: list) -> tuple[Tensor, list]:
+        """Return images and data samples of this step, mixed or not, and keep the token labels that belong to them."""
+        size = tuple(images.shape[-2:])
+        truths = [ground_truth(sample, size) for sample in samples]
+        partner_images, partners = self._partners(images, truths)
+        generator = step_generator(self.seed, get_rank(), self._iteration)
+        pixels = None
+        if partners and torch.rand((), generator=generator) < self.prob:
+            valid = [
+                (min(own.valid[0], other.valid[0]), min(own.valid[1], other.valid[1]))
+                for own, other in zip(truths, partners, strict=True)
+            ]
+            pixels = draw_pixels(self.region, self.token, valid, size, generator)
+        if self.loss_weight:
+            maps = self._class_maps(truths, images)
+            if pixels is not None:
+                maps = torch.where(pixels.to(maps.device), self._class_maps(partners, images), maps)
+            self._step.labels, self._step.classes = token_shares(maps, self._stride, self._classifier.num_classes)
+        if pixels is None:
+            return images, samples
+        mixed = [
+            mix_sample(*item, min_share=self.min_share, min_pixels=self.min_pixels) if item[-1].any() else item[0]
+            for item in zip(samples, truths, partners, pixels, strict=True)
+        ]
+        return torch.where(pixels[:, None].to(images.device), partner_images, images), mixed
+
+    def _partners(self, images: Tensor, truths: list[GroundTruth]) -> tuple[Tensor, list[GroundTruth]]:
+        """Return image and ground truth of everyone's partner; none for a batch of one that has nothing before it."""
+        if len(images) > 1:
+            order = flip_partner(len(images))
+            return images[order.to(images.device)], [truths[i] for i in order]
+        before, self._previous = self._previous, (images[0], truths[0])
+        if before is None:
+            return images, []
+        return fit(before[0].to(images), tuple(images.shape[-2:]))[None], [before[1]]
+
+    def _class_maps(self, truths: list[GroundTruth], images: Tensor) -> Tensor:
+        size, classes = tuple(images.shape[-2:]), self._classifier.num_classes
+        return torch.stack([class_map(truth, size, classes, self._ignore_index).to(images.device) for truth in truths])
+
+    def _give_labels(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self._step is None or self._step.labels is None:
+            return None
+        # By position: OpenMMLab's activation checkpointing of a whole module passes no keywords.
+        return (*args, self._step.labels), kwargs
+
+    def _take_labels(self, backbone: nn.Module, args: tuple, output):
+        if self._step is None or self._step.labels is None:
+            return None
+        features, aligned = output
+        labels = [aligned[stage] for stage in self._classifier.stages]
+        self._step.loss = token_loss(self._classifier(features), labels, self._step.classes)
+        self._step.labels = None
+        return features
+
+    def _add_loss(self, model: nn.Module, args: tuple, losses):
+        step, self._step = self._step, None
+        if step is None or not self.loss_weight:
+            return None
+        assert step.labels is None, "the model did not call its backbone"
+        if step.loss is None:
+            # Distributed training wants a gradient for every parameter, also when the loss is switched off.
+            step.loss = 0 * sum(parameter.sum() for parameter in self._classifier.parameters())
+        return {**losses, "loss_token": self.loss_weight * step.loss}
+
+
+def _checked_backbone(model: nn.Module) -> nn.Module:
+    """Return the model's backbone if it carries token labels and can classify its tokens."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise UserError(f"TokenMixHook: {type(model).__name__} has no backbone; it works on segmentors and detectors")
+    name = type(backbone).__name__
+    if "token_labels" not in inspect.signature(backbone.forward).parameters or not hasattr(backbone, "strides"):
+        raise UserError(
+            f"TokenMixHook: backbone {name} carries no token labels; use one of mixtransfer's "
+            "(type='mixtransfer.SwinTransformer', ...) or set loss_weight=0 to mix without the token loss"
+        )
+    classifier = getattr(backbone, "token_classifier", None)
+    expected = _token_classes(model)
+    if classifier is None:
+        raise UserError(
+            f"TokenMixHook: backbone {name} has no token classifier; give it "
+            f"token_classifier=dict(num_classes={expected or '...'}, stages=({len(backbone.strides) - 1},)) "
+            "or set the hook's loss_weight=0"
+        )
+    if expected not in (None, classifier.num_classes):
+        raise UserError(
+            f"TokenMixHook: token_classifier.num_classes={classifier.num_classes}, but the model's head needs "
+            f"{expected} (a detector's classes plus background)"
+        )
+    return backbone
+
+
+def _token_classes(model: nn.Module) -> int | None:
+    """Return the number of classes of a token, read off the model's head, or None where it does not say."""
+    segmentation = getattr(model, "decode_head", None)
+    detection = getattr(getattr(model, "roi_head", model), "bbox_head", None)
+    for head, background in ((segmentation, 0), (detection, 1)):
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        if hasattr(head, "num_classes"):
+            return head.num_classes + background
+    return None
+
+
+def _ignore_index(model: nn.Module) -> int:
+    head = getattr(model, "decode_head", None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    return getattr(head, "ignore_index", 255)
