@@ -10,6 +10,7 @@ from mixtransfer.backbones import (
     hire_mlp,
     hornet,
     mixmim,
+    msg_transformer,
     pvt,
     pyramid_tnt,
     raft_mlp,
@@ -34,6 +35,7 @@ TOYS = {
     "cait": cait.Spec(16, 4, 2, layer_scale=0.5, img_size=64),
     "regionvit": regionvit.Spec(32, (1, 2, 1, 1), window=4),
     "swin_mlp": swin_mlp.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
+    "msg_transformer": msg_transformer.Spec(16, (1, 2, 1, 1), (1, 2, 2, 4), shuffles=(2, 2, 1, 1), window=2),
 }
 
 

@@ -6,6 +6,7 @@ from mixtransfer.backbones.deit import VisionTransformer
 from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
 from mixtransfer.backbones.mixmim import MixMIMEncoder
+from mixtransfer.backbones.msg_transformer import MSGTransformer
 from mixtransfer.backbones.pvt import PVT, PVTv2
 from mixtransfer.backbones.pyramid_tnt import PyramidTNT
 from mixtransfer.backbones.raft_mlp import RaftMLP
@@ -22,6 +23,7 @@ __all__ = [
     "CaiT",
     "HireMLP",
     "HorNet",
+    "MSGTransformer",
     "MixMIMEncoder",
     "PVTv2",
     "PyramidTNT",
@@ -48,6 +50,7 @@ FAMILIES: tuple[type[Backbone], ...] = (
     CaiT,
     RegionViT,
     SwinMLP,
+    MSGTransformer,
 )
 
 

@@ -32,7 +32,7 @@ from mixtransfer.layers.drop_path import drop_path_rates
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table, resize_relative_table
-from mixtransfer.layers.windows import WindowGrid, window_grid
+from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 
 __all__ = ["MixMIMEncoder", "sinusoid"]
@@ -169,7 +169,7 @@ class MixMIMEncoder(Backbone):
         x = x + resize_position_table(self.absolute_pos_embed, self.grid, size)
         rows = None if labels is None else labels_to_tokens(labels, size)
         for index, stage in enumerate(self.layers[:stages]):
-            grid = window_grid(*size, stage.window, 0, x.device)
+            grid = WindowGrid(*size, stage.window, 0, x.device)
             if mask is not None:
                 grid = mixed_windows(grid, _source(mask, size))
             for block in stage.blocks:

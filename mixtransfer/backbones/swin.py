@@ -31,7 +31,7 @@ from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
-from mixtransfer.layers.windows import WindowGrid, window_grid
+from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 
 __all__ = ["SwinTransformer"]
@@ -155,7 +155,7 @@ class Stage(nn.Module):
 
     def grids(self, size: tuple[int, int], device: torch.device, shift: bool) -> tuple[WindowGrid, WindowGrid]:
         """Return the windows of a map for even and for odd blocks; the latter are shifted by half a window or not."""
-        return tuple(window_grid(*size, self.window, s, device) for s in (0, self.window // 2 if shift else 0))
+        return tuple(WindowGrid(*size, self.window, s, device) for s in (0, self.window // 2 if shift else 0))
 
 
 @MODELS.register_module()

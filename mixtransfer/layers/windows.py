@@ -1,102 +1,65 @@
 """Shifted windows by one gather: pad, roll, partition and head split read every row of memory once.
 
 Shapes: B batch, L = H·W tokens, W windows, N = w² tokens a window, h heads, d channels a head. The index tables depend
-on sizes only; :func:`window_grid` keeps them.
+on sizes only and are kept.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["WindowGrid", "window_grid"]
+__all__ = ["WindowGrid"]
 
 
+@dataclass(frozen=True)
 class WindowGrid:
-    """Where each slot of the shifted windows of an (H, W) token grid comes from.
+    """The shifted windows of an (H, W) token grid.
 
     The grid is padded at the bottom and right to multiples of ``window``, rolled by ``-shift``, and cut into windows
     in row-major order (Liu et al., arXiv 2103.14030, section 3.2).
-
-    Attributes:
-        source: (W·N,) token of each slot; the pad slots hold 0.
-        slot: (L,) slot of each token.
-        pad: (P,) the slots that hold padding.
-        mask: (W, 1, N, N) 0, or −inf where two slots of a window are not neighbors in the image; None without shift.
-            −inf instead of the customary −100, whose exponential is a denormal number and slows the softmax.
     """
 
-    def __init__(self, height: int, width: int, window: int, shift: int, device: torch.device):
-        rows, columns = (-(-side // window) * window for side in (height, width))
-        self.windows, self.tokens, self.length = (rows // window) * (columns // window), window * window, height * width
+    height: int
+    width: int
+    window: int
+    shift: int
+    device: torch.device
 
-        def cut(x: Tensor) -> Tensor:
-            x = x.roll((-shift, -shift), (0, 1)).view(rows // window, window, columns // window, window)
-            return x.transpose(1, 2).reshape(-1)
+    @property
+    def key(self) -> tuple[int, int, int, int, torch.device]:
+        """What the tables depend on, as plain values."""
+        return self.height, self.width, self.window, self.shift, self.device
 
-        token = torch.full((rows, columns), -1)
-        token[:height, :width] = torch.arange(self.length).view(height, width)
-        source = cut(token)
-        pad = (source < 0).nonzero().flatten()
-        slot = torch.empty(self.length, dtype=torch.long)
-        real = (source >= 0).nonzero().flatten()
-        slot[source[real]] = real
-        self.source, self.slot = source.clamp(min=0).to(device), slot.to(device)
-        self.pad = pad.to(device) if len(pad) else None
-        self.mask = None
-        if shift:
-            # Slots are neighbors when the roll carried both, or neither, across the border, per axis.
-            y, x = (torch.arange(side).ge(side - shift) for side in (rows, columns))
-            unrolled = (y.long().roll(shift)[:, None] * 2 + x.long().roll(shift)[None, :]).view(rows, columns)
-            region = cut(unrolled).view(self.windows, self.tokens)
-            differ = region[:, :, None] != region[:, None, :]
-            self.mask = torch.zeros(differ.shape).masked_fill_(differ, -torch.inf).unsqueeze(1).to(device)
-        self._rows: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+    @property
+    def windows(self) -> int:
+        """Number W of windows of an image."""
+        return -(-self.height // self.window) * -(-self.width // self.window)
 
-    @torch.compiler.assume_constant_result
-    def rows(self, batch: int, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return row tables of a (B, L, 3·h·d) qkv tensor seen as rows of d, and of the (B, W, h, N, d) output.
+    @property
+    def tokens(self) -> int:
+        """Number N of slots of a window."""
+        return self.window**2
 
-        In order: source row of each row of (3, B, W, h, N), its inverse, source row of each (B, L, h), its inverse,
-        then the rows of (3, B, W, h, N) that are padding and the row of the (3·h, d) bias that each holds.
-        The inverse of a table with padding sends only real rows.
-        """
-        key = (batch, heads)
-        if key not in self._rows:
-            self._rows[key] = self._make_rows(batch, heads)
-        return self._rows[key]
+    @property
+    def length(self) -> int:
+        """Number L of tokens of an image."""
+        return self.height * self.width
 
-    def _make_rows(self, batch: int, heads: int):
-        device = self.source.device
-        b, c, h = (torch.arange(n, device=device) for n in (batch, 3, heads))
-        source = self.source.view(1, 1, self.windows, 1, self.tokens)
-        b5, c5, h5 = b.view(1, -1, 1, 1, 1), c.view(-1, 1, 1, 1, 1), h.view(1, 1, 1, -1, 1)
-        split = (((b5 * self.length + source) * 3 + c5) * heads + h5).flatten()
-        # Row of window layout (c, b, window, h, n) that holds token t of image b.
-        window, inner = self.slot // self.tokens, self.slot % self.tokens
-        place = (b.view(-1, 1, 1) * self.windows + window.view(1, -1, 1)) * heads
-        merge = (place + h.view(1, 1, -1)) * self.tokens + inner.view(1, -1, 1)  # (B, L, h)
-        part = batch * self.windows * heads * self.tokens
-        unsplit = (c.view(1, 1, -1, 1) * part + merge.unsqueeze(2)).flatten()  # (B, L, 3, h)
-        unmerge = ((b5[0] * self.length + source[0]) * heads + h5[0]).flatten()  # (B, W, h, N)
-        pad = bias = None
-        if self.pad is not None:
-            holds = torch.zeros(self.windows * self.tokens, dtype=torch.bool, device=device)
-            holds[self.pad] = True
-            holds = holds.view(1, 1, self.windows, 1, self.tokens).expand(3, batch, -1, heads, -1)
-            pad = holds.flatten().nonzero().flatten()
-            bias = (c5 * heads + h5).expand(3, batch, self.windows, heads, self.tokens).flatten()[pad]
-        tables = (split, unsplit, merge.flatten(), unmerge, pad, bias)
-        return tuple(None if table is None else table.int() for table in tables)
+    @property
+    def mask(self) -> Tensor | None:
+        """(W, 1, N, N) 0, or −inf where two slots of a window are not neighbors in the image; None without shift."""
+        return _tables(*self.key)[3]
 
     def split(self, qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Cut qkv (B, L, 3·h·d) into windows and heads: q, k, v, each (B·W, h, N, d); padding holds ``bias``."""
         batch, _, channels = qkv.shape
         width = channels // (3 * heads)
-        split, unsplit, _, _, pad, pad_bias = self.rows(batch, heads)
+        split, unsplit, _, _, pad, pad_bias = _row_tables(*self.key, batch, heads)
         bias = bias.to(qkv.dtype).view(3 * heads, width)
         rows = _GatherRows.apply(qkv.reshape(-1, width), bias, split, unsplit, pad, pad_bias)
         return rows.view(3, batch * self.windows, heads, self.tokens, width).unbind(0)
@@ -109,38 +72,101 @@ class WindowGrid:
             # The fused kernels write the heads of a token side by side: whole tokens can be moved.
             heads, width = 1, heads * width
             out = out.transpose(1, 2)
-        _, _, merge, unmerge, pad, _ = self.rows(batch, heads)
+        _, _, merge, unmerge, pad, _ = _row_tables(*self.key, batch, heads)
         lost = None if pad is None else pad[: len(pad) // 3]
         rows = _GatherRows.apply(out.reshape(-1, width), None, merge, unmerge, lost, None)
         return rows.view(batch, self.length, heads * width)
 
     def cut_labels(self, labels: Tensor) -> Tensor:
         """Cut label rows (B, L, K) into windows (B·W, N, K); padding has no label."""
-        rows = labels[:, self.source]
-        if self.pad is not None:
-            rows[:, self.pad] = 0
+        source, _, pad, _ = _tables(*self.key)
+        rows = labels[:, source]
+        if pad is not None:
+            rows[:, pad] = 0
         return rows.view(-1, self.tokens, labels.size(-1))
 
     def valid(self, batch: int, like: Tensor) -> Tensor | None:
         """Return 1 for slots that hold a token and 0 for padding, (B·W, N, 1), or None where nothing is padded."""
-        if self.pad is None:
+        pad = _tables(*self.key)[2]
+        if pad is None:
             return None
         valid = like.new_ones(self.windows * self.tokens)
-        valid[self.pad] = 0
+        valid[pad] = 0
         return valid.view(1, self.windows, self.tokens, 1).expand(batch, -1, -1, -1).flatten(0, 1)
 
     def merge_labels(self, rows: Tensor) -> Tensor:
         """Put windowed label rows (B·W, N, K) back into the grid (B, L, K)."""
-        return rows.reshape(-1, self.windows * self.tokens, rows.size(-1))[:, self.slot]
+        return rows.reshape(-1, self.windows * self.tokens, rows.size(-1))[:, _tables(*self.key)[1]]
+
+
+# A compiled graph takes the tables as constants; it cannot trace a cache, and would make them at every step.
+@torch.compiler.assume_constant_result
+def _tables(*key) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the token of each of the W·N slots (0 for padding), the slot of each token, the pad slots, the mask."""
+    return _make_tables(WindowGrid(*key))
 
 
 @torch.compiler.assume_constant_result
-def window_grid(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowGrid:
-    """Return the tables of a token grid, made once per size and device; constants to a compiled graph."""
-    return _window_grid(height, width, window, shift, device)
+def _row_tables(*key) -> tuple[Tensor | None, ...]:
+    """Return row tables of a (B, L, 3·h·d) qkv tensor seen as rows of d, and of the (B, W, h, N, d) output.
+
+    ``key`` is a grid's, then the batch and the number of heads.
+
+    In order: source row of each row of (3, B, W, h, N), its inverse, source row of each (B, L, h), its inverse,
+    then the rows of (3, B, W, h, N) that are padding and the row of the (3·h, d) bias that each holds.
+    """
+    return _make_row_tables(WindowGrid(*key[:-2]), *key[-2:])
 
 
-_window_grid = lru_cache(maxsize=64)(WindowGrid)
+@lru_cache(maxsize=64)
+def _make_tables(grid: WindowGrid):
+    window, shift = grid.window, grid.shift
+    rows, columns = (-(-side // window) * window for side in (grid.height, grid.width))
+
+    def cut(x: Tensor) -> Tensor:
+        x = x.roll((-shift, -shift), (0, 1)).view(rows // window, window, columns // window, window)
+        return x.transpose(1, 2).reshape(-1)
+
+    token = torch.full((rows, columns), -1)
+    token[: grid.height, : grid.width] = torch.arange(grid.length).view(grid.height, grid.width)
+    source = cut(token)
+    pad = (source < 0).nonzero().flatten()
+    real = (source >= 0).nonzero().flatten()
+    slot = torch.empty(grid.length, dtype=torch.long)
+    slot[source[real]] = real
+    mask = None
+    if shift:
+        # Slots are neighbors when the roll carried both, or neither, across the border, per axis.
+        y, x = (torch.arange(side).ge(side - shift).long().roll(shift) for side in (rows, columns))
+        region = cut(y[:, None] * 2 + x[None, :]).view(grid.windows, grid.tokens)
+        differ = region[:, :, None] != region[:, None, :]
+        # −100 is customary here, but its exponential is a denormal number and slows the softmax.
+        mask = torch.zeros(differ.shape).masked_fill_(differ, -torch.inf).unsqueeze(1).to(grid.device)
+    pad = pad.to(grid.device) if len(pad) else None
+    return source.clamp(min=0).to(grid.device), slot.to(grid.device), pad, mask
+
+
+@lru_cache(maxsize=256)
+def _make_row_tables(grid: WindowGrid, batch: int, heads: int):
+    source, slot, pad_slots, _ = _make_tables(grid)
+    windows, tokens, length = grid.windows, grid.tokens, grid.length
+    b, c, h = (torch.arange(n, device=source.device) for n in (batch, 3, heads))
+    b5, c5, h5 = b.view(1, -1, 1, 1, 1), c.view(-1, 1, 1, 1, 1), h.view(1, 1, 1, -1, 1)
+    source = source.view(1, 1, windows, 1, tokens)
+    split = (((b5 * length + source) * 3 + c5) * heads + h5).flatten()
+    place = (b.view(-1, 1, 1) * windows + (slot // tokens).view(1, -1, 1)) * heads
+    merge = (place + h.view(1, 1, -1)) * tokens + (slot % tokens).view(1, -1, 1)  # (B, L, h)
+    unsplit = (c.view(1, 1, -1, 1) * (batch * windows * heads * tokens) + merge.unsqueeze(2)).flatten()  # (B, L, 3, h)
+    unmerge = ((b5[0] * length + source[0]) * heads + h5[0]).flatten()  # (B, W, h, N)
+    pad = bias = None
+    if pad_slots is not None:
+        holds = torch.zeros(windows * tokens, dtype=torch.bool, device=source.device)
+        holds[pad_slots] = True
+        holds = holds.view(1, 1, windows, 1, tokens).expand(3, batch, -1, heads, -1)
+        pad = holds.flatten().nonzero().flatten()
+        bias = (c5 * heads + h5).expand(3, batch, windows, heads, tokens).flatten()[pad]
+    tables = (split, unsplit, merge.flatten(), unmerge, pad, bias)
+    return tuple(None if table is None else table.int() for table in tables)
 
 
 class _GatherRows(torch.autograd.Function):
