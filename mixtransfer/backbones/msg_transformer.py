@@ -6,10 +6,10 @@ arXiv 2105.15168 (version 3). Code: hustvl/MSG-Transformer (Apache-2.0), classif
 Shapes: B batch, maps (B, H, W, C) of patches and (B, H/w, W/w, C) of messengers; in a stage R shuffle regions of all
 images, each of G = S² windows, N = 1 + w² tokens of a window with the messenger in front, K label channels.
 
-Kept from the published code: the swap happens between attention and MLP, on the residual stream; one convolution and one
-norm after it merge both maps; every window slot of a region starts from a messenger of its own; stochastic depth drops
-whole shuffle regions. The second column of ``rel_pos_msg``, added to all keys of a messenger alike, changes nothing in a
-softmax and is not added.
+Kept from the published code: the swap happens between attention and MLP, on the residual stream; one convolution and
+the norm after it merge both maps; every window slot of a region starts from a messenger of its own; stochastic depth
+drops whole shuffle regions. The second column of ``rel_pos_msg``, added to all keys of a messenger alike, changes
+nothing in a softmax and is not added.
 Different: the published network runs at sizes that windows and regions divide in every stage (multiples of 224). Here
 the stem's map is padded to the next such size with zeros, which take part like any token, and outputs are cropped. The
 image embedding is the mean over the messengers whose windows meet the image; at the published size there is one. No
@@ -300,9 +300,10 @@ class MSGTransformer(Backbone):
                 patch_labels, messenger_labels = (part.permute(0, 3, 1, 2) for part in stage.join(rows, padded))
                 whole = patch_labels[..., :height, :width], messenger_labels[..., :up, :across]
                 yield *maps, *(part[:, :-1] / part[:, -1:] for part in whole)
-                patch_labels, messenger_labels = F.avg_pool2d(patch_labels, 2), F.avg_pool2d(messenger_labels, 2)
             if index < stages - 1:
                 patches, messengers = stage.downsample(patches), stage.downsample(messengers)
+                if labels is not None:
+                    patch_labels, messenger_labels = F.avg_pool2d(patch_labels, 2), F.avg_pool2d(messenger_labels, 2)
 
     def dense(self, images, labels):  # noqa: D102
         maps, aligned = [], []
