@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mixtransfer.backbones import (
+    sret,
     FAMILIES,
     Backbone,
     cait,
@@ -36,6 +37,7 @@ TOYS = {
     "regionvit": regionvit.Spec(32, (1, 2, 1, 1), window=4),
     "swin_mlp": swin_mlp.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
     "msg_transformer": msg_transformer.Spec(16, (1, 2, 1, 1), (1, 2, 2, 4), shuffles=(2, 2, 1, 1), window=2),
+    "sret": sret.Spec(4, (2, 2, 4), 3.0, 1, (4, 2, 1), (2, 1, 1), blocks=(1, 2, 1), img_size=64),
 }
 
 

@@ -14,9 +14,11 @@ from mixtransfer.backbones.regionvit import RegionViT
 from mixtransfer.backbones.swin import SwinTransformer
 from mixtransfer.backbones.swin_mlp import SwinMLP
 from mixtransfer.backbones.tnt import TNT
+from mixtransfer.backbones.sret import SReT
 
 __all__ = [
     "FAMILIES",
+    "SReT",
     "PVT",
     "TNT",
     "Backbone",
@@ -50,8 +52,7 @@ FAMILIES: tuple[type[Backbone], ...] = (
     CaiT,
     RegionViT,
     SwinMLP,
-    MSGTransformer,
-)
+    MSGTransformer, SReT)
 
 
 def backbone_class(arch: str) -> type[Backbone]:

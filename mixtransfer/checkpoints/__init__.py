@@ -1,7 +1,30 @@
-"""Checkpoints: read safely, map keys, resize, load strictly, write."""
+"""Checkpoints: read safely, map keys, resize, load strictly, prove, write.
 
-from mixtransfer.checkpoints.convert import convert_state_dict
-from mixtransfer.checkpoints.load import Pretrained, load_checkpoint
-from mixtransfer.checkpoints.read import read_checkpoint
+The names below are imported at first use: reading a file's outline needs no torch.
+"""
 
-__all__ = ["Pretrained", "convert_state_dict", "load_checkpoint", "read_checkpoint"]
+from importlib import import_module
+
+_PUBLIC = {
+    "Pretrained": "load",
+    "convert_file": "files",
+    "convert_state_dict": "convert",
+    "load_checkpoint": "load",
+    "read_checkpoint": "read",
+    "read_outline": "outline",
+}
+
+__all__ = [
+    "Pretrained",
+    "convert_file",
+    "convert_state_dict",
+    "load_checkpoint",
+    "read_checkpoint",
+    "read_outline",
+]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mixtransfer.checkpoints' has no attribute {name!r}")
+    return getattr(import_module(f"mixtransfer.checkpoints.{_PUBLIC[name]}"), name)

@@ -52,6 +52,10 @@ TORCH = {
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 HEADER_LIMIT = 100_000_000
+REFUSED = {
+    code[0]
+    for code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+}
 DAMAGED = "damaged, or no checkpoint; fetch it again"
 
 
@@ -263,10 +267,7 @@ class _Reader(pickle._Unpickler):
     Opcodes that allocate by a number in the file or reach into registries are refused.
     """
 
-    refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
-    dispatch = {  # noqa: RUF012 (as the base class has it)
-        code: method for code, method in pickle._Unpickler.dispatch.items() if bytes([code]) not in refused
-    }
+    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code not in REFUSED}  # noqa: RUF012
 
     def __init__(self, file: BinaryIO, size: int, storage_bytes: Callable[[str], int] | None = None):
         super().__init__(file, encoding="utf-8", errors="replace")

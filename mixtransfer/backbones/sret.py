@@ -1,0 +1,391 @@
+"""SReT: every transformer block is applied twice, on slices of the tokens; the second time in a random order.
+
+Paper: Shen, Liu, Xing, "Sliced Recursive Transformer", ECCV 2022, arXiv 2111.05297. Code: szq0214/SReT (MIT).
+
+Shapes: B batch, N = H·W tokens of a stage, C channels, G slices, h heads, K label channels.
+
+Kept from the published code: a block's two passes share all weights, also under both names in the state dict, and each
+is followed by an MLP of its own; learned scalars weigh both sides of every sum; the second pass orders the tokens at
+random, one order for the whole batch, before it cuts them; rates of stochastic depth count passes, but a block takes the
+rate of its number among the blocks, so that they stay below half of what their stage would reach; the embedding is
+normalized after the mean.
+Different: in evaluation the random order is drawn once for each number of tokens and kept in ``orders`` (published
+results vary from run to run); slices need not divide the tokens, the first ones are then one token longer; positions are
+resampled to the map (bicubic); the scalar of a branch is multiplied into its last weight. No dense code is published:
+the maps are the un-normalized tokens at the end of each stage, strides 8, 16 and 32; there is no fourth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.drop_path import keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.registry import MODELS
+
+__all__ = ["SReT"]
+
+STRIDE, PASSES = 8, 2
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size.
+
+    Attributes:
+        head: channels of a head.
+        heads: heads of each stage.
+        mlp_ratio: widening of the blocks' MLPs.
+        projection_ratio: widening of the MLPs between passes.
+        slices: slices of the first pass of each stage.
+        again: slices of the second pass.
+        blocks: distinct blocks of each stage.
+        img_size: side that positions are learned for.
+    """
+
+    head: int
+    heads: tuple[int, ...]
+    mlp_ratio: float
+    projection_ratio: int
+    slices: tuple[int, ...] = (1, 1, 1)
+    again: tuple[int, ...] = (1, 1, 1)
+    blocks: tuple[int, ...] = (2, 5, 3)
+    img_size: int = 224
+
+
+class Coefficient(nn.Module):
+    """A learned scalar, named as published."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(1))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return ``scale`` times the new tokens (B, N, C)."""
+        return _scaled(self.fc2, F.gelu(self.fc1(x)), scale)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside slices of the tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(
+        self, x: Tensor, scale: Tensor, slices: int, order: tuple[Tensor, Tensor] | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return ``scale`` times the new tokens (B, N, C), and the labels each of them attended to (B, N, K).
+
+        ``order`` puts the tokens in another order before they are sliced; its second half undoes it.
+        """
+        qkv = self.qkv(x)
+        if order is not None:
+            qkv, labels = qkv[:, order[0]], None if labels is None else labels[:, order[0]]
+        length, longer = divmod(x.size(1), slices)
+        cut = longer * (length + 1)
+        parts = [(slice(0, cut), longer), (slice(cut, None), slices - longer if length else 0)]
+        done = [
+            self.attend_slices(qkv[:, where], count, None if labels is None else labels[:, where])
+            for where, count in parts
+            if count
+        ]
+        out, attended = (None if part[0] is None else torch.cat(part, dim=1) for part in zip(*done, strict=True))
+        if order is not None:
+            out, attended = out[:, order[1]], None if attended is None else attended[:, order[1]]
+        return _scaled(self.proj, out, scale), attended
+
+    def attend_slices(self, qkv: Tensor, count: int, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs (B, N, C) and attended labels (B, N, K) of ``count`` slices of one length."""
+        batch, tokens, _ = qkv.shape
+        heads = qkv.reshape(batch * count, tokens // count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if labels is not None:
+            labels = labels.reshape(batch * count, tokens // count, -1)
+        out, attended = attend(*heads.unbind(0), labels)
+        out = out.transpose(1, 2).reshape(batch, tokens, -1)
+        return out, None if attended is None else attended.reshape(batch, tokens, -1)
+
+
+class Block(nn.Module):
+    """a·x + b·attention(LN x), then c·x + d·MLP(LN x), the branches with stochastic depth."""
+
+    def __init__(self, channels: int, heads: int, hidden: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = Mlp(channels, hidden)
+        self.coefficient1, self.coefficient2 = Coefficient(), Coefficient()
+        self.coefficient3, self.coefficient4 = Coefficient(), Coefficient()
+        self.drop_path = drop_path
+
+    def forward(
+        self, x: Tensor, slices: int, order: tuple[Tensor, Tensor] | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, N, C) and their labels (B, N, K) or None."""
+        branch, attended = self.attn(self.norm1(x), self.coefficient2.bias, slices, order, labels)
+        x = self.add(self.coefficient1.bias * x, branch)
+        labels = None if labels is None else mix_labels(labels, attended)
+        return self.add(self.coefficient3.bias * x, self.mlp(self.norm2(x), self.coefficient4.bias)), labels
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return ``x + branch`` with stochastic depth; at these small rates computing all branches costs little."""
+        if self.training and self.drop_path:
+            branch = branch * keep_mask(len(x), self.drop_path, x)
+        return x + branch
+
+
+class Projection(nn.Module):
+    """a·x + b·MLP(LN x) after each pass of a block."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = Mlp(channels, hidden)
+        self.coefficient1, self.coefficient2 = Coefficient(), Coefficient()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, C)."""
+        return self.coefficient1.bias * x + self.mlp(self.norm1(x), self.coefficient2.bias)
+
+
+class Stage(nn.Module):
+    """Twice each block, every time followed by a projection; ``blocks`` holds the shared ones twice."""
+
+    def __init__(self, spec: Spec, index: int, drop_paths: Sequence[float]):
+        super().__init__()
+        self.slices = spec.slices[index], spec.again[index]
+        channels, parts = spec.head * spec.heads[index], []
+        for rate in drop_paths:
+            block = Block(channels, spec.heads[index], int(channels * spec.mlp_ratio), rate)
+            for _ in range(PASSES):
+                parts += [block, Projection(channels, channels * spec.projection_ratio)]
+        self.blocks = nn.ModuleList(parts)
+
+
+class Stem(nn.Module):
+    """Three convolutions of stride 2, each with batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        widths = [in_channels, channels // 2, channels, channels]
+        for i in range(1, 4):
+            self.add_module(f"conv{i}", nn.Conv2d(widths[i - 1], widths[i], 3, stride=2, padding=1))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(widths[i]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, C, ceil(H / 8), ceil(W / 8))."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)))
+
+
+class Pool(nn.Module):
+    """A map to half the sides and more channels, by a strided convolution of each channel alone."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled map."""
+        return self.conv(x)
+
+
+@MODELS.register_module()
+class SReT(Backbone):
+    """Sliced Recursive Transformer with outputs at strides 8, 16 and 32.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that positions are made for.
+        out_indices: stages (0 to 2) whose maps are returned.
+        drop_path_rate: stochastic depth of a pass after the last, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the stem and positions, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+
+    Attributes:
+        orders: (N, number) -> the order (N,) in which evaluation puts N tokens in the pass of this number among those
+            that order them; filled on first use, and open to recorded orders.
+    """
+
+    family = "sret"
+    label_rule = "attention"
+    # Table 7 of the paper's appendix and the repository's entry points; "wo_slice" is what it marks with a star.
+    archs = {
+        "sret_tiny": Spec(32, (2, 4, 8), 3.6, 1, (8, 4, 1), (2, 1, 1)),
+        "sret_tiny_wo_slice": Spec(32, (2, 4, 8), 3.6, 1),
+        "sret_tiny_wo_slice_384": Spec(32, (2, 4, 8), 3.6, 1, img_size=384),
+        "sret_lt": Spec(32, (2, 4, 8), 4.0, 1, (8, 4, 1), (2, 1, 1)),
+        "sret_lt_16_14": Spec(32, (2, 4, 8), 4.0, 1, (16, 14, 1)),
+        "sret_lt_wo_slice": Spec(32, (2, 4, 8), 4.0, 1),
+        "sret_small": Spec(42, (3, 6, 12), 3.0, 2, (8, 4, 1), (2, 1, 1)),
+        "sret_small_wo_slice": Spec(42, (3, 6, 12), 3.0, 2),
+        "sret_small_wo_slice_384": Spec(42, (3, 6, 12), 3.0, 2, img_size=384),
+        "sret_small_wo_slice_512": Spec(42, (3, 6, 12), 3.0, 2, img_size=512),
+    }
+    embed_only = (r"norm\..+",)
+    formats = {"official": KeyMap()}
+
+    def __init__(
+        self,
+        arch: str = "sret_tiny",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (spec.img_size,) * 2
+        grid = (-(-height // STRIDE), -(-width // STRIDE))
+        self.passes = [PASSES * n for n in spec.blocks]
+        self.depth = sum(self.passes)
+        self.out_indices = check_out_indices(out_indices, len(spec.blocks), arch)
+        channels = [spec.head * heads for heads in spec.heads]
+        self.embed_channels = channels[-1]
+        self.orders: dict[tuple[int, int], Tensor] = {}
+
+        self.patch_embed = Stem(in_channels, channels[0])
+        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, channels[0], *grid), std=0.02))
+        starts = [sum(self.passes[:i]) for i in range(len(spec.blocks))]
+        self.transformers = nn.ModuleList(
+            Stage(spec, i, [drop_path_rate * (starts[i] + j) / self.depth for j in range(n)])
+            for i, n in enumerate(spec.blocks)
+        )
+        self.pools = nn.ModuleList(Pool(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        if with_embedding:
+            self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
+        self.finish(
+            [channels[i] for i in self.out_indices],
+            [STRIDE * 2**i for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    @torch.compiler.disable
+    def draw_orders(self, images: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+        """Return the order of the tokens in the second pass of each stage's blocks, with its inverse, or None.
+
+        In training they are drawn anew from torch's generator, in evaluation from one seeded by the pass.
+        """
+        drawn, number = [], 0
+        for index, stage in enumerate(self.transformers):
+            height, width = (-(-side // (STRIDE * 2**index)) for side in images.shape[2:])
+            tokens = height * width
+            for _ in range(len(stage.blocks) // (2 * PASSES)):
+                if stage.slices[1] == 1:
+                    drawn.append(None)
+                    continue
+                if self.training:
+                    order = torch.randperm(tokens)
+                elif (tokens, number) in self.orders:
+                    order = self.orders[tokens, number]
+                else:
+                    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(number))
+                    self.orders[tokens, number] = order
+                number += 1
+                drawn.append(tuple(part.to(images.device) for part in (order, order.argsort())))
+        return drawn
+
+    def run(self, images: Tensor, labels: Tensor | None, stages: int, orders: Sequence[tuple[Tensor, Tensor] | None]):
+        """Yield (map (B, C, H, W), labels (B, K, H, W) or None) after each of the first ``stages`` stages."""
+        x = self.patch_embed(images)
+        positions = self.pos_embed
+        if positions.shape[2:] != x.shape[2:]:
+            positions = F.interpolate(positions, size=x.shape[2:], mode="bicubic", align_corners=False)
+        x, orders, rows = x + positions, iter(orders), None
+        for index, stage in enumerate(self.transformers[:stages]):
+            if index:
+                x = self.pools[index - 1](x)
+            size = x.shape[2:]
+            x = x.flatten(2).transpose(1, 2)
+            if labels is not None:
+                rows = labels_to_tokens(labels, tuple(size))
+            first, again = stage.slices
+            for number in range(0, len(stage.blocks), 2):
+                block, projection = stage.blocks[number], stage.blocks[number + 1]
+                second = number // 2 % PASSES == 1
+                slices, order = (again, next(orders)) if second else (first, None)
+                x, rows = self.checkpointed(block, x, slices, order, rows)
+                x = self.checkpointed(projection, x)
+            x = x.transpose(1, 2).unflatten(2, size)
+            labels = None if rows is None else labels_to_map(rows, size)
+            yield x, labels
+
+    def dense(self, images, labels):  # noqa: D102
+        maps, aligned = [], []
+        stages = max(self.out_indices, default=-1) + 1
+        for index, (x, rows) in enumerate(self.run(images, labels, stages, self.draw_orders(images))):
+            if index in self.out_indices:
+                maps.append(x)
+                if rows is not None:
+                    aligned.append(rows)
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (x, rows) = self.run(images, labels, len(self.transformers), self.draw_orders(images))
+        return self.norm(x.mean(dim=(2, 3))), None if rows is None else image_label(rows)
+
+    def stage_modules(self):  # noqa: D102
+        pools = [*([pool] for pool in self.pools), []]
+        stages = [[stage, *pool] for stage, pool in zip(self.transformers, pools, strict=True)]
+        return [[self.patch_embed, self.pos_embed], *stages]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] in ("patch_embed", "pos_embed"):
+            return 0
+        # A layer is a pass with its projection; a shared block counts with its first pass, a pool with the last.
+        if parts[0] == "pools":
+            return sum(self.passes[: int(parts[1]) + 1])
+        if parts[0] == "transformers":
+            return sum(self.passes[: int(parts[1])]) + int(parts[3]) // 2 + 1
+        return self.depth + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        return {"pos_embed"}
+
+    def resize_loaded(self, state):  # noqa: D102
+        table = state.get("pos_embed")
+        if table is None or table.dim() != 4 or table.shape[:2] != self.pos_embed.shape[:2]:
+            return state
+        size = self.pos_embed.shape[2:]
+        if table.shape[2:] == size:
+            return state
+        return {**state, "pos_embed": F.interpolate(table, size=size, mode="bicubic", align_corners=False)}
+
+
+def _scaled(layer: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
+    return F.linear(x, layer.weight * scale, layer.bias * scale)
