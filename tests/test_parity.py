@@ -7,7 +7,7 @@ import torch
 from parity_records import FOLDER, assert_matches, names, published_state, record, record_input
 
 import mixtransfer
-from mixtransfer.backbones import backbone_class
+from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.convert import convert
 from mixtransfer.checkpoints.load import load_weights
 
@@ -20,8 +20,15 @@ def records(task: str) -> list[tuple[str, str]]:
 
 def img_size(expected: dict) -> dict:
     """Return the size that the published network was built for, where its tables depend on it."""
-    size = expected["source"]["kwargs"].get("img_size")
+    arguments = expected["source"]["kwargs"]
+    size = arguments.get("img_size", arguments.get("image_size"))
     return {} if size is None else {"img_size": size}
+
+
+def replay_orders(net: Backbone, expected: dict) -> None:
+    """Give a network that orders its tokens at random (SReT) the recorded orders."""
+    for number, order in enumerate(expected.get("given", {}).get("permutations", [])):
+        net.orders[len(order), number] = torch.tensor(order)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
@@ -31,6 +38,7 @@ def test_classifier_equals_published(system, name, dtype, tolerance):
     state = published_state(expected, dtype)
     classes = expected["outputs"]["logits"]["shape"][1]
     net = mixtransfer.build_classifier(expected["arch"], num_classes=classes).to(dtype).eval()
+    replay_orders(net.backbone, expected)
     converted = convert(state, expected["arch"])
     net.load_state_dict(converted.state)
     # SMMix's second head, which only its training reads, is counted there and dropped here.
@@ -50,6 +58,7 @@ def test_classifier_equals_published(system, name, dtype, tolerance):
 def test_dense_maps_equal_published(system, name, dtype, tolerance):
     expected = record(system, name)
     net = mixtransfer.build_backbone(expected["arch"], **img_size(expected)).to(dtype).eval()
+    replay_orders(net, expected)
     load_weights(net, published_state(expected, dtype), "official", name)
     with torch.no_grad():
         maps = net(record_input(expected).to(dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mixtransfer.backbones import (
-    sret,
     FAMILIES,
     Backbone,
     cait,
@@ -16,6 +15,7 @@ from mixtransfer.backbones import (
     pyramid_tnt,
     raft_mlp,
     regionvit,
+    sret,
     swin,
     swin_mlp,
     tnt,

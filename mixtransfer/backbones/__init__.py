@@ -11,14 +11,13 @@ from mixtransfer.backbones.pvt import PVT, PVTv2
 from mixtransfer.backbones.pyramid_tnt import PyramidTNT
 from mixtransfer.backbones.raft_mlp import RaftMLP
 from mixtransfer.backbones.regionvit import RegionViT
+from mixtransfer.backbones.sret import SReT
 from mixtransfer.backbones.swin import SwinTransformer
 from mixtransfer.backbones.swin_mlp import SwinMLP
 from mixtransfer.backbones.tnt import TNT
-from mixtransfer.backbones.sret import SReT
 
 __all__ = [
     "FAMILIES",
-    "SReT",
     "PVT",
     "TNT",
     "Backbone",
@@ -31,6 +30,7 @@ __all__ = [
     "PyramidTNT",
     "RaftMLP",
     "RegionViT",
+    "SReT",
     "SwinMLP",
     "SwinTransformer",
     "TokenClassifier",
@@ -52,7 +52,9 @@ FAMILIES: tuple[type[Backbone], ...] = (
     CaiT,
     RegionViT,
     SwinMLP,
-    MSGTransformer, SReT)
+    MSGTransformer,
+    SReT,
+)
 
 
 def backbone_class(arch: str) -> type[Backbone]:

@@ -17,7 +17,6 @@ stage, before merging.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,13 +72,26 @@ def published_windows(sides: Sequence[int]) -> tuple[int, ...]:
     return (*(min(widths, key=lambda w: (abs(w - WINDOW), -w)) for widths in divisors), *sides[-2:])
 
 
-def mixed_windows(grid: WindowGrid, source: Tensor) -> WindowGrid:
-    """Return the windows of a grid with a mask between tokens of different images; ``source`` is (1, L, 1)."""
+@dataclass(frozen=True, eq=False)
+class MixedWindows(WindowGrid):
+    """Windows with a mask between tokens of different images, (W, 1, N, N) 0 or −inf; equal to no other windows."""
+
+    between: Tensor
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    @property
+    def mask(self) -> Tensor:
+        """As in :class:`~mixtransfer.layers.windows.WindowGrid`."""
+        return self.between
+
+
+def mixed_windows(grid: WindowGrid, source: Tensor) -> MixedWindows:
+    """Return the windows of a grid whose tokens come from the images ``source`` (1, L, 1)."""
     rows = grid.cut_labels(source)
     differ = rows != rows.transpose(1, 2)
-    mixed = copy.copy(grid)
-    mixed.mask = torch.zeros(differ.shape, device=source.device).masked_fill_(differ, -torch.inf).unsqueeze(1)
-    return mixed
+    between = torch.zeros(differ.shape, device=source.device).masked_fill_(differ, -torch.inf).unsqueeze(1)
+    return MixedWindows(*grid.key, between)
 
 
 @MODELS.register_module()

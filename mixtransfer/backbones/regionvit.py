@@ -58,23 +58,29 @@ class Spec:
     peg: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Regions:
-    """The windows of a local map under a map of regions, and what they may attend to.
-
-    Attributes:
-        size: (H, W) of the local map.
-        grid: (h, w) of the regions.
-        window: side of a window.
-        mask: (R, 1, N, N) 0 or −inf, None where nothing is padded.
-        idle: (R, 1, N, 1) True for tokens that may attend to nothing; their rows of ``mask`` are 0.
-    """
+    """The windows of a local map (H, W) under a map of regions (h, w), and what they may attend to."""
 
     size: tuple[int, int]
     grid: tuple[int, int]
     window: int
-    mask: Tensor | None
-    idle: Tensor | None
+    device: torch.device
+
+    @property
+    def count(self) -> int:
+        """Number R of windows of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(R, 1, N, N) 0 or −inf, None where nothing is padded."""
+        return _masks(*self.size, *self.grid, self.window, self.device)[0]
+
+    @property
+    def idle(self) -> Tensor | None:
+        """(R, 1, N, 1) True for tokens that may attend to nothing; their rows of the mask are 0."""
+        return _masks(*self.size, *self.grid, self.window, self.device)[1]
 
     def cut(self, local: Tensor, regional: Tensor) -> Tensor:
         """Return the windows (B·R, 1+w², C) of a local map (B, H, W, C), zero-padded, with their regions in front."""
@@ -91,12 +97,17 @@ class Regions:
         return local, tokens[:, 0].view(-1, h, w, tokens.size(2))
 
 
+# A compiled graph takes the masks as constants; it cannot trace a cache, and would make them at every step.
+@torch.compiler.assume_constant_result
+def _masks(height: int, width: int, h: int, w: int, window: int, device: torch.device):
+    return _make_masks(height, width, h, w, window, device)
+
+
 @lru_cache(maxsize=64)
-def regions_of(size: tuple[int, int], grid: tuple[int, int], window: int, device: torch.device) -> Regions:
-    """Return the windows of a local map of ``size`` under ``grid`` regions, made once per size and device."""
-    bottom, right = grid[0] * window - size[0], grid[1] * window - size[1]
+def _make_masks(height: int, width: int, h: int, w: int, window: int, device: torch.device):
+    bottom, right = h * window - height, w * window - width
     if not bottom and not right:
-        return Regions(size, grid, window, None, None)
+        return None, None
     inner = torch.arange(window, device=device)
 
     def pairs(valid: Tensor) -> Tensor:
@@ -105,13 +116,12 @@ def regions_of(size: tuple[int, int], grid: tuple[int, int], window: int, device
 
     rows = pairs((inner < window - bottom)[:, None].expand(-1, window))
     columns = pairs((inner < window - right)[None, :].expand(window, -1))
-    allowed = torch.ones(*grid, *rows.shape, dtype=torch.bool, device=device)
+    allowed = torch.ones(h, w, *rows.shape, dtype=torch.bool, device=device)
     allowed[-1], allowed[:, -1] = rows, columns
     allowed[-1, -1] = rows | columns
     allowed = allowed.flatten(0, 1).unsqueeze(1)
     idle = ~allowed.any(dim=-1, keepdim=True)
-    mask = torch.zeros(allowed.shape, device=device).masked_fill_(~(allowed | idle), -torch.inf)
-    return Regions(size, grid, window, mask, idle)
+    return torch.zeros(allowed.shape, device=device).masked_fill_(~(allowed | idle), -torch.inf), idle
 
 
 class MapNorm(nn.Module):
@@ -219,9 +229,8 @@ class Attention(nn.Module):
     def _bias(self, regions: Regions) -> Tensor:
         # The regional token has no position: its row and column are 0.
         bias = F.pad(self.rel_pos[:, self.index.flatten()].unflatten(1, self.index.shape), (1, 0, 1, 0)).unsqueeze(0)
-        if regions.mask is None:
-            return bias
-        return bias.masked_fill(regions.idle, 0) + regions.mask.to(bias.dtype)
+        mask = regions.mask
+        return bias if mask is None else bias.masked_fill(regions.idle, 0) + mask.to(bias.dtype)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of tokens (B, N, C), each (B, h, N, d)."""
@@ -235,9 +244,10 @@ class Attention(nn.Module):
     def local(self, x: Tensor, regions: Regions, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return new tokens of windows (B·R, N, C) and the labels each of them attended to (B·R, N, K)."""
         q, k, v = self.project(x)
-        if regions.idle is not None:
+        idle = regions.idle
+        if idle is not None:
             # Zero queries attend evenly, and pass no gradient on, as the published constant logits.
-            q = q.unflatten(0, (-1, len(regions.idle))).masked_fill(regions.idle, 0).flatten(0, 1)
+            q = q.unflatten(0, (-1, regions.count)).masked_fill(idle, 0).flatten(0, 1)
         out, attended = attend_windows(q, k, v, self.bias(regions), labels)
         return self.proj(out.transpose(1, 2).flatten(2)), attended
 
@@ -257,13 +267,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, regions: Regions, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of windows (B·R, N, C) and their labels (B·R, N, K) or None."""
         rate = self.drop_path if self.training else 0.0
-        count = regions.grid[0] * regions.grid[1]
-        first = x[:, 0].unflatten(0, (-1, count))
+        first = x[:, 0].unflatten(0, (-1, regions.count))
         if labels is None:
             first = add_branch(first, lambda y: self.attn.regional(self.norm0(y), None)[0], rate, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            known = labels[:, 0].unflatten(0, (-1, count))
+            known = labels[:, 0].unflatten(0, (-1, regions.count))
             branch, attended = self.attn.regional(self.norm0(first), known)
             first = first + (branch * keep_mask(len(first), rate, first) if rate else branch)
             labels = _replace_first(labels, mix_labels(known, attended))
@@ -380,7 +389,7 @@ class RegionViT(Backbone):
         for index, stage in enumerate(self.layers[:stages]):
             if index:
                 local, regional = stage.block[0](local, regional)
-            regions = regions_of(tuple(local.shape[1:3]), tuple(regional.shape[1:3]), stage.window, local.device)
+            regions = Regions(tuple(local.shape[1:3]), tuple(regional.shape[1:3]), stage.window, local.device)
             x = regions.cut(local, regional)
             if labels is not None:
                 local_labels = pool_labels(local_labels, regions.size).permute(0, 2, 3, 1)

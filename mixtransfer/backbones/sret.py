@@ -6,19 +6,20 @@ Shapes: B batch, N = H·W tokens of a stage, C channels, G slices, h heads, K la
 
 Kept from the published code: a block's two passes share all weights, also under both names in the state dict, and each
 is followed by an MLP of its own; learned scalars weigh both sides of every sum; the second pass orders the tokens at
-random, one order for the whole batch, before it cuts them; rates of stochastic depth count passes, but a block takes the
-rate of its number among the blocks, so that they stay below half of what their stage would reach; the embedding is
+random, one order for the whole batch, before it cuts them; rates of stochastic depth count passes, but a block takes
+the rate of its number among the blocks, so that they stay below half of what their stage would reach; the embedding is
 normalized after the mean.
-Different: in evaluation the random order is drawn once for each number of tokens and kept in ``orders`` (published
-results vary from run to run); slices need not divide the tokens, the first ones are then one token longer; positions are
-resampled to the map (bicubic); the scalar of a branch is multiplied into its last weight. No dense code is published:
-the maps are the un-normalized tokens at the end of each stage, strides 8, 16 and 32; there is no fourth.
+Different: the random order is the same in every evaluation (published results vary from run to run); slices need not
+divide the tokens, the first ones are then one token longer; positions are resampled to the map (bicubic); the scalar of
+a branch is multiplied into its last weight. No dense code is published: the maps are the un-normalized tokens at the
+end of each stage, strides 8, 16 and 32; there is no fourth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -213,6 +214,13 @@ class Pool(nn.Module):
         return self.conv(x)
 
 
+# A compiled graph takes the order as a constant, as it cannot trace a generator.
+@torch.compiler.assume_constant_result
+def seeded_order(tokens: int, number: int) -> Tensor:
+    """Return the order of ``tokens`` tokens in the ordering pass of this number, always the same one."""
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(number))
+
+
 @MODELS.register_module()
 class SReT(Backbone):
     """Sliced Recursive Transformer with outputs at strides 8, 16 and 32.
@@ -230,8 +238,8 @@ class SReT(Backbone):
         init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
 
     Attributes:
-        orders: (N, number) -> the order (N,) in which evaluation puts N tokens in the pass of this number among those
-            that order them; filled on first use, and open to recorded orders.
+        orders: (N, number) -> the order (N,) of N tokens in the pass of this number among those that order them; put
+            recorded orders here, all others are drawn: in training from torch's generator, in evaluation from a seed.
     """
 
     family = "sret"
@@ -284,7 +292,7 @@ class SReT(Backbone):
             Stage(spec, i, [drop_path_rate * (starts[i] + j) / self.depth for j in range(n)])
             for i, n in enumerate(spec.blocks)
         )
-        self.pools = nn.ModuleList(Pool(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.pools = nn.ModuleList(Pool(a, b) for a, b in pairwise(channels))
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.finish(
@@ -294,38 +302,21 @@ class SReT(Backbone):
             token_classifier=token_classifier,
         )
 
-    @torch.compiler.disable
-    def draw_orders(self, images: Tensor) -> list[tuple[Tensor, Tensor] | None]:
-        """Return the order of the tokens in the second pass of each stage's blocks, with its inverse, or None.
+    def order(self, tokens: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the order of the tokens in an ordering pass, and the order that undoes it."""
+        order = self.orders.get((tokens, number))
+        if order is None:
+            order = torch.randperm(tokens) if self.training else seeded_order(tokens, number)
+        order = order.to(device)
+        return order, order.argsort()
 
-        In training they are drawn anew from torch's generator, in evaluation from one seeded by the pass.
-        """
-        drawn, number = [], 0
-        for index, stage in enumerate(self.transformers):
-            height, width = (-(-side // (STRIDE * 2**index)) for side in images.shape[2:])
-            tokens = height * width
-            for _ in range(len(stage.blocks) // (2 * PASSES)):
-                if stage.slices[1] == 1:
-                    drawn.append(None)
-                    continue
-                if self.training:
-                    order = torch.randperm(tokens)
-                elif (tokens, number) in self.orders:
-                    order = self.orders[tokens, number]
-                else:
-                    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(number))
-                    self.orders[tokens, number] = order
-                number += 1
-                drawn.append(tuple(part.to(images.device) for part in (order, order.argsort())))
-        return drawn
-
-    def run(self, images: Tensor, labels: Tensor | None, stages: int, orders: Sequence[tuple[Tensor, Tensor] | None]):
+    def run(self, images: Tensor, labels: Tensor | None, stages: int):
         """Yield (map (B, C, H, W), labels (B, K, H, W) or None) after each of the first ``stages`` stages."""
         x = self.patch_embed(images)
         positions = self.pos_embed
         if positions.shape[2:] != x.shape[2:]:
             positions = F.interpolate(positions, size=x.shape[2:], mode="bicubic", align_corners=False)
-        x, orders, rows = x + positions, iter(orders), None
+        x, rows, ordered = x + positions, None, 0
         for index, stage in enumerate(self.transformers[:stages]):
             if index:
                 x = self.pools[index - 1](x)
@@ -337,7 +328,10 @@ class SReT(Backbone):
             for number in range(0, len(stage.blocks), 2):
                 block, projection = stage.blocks[number], stage.blocks[number + 1]
                 second = number // 2 % PASSES == 1
-                slices, order = (again, next(orders)) if second else (first, None)
+                slices, order = again if second else first, None
+                if second and slices > 1:
+                    order = self.order(x.size(1), ordered, x.device)
+                    ordered += 1
                 x, rows = self.checkpointed(block, x, slices, order, rows)
                 x = self.checkpointed(projection, x)
             x = x.transpose(1, 2).unflatten(2, size)
@@ -347,7 +341,7 @@ class SReT(Backbone):
     def dense(self, images, labels):  # noqa: D102
         maps, aligned = [], []
         stages = max(self.out_indices, default=-1) + 1
-        for index, (x, rows) in enumerate(self.run(images, labels, stages, self.draw_orders(images))):
+        for index, (x, rows) in enumerate(self.run(images, labels, stages)):
             if index in self.out_indices:
                 maps.append(x)
                 if rows is not None:
@@ -355,7 +349,7 @@ class SReT(Backbone):
         return tuple(maps), tuple(aligned)
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, (x, rows) = self.run(images, labels, len(self.transformers), self.draw_orders(images))
+        *_, (x, rows) = self.run(images, labels, len(self.transformers))
         return self.norm(x.mean(dim=(2, 3))), None if rows is None else image_label(rows)
 
     def stage_modules(self):  # noqa: D102

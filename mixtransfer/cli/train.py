@@ -1,0 +1,80 @@
+"""``train``: a classifier, segmentor or detector from a config, on any dataset, resumable at any moment."""
+
+from __future__ import annotations
+
+import argparse
+
+from mixtransfer.cli.running import add_common_options, prepare, read_config
+from mixtransfer.errors import UserError
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of ``train``."""
+    options = argparse.ArgumentParser(
+        prog="train",
+        description="Train the model of a config. Logs, checkpoints and the final config go to the work directory."
+        " Ctrl-C saves and stops; --resume goes on as if nothing had happened.",
+    )
+    add_common_options(options)
+    options.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from a checkpoint of training, by default the newest in the work directory",
+    )
+    options.add_argument("--amp", action="store_true", help="mixed precision: bfloat16 on CPU, float16 on a GPU")
+    options.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    options.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    options.add_argument("--deterministic", action="store_true", help="use deterministic operations only, where there are")
+    return options
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; return 0, or 130 after an interruption that was saved."""
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give 0 or more")
+    cfg = read_config(args.config, args.cfg_options)
+    prepare(cfg, args, splits=("train", "val"))
+
+    import torch
+
+    from mixtransfer.transfer.guards import Interrupted, InterruptHook, latest_checkpoint
+    from mixtransfer.transfer.runner import TransferRunner, is_resumable
+
+    cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    if args.amp:
+        dtype = "float16" if torch.cuda.is_available() else "bfloat16"
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype, loss_scale="dynamic")
+    if args.compile:
+        cfg.compile = True
+    cfg.default_hooks.checkpoint = {
+        "max_keep_ckpts": 3,
+        **cfg.default_hooks.get("checkpoint", {}),
+        "type": "mixtransfer.CheckpointHook",
+    }
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="mixtransfer.LossGuardHook")]
+    if args.resume:
+        path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
+        if path is None:
+            raise UserError(f"--resume: no checkpoint in {cfg.work_dir}; give its file, or leave --resume out to start")
+        cfg.load_from, cfg.resume = str(path), True
+
+    TransferRunner.trust = args.trust
+    runner = TransferRunner.from_cfg(cfg)
+    if args.resume:
+        from mixtransfer.checkpoints import read_checkpoint
+
+        if not is_resumable(read_checkpoint(cfg.load_from, args.trust)):
+            raise UserError(f"{cfg.load_from}: holds weights but no state of training; it cannot be resumed")
+    interrupt = InterruptHook()
+    runner.register_hook(interrupt)
+    try:
+        with interrupt.signals():
+            runner.train()
+    except Interrupted as stop:
+        print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")
+        return 130
+    return 0
