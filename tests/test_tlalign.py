@@ -1,4 +1,4 @@
-"""TL-Align's training step equals the published code's: mixed images, labels after every block, target, loss, gradients."""
+"""TL-Align's training step equals the published code's: images, labels after every block, target, loss, gradients."""
 
 import pytest
 import torch

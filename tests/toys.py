@@ -6,6 +6,7 @@ from mixtransfer.backbones import (
     FAMILIES,
     Backbone,
     cait,
+    cmt,
     deit,
     hire_mlp,
     hornet,
@@ -38,6 +39,7 @@ TOYS = {
     "swin_mlp": swin_mlp.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
     "msg_transformer": msg_transformer.Spec(16, (1, 2, 1, 1), (1, 2, 2, 4), shuffles=(2, 2, 1, 1), window=2),
     "sret": sret.Spec(4, (2, 2, 4), 3.0, 1, (4, 2, 1), (2, 1, 1), blocks=(1, 2, 1), img_size=64),
+    "cmt": cmt.Spec((8, 16, 32, 64), (1, 2, 1, 1), 2, stem=4, img_size=64),
 }
 
 

@@ -2,6 +2,7 @@
 
 from mixtransfer.backbones.base import Backbone, TokenClassifier
 from mixtransfer.backbones.cait import CaiT
+from mixtransfer.backbones.cmt import CMT
 from mixtransfer.backbones.deit import VisionTransformer
 from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
@@ -17,6 +18,7 @@ from mixtransfer.backbones.swin_mlp import SwinMLP
 from mixtransfer.backbones.tnt import TNT
 
 __all__ = [
+    "CMT",
     "FAMILIES",
     "PVT",
     "TNT",
@@ -54,6 +56,7 @@ FAMILIES: tuple[type[Backbone], ...] = (
     SwinMLP,
     MSGTransformer,
     SReT,
+    CMT,
 )
 
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -127,9 +129,7 @@ class GnConv(nn.Module):
         gates = sum(self.parts)
         self.proj_in = Pointwise(channels, 2 * channels)
         self.dwconv = LocalFilter(gates) if grid is None else GlobalLocalFilter(gates, grid)
-        self.pws = nn.ModuleList(
-            Pointwise(small, large) for small, large in zip(self.parts, self.parts[1:], strict=False)
-        )
+        self.pws = nn.ModuleList(Pointwise(small, large) for small, large in pairwise(self.parts))
         self.proj_out = Pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class HorNet(Backbone):
     family = "hornet"
     label_rule = "pooling"
     # Section 3.2 and the repository's model table.
-    archs = {
+    archs: ClassVar = {
         "hornet_tiny_7x7": Spec(64),
         "hornet_tiny_gf": Spec(64, global_filter=True),
         "hornet_small_7x7": Spec(96),
@@ -202,7 +202,7 @@ class HorNet(Backbone):
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
-    formats = {
+    formats: ClassVar = {
         "official": KeyMap(),
         "mmpretrain": KeyMap(
             renames=(
@@ -242,7 +242,7 @@ class HorNet(Backbone):
         self.downsample_layers.append(
             nn.Sequential(Patches(in_channels, channels[0], 4), nn.LayerNorm(channels[0], eps=NORM_EPS))
         )
-        for small, large in zip(channels, channels[1:], strict=False):
+        for small, large in pairwise(channels):
             self.downsample_layers.append(nn.Sequential(nn.LayerNorm(small, eps=NORM_EPS), Patches(small, large, 2)))
         rates = iter(drop_path_rates(drop_path_rate, self.depth))
         self.stages = nn.ModuleList()

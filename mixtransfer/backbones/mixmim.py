@@ -123,7 +123,8 @@ class MixMIMEncoder(Backbone):
         "mixmim_large_384": Spec(192, (6, 12, 24, 48), img_size=384),
         "mixmim_huge": Spec(352, (11, 22, 44, 88)),
     }
-    # A pretraining checkpoint also holds the decoder.
+    # The sinusoid is a constant, which a file may lack; a pretraining checkpoint also holds the decoder.
+    dense_only = (TABLE,)
     embed_only = (r"norm\..+", "mask_token", r"decoder_.+")
 
     def __init__(
@@ -229,9 +230,6 @@ class MixMIMEncoder(Backbone):
         # Patch merging counts with the first block after it, as in the published fine-tuning.
         stage, block = (int(parts[1]), int(parts[3])) if parts[2] == "blocks" else (int(parts[1]) + 1, 0)
         return sum(self.depths[:stage]) + block + 1
-
-    def may_be_new(self, name):  # noqa: D102
-        return name == TABLE or super().may_be_new(name)
 
     def resize_loaded(self, state):  # noqa: D102
         own, resized = dict(self.named_parameters()), dict(state)

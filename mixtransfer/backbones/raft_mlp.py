@@ -290,6 +290,8 @@ RaftMLP.formats = {
             ("heads.0.1.{rest}", "norm.{rest}"),
             ("classifier.{rest}", "head.{rest}"),
         ),
-        reorders=(Reorder(r"levels\.\d+\.blocks\.\d+\.(vertical|horizontal)\.norm\..+", _rafts_outside, _rafts_inside),),
+        reorders=(
+            Reorder(r"levels\.\d+\.blocks\.\d+\.(vertical|horizontal)\.norm\..+", _rafts_outside, _rafts_inside),
+        ),
     )
 }

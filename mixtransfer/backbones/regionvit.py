@@ -361,6 +361,9 @@ class RegionViT(Backbone):
         )
         for index in range(max(self.out_indices, default=-1) + 1):
             self.add_module(f"norm{index}", MapNorm(channels[index]))
+        if spec.peg:
+            # Detectors add the position convolution to a network that was pretrained without it.
+            self.dense_only = (*self.dense_only, r"layers\.\d\.peg\.weight")
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.apply(_init)
@@ -440,10 +443,6 @@ class RegionViT(Backbone):
         if parts[0] in {f"norm{i}" for i in range(len(self.depths))}:
             return sum(self.depths[: int(parts[0][-1]) + 1])
         return self.depth + 1
-
-    def may_be_new(self, name):  # noqa: D102
-        # Detectors add the position convolution to a network that was pretrained without it.
-        return name.endswith(".peg.weight") or super().may_be_new(name)
 
     def resize_loaded(self, state):  # noqa: D102
         own, resized = dict(self.named_parameters()), dict(state)

@@ -267,7 +267,7 @@ class _Reader(pickle._Unpickler):
     Opcodes that allocate by a number in the file or reach into registries are refused.
     """
 
-    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code not in REFUSED}  # noqa: RUF012
+    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code not in REFUSED}
 
     def __init__(self, file: BinaryIO, size: int, storage_bytes: Callable[[str], int] | None = None):
         super().__init__(file, encoding="utf-8", errors="replace")

@@ -218,7 +218,9 @@ def _first_line(error: BaseException) -> str:
 
 def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty() or done == total:
-        print(f"\rpreparing the dataset: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(
+            f"\rpreparing the dataset: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True
+        )
 
 
 def plain(value: Any) -> Any:

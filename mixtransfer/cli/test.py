@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mixtransfer.cli.running import add_common_options, prepare, read_config
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, plain
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="test", description="Measure a checkpoint; print the metrics and save them as JSON."
     )
-    add_common_options(options)
+    options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
+    add_arguments(options)
+    options.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
     options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
     options.add_argument("--out", metavar="FILE", help="where the metrics go (WORK_DIR/metrics.json)")
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")
@@ -28,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure; return 0."""
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
-    cfg = read_config(args.config, args.cfg_options)
-    prepare(cfg, args, splits=("test",))
+    cfg = load_config(args, splits=("test",))
 
     from mixtransfer.transfer.runner import TransferRunner
 
@@ -40,14 +41,15 @@ def run(args: argparse.Namespace) -> int:
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("TokenMixHook")]
     if args.show_dir:
         Path(args.show_dir).mkdir(parents=True, exist_ok=True)
-        hook = cfg.default_hooks.setdefault("visualization", dict(type="VisualizationHook"))
+        kind = {"mmseg": "SegVisualizationHook", "mmdet": "DetVisualizationHook"}[cfg.default_scope]
         # mmengine puts a relative folder below the log folder.
         folder = str(Path(args.show_dir).resolve())
-        hook.update(draw=True, interval=1, test_out_dir=folder)
-        cfg.visualizer.update(save_dir=folder)
+        cfg.default_hooks.visualization = dict(type=kind, draw=True, interval=1, test_out_dir=folder)
+        cfg.visualizer.save_dir = folder
     TransferRunner.trust = args.trust
-    runner = TransferRunner.from_cfg(cfg)
-    metrics = {name: float(value) for name, value in runner.test().items()}
+    with one_line_errors(args.config):
+        runner = build_runner(cfg)
+        metrics = plain(runner.test())
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

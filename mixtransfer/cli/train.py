@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mixtransfer.cli.running import add_common_options, prepare, read_config
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
         description="Train the model of a config. Logs, checkpoints and the final config go to the work directory."
         " Ctrl-C saves and stops; --resume goes on as if nothing had happened.",
     )
-    add_common_options(options)
+    options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
+    add_arguments(options)
+    options.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
     options.add_argument(
         "--resume",
         nargs="?",
@@ -28,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--amp", action="store_true", help="mixed precision: bfloat16 on CPU, float16 on a GPU")
     options.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     options.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    options.add_argument("--deterministic", action="store_true", help="use deterministic operations only, where there are")
+    options.add_argument(
+        "--deterministic", action="store_true", help="use deterministic operations only, where there are"
+    )
     return options
 
 
@@ -36,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 130 after an interruption that was saved."""
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
-    cfg = read_config(args.config, args.cfg_options)
-    prepare(cfg, args, splits=("train", "val"))
+    cfg = load_config(args, splits=("train", "val"))
 
     import torch
 
@@ -63,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         cfg.load_from, cfg.resume = str(path), True
 
     TransferRunner.trust = args.trust
-    runner = TransferRunner.from_cfg(cfg)
+    with one_line_errors(args.config):
+        runner = build_runner(cfg)
     if args.resume:
         from mixtransfer.checkpoints import read_checkpoint
 
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:
-        with interrupt.signals():
+        with interrupt.signals(), one_line_errors(args.config):
             runner.train()
     except Interrupted as stop:
         print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")

@@ -66,7 +66,7 @@ class WindowGrid:
 
     def merge(self, out: Tensor) -> Tensor:
         """Put window outputs (B·W, h, N, d) back into the token grid (B, L, h·d), dropping the padding."""
-        groups, heads, tokens, width = out.shape
+        groups, heads, _, width = out.shape
         batch = groups // self.windows
         if out.transpose(1, 2).is_contiguous():
             # The fused kernels write the heads of a token side by side: whole tokens can be moved.

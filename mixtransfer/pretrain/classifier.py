@@ -56,7 +56,9 @@ class MixingClassifier(BaseModel):
         self.mixing = None if mixing is None else MODELS.build(mixing)
         lacking = [need for need in self.mixing.needs if need not in EVIDENCE] if self.mixing else []
         if lacking:
-            raise UserError(f"mixing {mixing['type']}: needs {', '.join(lacking)}, which MixingClassifier cannot collect")
+            raise UserError(
+                f"mixing {mixing['type']}: needs {', '.join(lacking)}, which MixingClassifier cannot collect"
+            )
         self._register_load_state_dict_pre_hook(_accept_flat_names)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):

@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS
 
-__all__ = ["AtomicBackend", "CheckpointHook", "Interrupted", "InterruptHook", "LossGuardHook", "latest_checkpoint"]
+__all__ = ["AtomicBackend", "CheckpointHook", "InterruptHook", "Interrupted", "LossGuardHook", "latest_checkpoint"]
 
 LATEST = "last_checkpoint"
 INTERRUPTED = "interrupted.pth"

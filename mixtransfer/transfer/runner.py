@@ -222,7 +222,7 @@ class TransferRunner(Runner):
 
     def build_train_loop(self, loop: dict) -> EpochLoop | IterLoop:
         """Build our counterpart of mmengine's loop."""
-        loop = dict(loop)
+        loop = {key: value for key, value in loop.items() if key != "_scope_"}
         kind = loop.pop("type", None) or ("EpochBasedTrainLoop" if loop.pop("by_epoch") else "IterBasedTrainLoop")
         classes = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
         if kind not in classes:

@@ -1,0 +1,331 @@
+"""CMT: a convolutional stem, and blocks of depthwise convolution, attention to a reduced map, and a convolutional MLP.
+
+Paper: Guo et al., "CMT: Convolutional Neural Networks Meet Vision Transformers", CVPR 2022, arXiv 2107.06263. Code:
+ggjy/CMT.pytorch (MIT), also in huawei-noah/Efficient-AI-Backbones (Apache-2.0). No library of ours ships it.
+
+Shapes: B batch, (H, W) the map of a stage, C its channels, N = H·W queries, M = ⌈H/r⌉·⌈W/r⌉ keys, h heads, K label
+channels. Maps are (B, H, W, C) inside.
+
+Kept from the published code: GELU before BatchNorm; LayerNorm eps 1e-5 in the patch embeddings and 1e-6 in the blocks;
+a free bias for each pair of a query and a key, shared by the blocks of a stage; no norm on outputs; the embedding is
+the mean of 1280 channels behind a 1 × 1 convolution, BatchNorm and SiLU.
+Different: the published network takes one square size. Here sides are padded with zeros where a stride does not divide
+them, and the bias is resampled to other grids, bicubic over the queries and over the keys apart (section 3.4 resamples
+it; as one image of N × M it would mix rows of the grid). No dense code is published: the maps are those behind the last
+block of each stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.channels_last import Conv, Pointwise
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.patches import pad_to_multiple
+from mixtransfer.registry import MODELS
+
+__all__ = ["CMT"]
+
+NORM_EPS = 1e-6
+STRIDES = (4, 8, 16, 32)
+REDUCTIONS = (8, 4, 2, 1)  # of keys and values, r in the paper
+HEADS = (1, 2, 4, 8)
+EMBED_CHANNELS = 1280
+STAGES = "abcd"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels and blocks of each stage, MLP expansion, stem channels, image side."""
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    expansion: float
+    stem: int
+    img_size: int
+
+
+def resize_pair_bias(
+    bias: Tensor, old: tuple[tuple[int, int], tuple[int, int]], new: tuple[tuple[int, int], tuple[int, int]]
+) -> Tensor:
+    """Resample a bias (h, N, M) from (query grid, key grid) ``old`` to ``new``, over each of the two grids apart."""
+    if old == new:
+        return bias
+    heads = len(bias)
+    (queries, keys), (to_queries, to_keys) = old, new
+    if keys != to_keys:
+        bias = F.interpolate(bias.unflatten(2, keys), size=to_keys, mode="bicubic", align_corners=False).flatten(2)
+    if queries != to_queries:
+        planes = bias.transpose(1, 2).reshape(heads, -1, *queries)
+        planes = F.interpolate(planes, size=to_queries, mode="bicubic", align_corners=False)
+        bias = planes.flatten(2).transpose(1, 2)
+    return bias.contiguous()
+
+
+def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """Return the grid of the keys of a map."""
+    return -(-size[0] // reduction), -(-size[1] // reduction)
+
+
+def mean_labels(labels: Tensor, cell: int) -> Tensor:
+    """Return the mean of each cell of a label map (B, K, H, W); padding at an odd border has none."""
+    return F.avg_pool2d(labels, cell, ceil_mode=True, count_include_pad=False)
+
+
+class Attention(nn.Module):
+    """Attention of all tokens to a map that a depthwise convolution reduces, with a bias for each pair."""
+
+    def __init__(self, channels: int, heads: int, reduction: int):
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.proj = nn.Linear(channels, channels)
+        if reduction > 1:
+            conv = nn.Conv2d(channels, channels, reduction, reduction, groups=channels)
+            self.sr = nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, H, W, C) and the labels each of them attended to (B, N, K)."""
+        source, size = x, (x.size(1), x.size(2))
+        if self.reduction > 1:
+            source = self.sr(pad_to_multiple(x.permute(0, 3, 1, 2), self.reduction)).permute(0, 2, 3, 1)
+            if labels is not None:
+                labels = mean_labels(labels_to_map(labels, size), self.reduction).flatten(2).transpose(1, 2)
+        q, k, v = (
+            layer(tokens.flatten(1, 2)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, tokens in ((self.q, x), (self.k, source), (self.v, source))
+        )
+        out, attended = attend_windows(q, k, v, bias, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size), attended
+
+
+class ConvMlp(nn.Module):
+    """1 × 1, GELU, BN; y + depthwise 3 × 3 y, GELU, BN; 1 × 1, BN: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU(), nn.BatchNorm2d(hidden))
+        self.proj = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.proj_bn = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return new tokens."""
+        x = self.conv1(x.permute(0, 3, 1, 2))
+        x = self.conv2(self.proj_bn(F.gelu(self.proj(x) + x)))
+        return x.permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """x + depthwise 3 × 3 x, then x + attention(LN x), then x + MLP(LN x), the last two with stochastic depth."""
+
+    def __init__(self, channels: int, heads: int, reduction: int, hidden: int, drop_path: float):
+        super().__init__()
+        self.proj = Conv(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = Attention(channels, heads, reduction)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = ConvMlp(channels, hidden)
+        self.drop_path = drop_path
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return x + branch with stochastic depth, for a branch that was computed for the whole batch."""
+        # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
+        return x + branch * keep_mask(len(x), self.drop_path, x) if self.training and self.drop_path else x + branch
+
+    def forward(self, x: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, H, W, C) and their labels (B, N, K) or None."""
+        x = x + self.proj(x)
+        branch, attended = self.attn(self.norm1(x), bias, labels)
+        x = self.add(x, branch)
+        x = self.add(x, self.mlp(self.norm2(x)))
+        return x, None if labels is None else mix_labels(labels, attended)
+
+
+class StageEmbed(nn.Module):
+    """2 × 2 cells to one token, and a norm: (B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, D)."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, out_channels, 2, 2)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embedded map."""
+        return self.norm(self.proj(pad_to_multiple(x.permute(0, 3, 1, 2), 2)).permute(0, 2, 3, 1))
+
+
+@MODELS.register_module()
+class CMT(Backbone):
+    """CMT with outputs at strides 4, 8, 16 and 32, without norms.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side that the bias tables are made for.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the stem and first patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last convolution, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "cmt"
+    label_rule = "attention"
+    # Table 1 of the paper; image sides are those of the repository's training commands.
+    archs: ClassVar = {
+        "cmt_ti": Spec((46, 92, 184, 368), (2, 2, 10, 2), 3.6, stem=16, img_size=160),
+        "cmt_xs": Spec((52, 104, 208, 416), (3, 3, 12, 3), 3.77, stem=16, img_size=192),
+        "cmt_s": Spec((64, 128, 256, 512), (3, 3, 16, 3), 4, stem=32, img_size=224),
+        "cmt_b": Spec((76, 152, 304, 608), (4, 4, 20, 4), 4, stem=38, img_size=256),
+    }
+    embed_only = (r"_fc\..+", r"_bn\..+")
+
+    def __init__(
+        self,
+        arch: str = "cmt_s",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.embed_channels = EMBED_CHANNELS
+        self.out_indices = check_out_indices(out_indices, len(STAGES), arch)
+        #: Of each stage, the grids of queries and keys that its bias table is made for.
+        self.grids = [(grid := reduced(size, s), reduced(grid, r)) for s, r in zip(STRIDES, REDUCTIONS, strict=True)]
+        self._cached: dict[int, tuple[tuple, Tensor]] = {}
+
+        for number in (1, 2, 3):
+            before, stride = (in_channels, 2) if number == 1 else (spec.stem, 1)
+            self.add_module(f"stem_conv{number}", nn.Conv2d(before, spec.stem, 3, stride, padding=1))
+            self.add_module(f"stem_norm{number}", nn.BatchNorm2d(spec.stem))
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        for i, (name, channels) in enumerate(zip(STAGES, spec.channels, strict=True)):
+            queries, keys = (h * w for h, w in self.grids[i])
+            self.register_parameter(f"relative_pos_{name}", nn.Parameter(torch.randn(HEADS[i], queries, keys)))
+            self.add_module(f"patch_embed_{name}", StageEmbed((spec.stem, *spec.channels)[i], channels))
+            blocks = (
+                Block(channels, HEADS[i], REDUCTIONS[i], int(channels * spec.expansion), next(rates))
+                for _ in range(spec.depths[i])
+            )
+            self.add_module(f"blocks_{name}", nn.ModuleList(blocks))
+        if with_embedding:
+            self._fc = Pointwise(spec.channels[-1], EMBED_CHANNELS)
+            self._bn = nn.BatchNorm2d(EMBED_CHANNELS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels[i] for i in self.out_indices],
+            [STRIDES[i] for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def bias(self, stage: int, size: tuple[int, int]) -> Tensor:
+        """Return the bias of a stage for a map, (1, h, N, M); kept in evaluation."""
+        table = getattr(self, f"relative_pos_{STAGES[stage]}")
+        grids = (size, reduced(size, REDUCTIONS[stage]))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return resize_pair_bias(table, self.grids[stage], grids).unsqueeze(0)
+        key = (size, table.data_ptr(), table._version, table.dtype)
+        if stage not in self._cached or self._cached[stage][0] != key:
+            self._cached[stage] = (key, resize_pair_bias(table, self.grids[stage], grids).unsqueeze(0))
+        return self._cached[stage][1]
+
+    def stages(self, images: Tensor, labels: Tensor | None, count: int):
+        """Yield the map (B, H, W, C) and its labels (B, N, K) or None after each of the first ``count`` stages."""
+        x = images
+        for number in (1, 2, 3):
+            x = getattr(self, f"stem_norm{number}")(F.gelu(getattr(self, f"stem_conv{number}")(x)))
+        x = x.permute(0, 2, 3, 1)
+        rows = None
+        for i, name in enumerate(STAGES[:count]):
+            if rows is not None:
+                labels = mean_labels(labels_to_map(rows, (x.size(1), x.size(2))), 2)
+            x = getattr(self, f"patch_embed_{name}")(x)
+            size = (x.size(1), x.size(2))
+            rows = None if labels is None else labels_to_tokens(labels, size)
+            bias = self.bias(i, size)
+            for block in getattr(self, f"blocks_{name}"):
+                x, rows = self.checkpointed(block, x, bias, rows)
+            yield x, rows
+
+    def dense(self, images, labels):  # noqa: D102
+        maps, aligned = [], []
+        for index, (x, rows) in enumerate(self.stages(images, labels, max(self.out_indices, default=-1) + 1)):
+            if index in self.out_indices:
+                maps.append(x.permute(0, 3, 1, 2))
+                if rows is not None:
+                    aligned.append(labels_to_map(rows, (x.size(1), x.size(2))))
+        return tuple(maps), tuple(aligned)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (x, rows) = self.stages(images, labels, len(STAGES))
+        vector = F.silu(self._bn(self._fc(x).permute(0, 3, 1, 2))).mean(dim=(2, 3))
+        return vector, None if rows is None else image_label(labels_to_map(rows, (x.size(1), x.size(2))))
+
+    def stage_modules(self):  # noqa: D102
+        stem = [getattr(self, f"stem_{kind}{number}") for kind in ("conv", "norm") for number in (1, 2, 3)]
+        embeds = [[getattr(self, f"patch_embed_{name}")] for name in STAGES]
+        stages = [[getattr(self, f"blocks_{name}"), getattr(self, f"relative_pos_{name}")] for name in STAGES]
+        return [stem + embeds[0], stages[0], *(e + s for e, s in zip(embeds[1:], stages[1:], strict=True))]
+
+    def layer_of(self, name):  # noqa: D102
+        first, *rest = name.split(".")
+        if first.startswith("stem_"):
+            return 0
+        if first.startswith(("_fc", "_bn", "token_classifier")):
+            return self.depth + 1
+        before = sum(self.depths[: STAGES.index(first[-1])])
+        if first.startswith("blocks_"):
+            return before + int(rest[0]) + 1
+        # A patch embedding counts with the last block before it, a bias with the first block that reads it.
+        return before + first.startswith("relative_pos_")
+
+    def resize_loaded(self, state):  # noqa: D102
+        resized = dict(state)
+        for stage, name in enumerate(STAGES):
+            key = f"relative_pos_{name}"
+            table, own = state.get(key), getattr(self, key)
+            if table is None or table.dim() != 3 or table.shape == own.shape:
+                continue
+            # A published table belongs to a square image: N queries and N / r² keys.
+            side = round(table.size(1) ** 0.5)
+            grids = ((side, side), reduced((side, side), REDUCTIONS[stage]))
+            if table.shape[1:] == (side * side, grids[1][0] * grids[1][1]):
+                resized[key] = resize_pair_bias(table, grids, self.grids[stage])
+        return resized
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        # Not divided by the groups, so that depthwise kernels start small, as published.
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,128 @@
+"""Accounting for every entry of a checkpoint: mapped, resized, dropped by a named rule, or an error that lists it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mixtransfer.backbones import Backbone
+from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.select import rule_for
+from mixtransfer.checkpoints.surgery import resize_input
+from mixtransfer.errors import UserError
+
+__all__ = ["HEAD", "Account", "account_for", "some"]
+
+HEAD = ("head.weight", "head.bias")
+
+
+@dataclass
+class Account:
+    """What became of the entries of a checkpoint; all names are ours except the dropped ones.
+
+    Attributes:
+        state: the entries that the network takes, complete.
+        source: the format that they came from.
+        resized: entry -> old and new shape.
+        dropped: rule -> the entries that it left behind, by the names they came with.
+        new: entries of the network that the checkpoint may lack, and does.
+    """
+
+    source: str
+    state: dict[str, Tensor] = field(default_factory=dict)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    new: tuple[str, ...] = ()
+
+
+def account_for(
+    weights: Mapping[str, Tensor], backbone: Backbone, source: str, name: str, head: int | None = None
+) -> Account:
+    """Sort the entries of a checkpoint for a network: a backbone, with a linear head of ``head`` classes if given.
+
+    Args:
+        weights: entries under the names of ``source``, without container and prefix.
+        backbone: the network's backbone; nothing is loaded into it.
+        source: the format of the names.
+        name: the file, for messages.
+        head: classes of the linear head on the embedding, or None for a network without one.
+
+    Raises:
+        UserError: naming each missing, unexpected or misshapen entry.
+    """
+    own = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    if head is not None:
+        own |= dict(zip(HEAD, ((head, backbone.embed_channels), (head,)), strict=True))
+    converted = convert(weights, backbone.arch, source)
+    result = Account(source)
+    if converted.derived:
+        result.dropped["derived (recomputed)"] = converted.derived
+    for key, value in converted.state.items():
+        rule = None if key in own else _rule_of(key, backbone)
+        if rule:
+            result.dropped.setdefault(rule, []).append(key)
+        else:
+            result.state[key] = value
+    before = {key: tuple(value.shape) for key, value in result.state.items()}
+    result.state = resize_input(_resized_tables(backbone, result.state, name), own)
+    changed = {key: tuple(value.shape) for key, value in result.state.items() if before.get(key) != tuple(value.shape)}
+    result.resized = {key: (before[key], shape) for key, shape in changed.items()}
+    absent = [key for key in own if key not in result.state]
+    lacking_by_format = () if source == OURS else backbone.formats[source].absent
+    optional = (*lacking_by_format, r"token_classifier\..+", *backbone.dense_only)
+    if head is None:
+        optional += backbone.embed_only
+    result.new = tuple(key for key in absent if any(re.fullmatch(pattern, key) for pattern in optional))
+    halves = [key for key in result.new if any(_module(key) == _module(other) for other in result.state)]
+    missing = [key for key in absent if key not in result.new or key in halves]
+    _refuse(
+        f"{name} does not fit {backbone.arch} ({source} names)",
+        missing=missing,
+        unexpected=[key for key in result.state if key not in own],
+        misshapen=[
+            f"{key} {tuple(value.shape)} instead of {own[key]}"
+            for key, value in result.state.items()
+            if key in own and tuple(value.shape) != own[key]
+        ],
+    )
+    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if not value.is_floating_point()]
+    whole = {key for key, value in backbone.state_dict().items() if not value.is_floating_point()}
+    odd = [text for text in kinds if text.split()[0] not in whole]
+    if odd:
+        raise UserError(f"{name}: {len(odd)} weights are no floating-point numbers: {some(odd)}")
+    return result
+
+
+def some(keys: Sequence[str], shown: int = 6) -> str:
+    """Return the first keys, and how many more there are."""
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more
+
+
+def _refuse(what: str, **problems: list[str]) -> None:
+    found = [f"{len(keys)} {kind}: {some(keys, 12)}" for kind, keys in problems.items() if keys]
+    if found:
+        raise UserError(f"{what}: {'; '.join(found)}")
+
+
+def _rule_of(key: str, backbone: Backbone) -> str | None:
+    if any(re.fullmatch(pattern, key) for pattern in (*backbone.dense_only, *backbone.embed_only)):
+        return "parts of the other use (dense or classification)"
+    return rule_for(key)
+
+
+def _resized_tables(backbone: Backbone, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    with torch.no_grad():
+        try:
+            return backbone.resize_loaded(state)
+        except (RuntimeError, IndexError, ValueError) as error:
+            # A family resamples what has the right form; a table of another form is misshapen, not ours to guess.
+            raise UserError(f"{name} does not fit {backbone.arch}: a table cannot be resampled ({error})") from None
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".")[0] or key
