@@ -12,7 +12,10 @@ def coordinates(grid):
 
 
 def test_a_resampled_pair_bias_keeps_the_geometry_of_queries_and_keys():
-    """A bias that is linear in the four coordinates stays that function of them, borders aside."""
+    """A bias that is linear in the four coordinates stays that function of them, borders aside.
+
+    torch's bicubic kernel follows a line to 1 % only; mixing up axes or rows is off by the range of the values, 6.
+    """
 
     def bias(queries, keys):
         q, k = coordinates(queries), coordinates(keys)
@@ -23,4 +26,4 @@ def test_a_resampled_pair_bias_keeps_the_geometry_of_queries_and_keys():
     resized = resize_pair_bias(bias(*old), old, new)
     inner = (slice(None), slice(3, -3), slice(3, -3), slice(3, -3), slice(3, -3))
     shape = (1, *new[0], *new[1])
-    torch.testing.assert_close(resized.view(shape)[inner], bias(*new).view(shape)[inner], rtol=0, atol=1e-10)
+    torch.testing.assert_close(resized.view(shape)[inner], bias(*new).view(shape)[inner], rtol=0, atol=0.02)

@@ -74,7 +74,7 @@ train_cfg = dict(max_epochs=2, val_interval=5)
 class ProbeHook(Hook):
     """Keep what each iteration logs, and meddle with training when told to."""
 
-    losses: list[dict[str, float]] = []  # noqa: RUF012
+    losses: list[dict[str, float]] = []
     stop_after = 0
     poison_at = 0
 

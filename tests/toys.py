@@ -12,6 +12,7 @@ from mixtransfer.backbones import (
     hornet,
     mixmim,
     msg_transformer,
+    posmlp,
     pvt,
     pyramid_tnt,
     raft_mlp,
@@ -40,6 +41,7 @@ TOYS = {
     "msg_transformer": msg_transformer.Spec(16, (1, 2, 1, 1), (1, 2, 2, 4), shuffles=(2, 2, 1, 1), window=2),
     "sret": sret.Spec(4, (2, 2, 4), 3.0, 1, (4, 2, 1), (2, 1, 1), blocks=(1, 2, 1), img_size=64),
     "cmt": cmt.Spec((8, 16, 32, 64), (1, 2, 1, 1), 2, stem=4, img_size=64),
+    "posmlp": posmlp.Spec((8, 8, 16, 16), (1, 1, 2, 1), windows=(4, 4, 4, 2), groups=(2, 2, 4, 4)),
 }
 
 

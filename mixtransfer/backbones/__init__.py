@@ -8,6 +8,7 @@ from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
 from mixtransfer.backbones.mixmim import MixMIMEncoder
 from mixtransfer.backbones.msg_transformer import MSGTransformer
+from mixtransfer.backbones.posmlp import PosMLP
 from mixtransfer.backbones.pvt import PVT, PVTv2
 from mixtransfer.backbones.pyramid_tnt import PyramidTNT
 from mixtransfer.backbones.raft_mlp import RaftMLP
@@ -29,6 +30,7 @@ __all__ = [
     "MSGTransformer",
     "MixMIMEncoder",
     "PVTv2",
+    "PosMLP",
     "PyramidTNT",
     "RaftMLP",
     "RegionViT",
@@ -57,6 +59,7 @@ FAMILIES: tuple[type[Backbone], ...] = (
     MSGTransformer,
     SReT,
     CMT,
+    PosMLP,
 )
 
 

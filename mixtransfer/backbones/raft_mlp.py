@@ -3,18 +3,17 @@
 Paper: Tatsunami and Taki, "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?",
 ACCV 2022, arXiv 2108.04384. Code: okojoalg/raft-mlp (Apache-2.0). No installed library ships the network.
 
-Shapes: B batch, H × W a level's map, P × Q the map at the size that the network is built for, C = r·K channels, of which
+Shapes: B batch, H × W a level's map, P × Q that map at the size that the network is built for, C = r·K channels, where
 channel g·K + k is the k-th of raft g.
 
 Kept from the published code: a map of another size is resampled (bicubic) to P × Q before each block's token mixing and
 back after it, the residual stream with it; sides that a patch does not divide are resampled, not padded; every mixer
 has the same stochastic depth; the first dense map is the patch embedding of level 0, before its blocks.
 Different: a patch embedding is one convolution, its smaller kernels added to the center of the largest; a resampling is
-two small matrices, in float32 also under autocast; the affine of the norms before the token mixers, published in order
-k·r + g, is reordered when loading; ``first_output="blocks"`` returns what the first dense map was meant to be.
+two small matrices, never in less precision than the map has; the affine of the norms before the token mixers, published
+in order k·r + g, is reordered when loading; ``first_output="blocks"`` returns level 0 after its blocks.
 
-The network is published for one image size; no ablation of the paper (single level, other rafts) is in the size table.
-No attention: token labels are pooled to each output.
+No attention: token labels are pooled to each output. The paper's ablations (one level, other rafts) are not built.
 """
 
 from __future__ import annotations

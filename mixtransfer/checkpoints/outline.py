@@ -56,7 +56,7 @@ REFUSED = {
     code[0]
     for code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
 }
-DAMAGED = "damaged, or no checkpoint; fetch it again"
+DAMAGED = "damaged or no checkpoint, fetch it again"
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,13 @@ class Foreign:
 
     path = ""
 
-    def __init__(self, *args: Any):
-        self.args, self.state, self.items = args, None, []
+    def __new__(cls, *args: Any) -> Foreign:
+        made = super().__new__(cls)
+        made.args, made.state, made.items = args, None, []
+        return made
+
+    def __init__(self, *_: Any):
+        """Take what ``__new__`` kept."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -242,7 +247,7 @@ def _read_zip(file: BinaryIO, size: int) -> Outline:
     try:
         data = archive.read(f"{root}data.pkl")
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, struct.error):
-        raise UserError(f"its table of contents is damaged; {DAMAGED}") from None
+        raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
     reader = _Reader(io.BytesIO(data), size, storage_bytes)
     content = reader.read()
     return Outline("torch zip", size, content, reader.wants())
@@ -344,9 +349,9 @@ def _as_damage() -> Iterator[None]:
     except UserError:
         raise
     except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError):
-        raise UserError(f"its table of contents is damaged; {DAMAGED}") from None
+        raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
     except (struct.error, OverflowError, MemoryError, UnicodeError, RecursionError):
-        raise UserError(f"its table of contents is damaged; {DAMAGED}") from None
+        raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
 
 
 def pickle_name(module: str, name: str) -> tuple[str, str]:

@@ -2,72 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mixtransfer.checkpoints.outline import DAMAGED, read_outline
+from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
 from mixtransfer.errors import UserError
 
 __all__ = ["find_weights", "read_checkpoint", "strip_prefix"]
 
-#: Names under which published files keep their weights; an average comes after the raw weights.
-CONTAINERS = ("model", "state_dict", "module", "model_state_dict", "state_dict_ema", "model_ema", "ema_state_dict")
+#: Bags of settings that training scripts save beside the weights; they are read as plain dicts or blank objects.
+BAGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "addict.addict.Dict", "collections.defaultdict")
+BLANKS = (
+    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "builtins.dict",
+    "pathlib._local.WindowsPath", "builtins.int", "builtins.float", "builtins.list",
+)  # fmt: skip
+#: What mmengine's message hub is made of; these are the real classes, since a training resumes from them.
+HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
+NUMPY = ("numpy.ndarray", "numpy.dtype", "_reconstruct", "scalar", "numpy.dtypes.")
 
 
-def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = False) -> dict[str, Any]:
     """Read a ``.safetensors`` or ``torch.save`` file into host memory.
+
+    Only tensors, plain values, and settings of known harmless classes are read; nothing in the file is run.
 
     Args:
         path: the file.
         trust: unpickle arbitrary objects, which runs code from the file.
+        mapped: leave the values in the file until they are read; it must then stay as it is.
 
     Raises:
         UserError: the file is missing, damaged, no checkpoint, or wants code and ``trust`` is not set.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged safetensors file ({error}); fetch it again") from None
+    outline = read_outline(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust)
+        if outline.kind == "safetensors":
+            return load_file(path)
+        with _allowed(outline.wants):
+            content = torch.load(
+                path, map_location="cpu", weights_only=not trust, mmap=mapped and outline.kind == "torch zip"
+            )
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            name = _wanted_global(str(error))
+        unknown = [name for name in outline.wants if name not in _stand_ins(outline.wants)]
+        if unknown and not trust:
             raise UserError(
-                f"{path}: wants to run code{name}; pass --trust (trust=True) only if you know its author"
+                f"{path}: wants to run code ({', '.join(unknown[:4])}); pass --trust (trust=True) only if you know its"
+                " author"
             ) from None
-        raise UserError(f"{path}: not a checkpoint or damaged; fetch it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError):
-        raise UserError(f"{path}: not a checkpoint or damaged; fetch it again") from None
+        raise UserError(f"{path}: {DAMAGED} ({str(error).splitlines()[0][:100]})") from None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}: needs a package that is not installed ({error}); install it") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError):
+        raise UserError(f"{path}: {DAMAGED}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not named weights")
     return dict(content)
 
 
 def find_weights(content: Mapping[str, Any], name: str = "the checkpoint") -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint: its container's, or its own.
+    """Return the named tensors of a checkpoint of a whole model: its container's, or its own.
 
     Raises:
         UserError: nothing in ``content`` looks like weights.
     """
-    for key in CONTAINERS:
+    for key in (*RAW, *EMA):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in content.items() if is_tensor(value)}
     if not weights:
-        raise UserError(f"{name}: no weights under {', '.join(CONTAINERS)} or at the top level")
+        raise UserError(f"{name}: no weights under {', '.join((*RAW, *EMA))} or at the top level")
     return strip_prefix(weights, "module.")
 
 
@@ -78,7 +94,82 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items()}
 
 
-def _wanted_global(message: str) -> str:
-    marker = "GLOBAL "
-    start = message.find(marker)
-    return f" ({message[start + len(marker) :].split()[0]})" if start >= 0 else ""
+class _Blank:
+    """An object that takes any arguments and state, and does nothing."""
+
+    def __init__(self, *args: Any):
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+@contextlib.contextmanager
+def _allowed(wants: Sequence[str]) -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` read those of ``wants`` that are known to be harmless."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(list(_stand_ins(wants).values()))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _stand_ins(wants: Sequence[str]) -> dict[str, Any]:
+    """Return what takes the place of each harmless name; torch goes by ``__module__`` and ``__qualname__``."""
+    found: dict[str, Any] = {}
+    for path in wants:
+        module, _, name = path.rpartition(".")
+        named = {"__module__": module, "__qualname__": name}
+        if path in BAGS:
+            found[path] = type(name, (), {**named, "__new__": lambda cls, *_: OrderedDict()})
+        elif path in BLANKS:
+            found[path] = type(name, (_Blank,), named)
+        elif path == HISTORY:
+            from mmengine.logging import HistoryBuffer
+
+            found[path] = HistoryBuffer
+        elif path == "builtins.getattr" and HISTORY in wants:
+            found[path] = _named(_statistics, path)
+        elif (path.startswith("numpy") and path.endswith(NUMPY[:4])) or path.startswith(NUMPY[4]):
+            found |= _numpy_parts(path)
+    return found
+
+
+def _numpy_parts(path: str) -> dict[str, Any]:
+    leaf = path.rpartition(".")[2]
+    kinds = {f"numpy.dtypes.{kind}": getattr(np.dtypes, kind) for kind in np.dtypes.__all__}
+    if path == "numpy.dtype":
+        return {path: np.dtype, **kinds}
+    if path.startswith("numpy.dtypes."):
+        return {path: kinds[path]} if path in kinds else {}
+    makers = {"_reconstruct": _empty_array, "scalar": _scalar}
+    return {path: np.ndarray if path == "numpy.ndarray" else _named(makers[leaf], path)}
+
+
+def _empty_array(_kind: type, _shape: tuple, code: bytes) -> np.ndarray:
+    """Make the array that its pickled state then fills."""
+    return np.ndarray((0,), code)
+
+
+def _scalar(kind: np.dtype, value: bytes) -> Any:
+    return np.frombuffer(value, kind)[0]
+
+
+def _named(function: Any, path: str) -> Any:
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, _, call.__qualname__ = path.rpartition(".")
+    call.__name__ = call.__qualname__
+    return call
+
+
+def _statistics(owner: Any, name: str) -> Any:
+    """The one use of getattr in an mmengine checkpoint: a buffer's named statistic."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
+        raise pickle.UnpicklingError(f"getattr of {name!r}")
+    return getattr(owner, name)

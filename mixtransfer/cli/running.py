@@ -165,6 +165,20 @@ def use_data(cfg: Config, data: str | None, splits: Sequence[str]) -> None:
         apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=_show_progress))
 
 
+def require_pretrained(model: Any, name: str = "model") -> None:
+    """Make sure that the weights which parts of a model start from are there."""
+    parts = model.items() if isinstance(model, Mapping) else enumerate(model) if isinstance(model, list) else ()
+    if isinstance(model, Mapping) and str(model.get("type")).endswith("Pretrained"):
+        file = str(model.get("checkpoint"))
+        if "://" not in file and not Path(file).is_file():
+            raise UserError(
+                f"no pretrained weights in {file}; give their file with --cfg-options {name}.checkpoint=FILE, or"
+                f" {name}=None to start from random weights"
+            )
+    for key, part in parts:
+        require_pretrained(part, f"{name}.{key}")
+
+
 def make_work_dir(path: str | Path) -> Path:
     """Create the directory and make sure that it can be written to."""
     path = Path(path)
@@ -181,9 +195,12 @@ def build_runner(cfg: Config) -> TransferRunner:
     """Build the runner of a checked config."""
     from mmengine.runner.utils import set_random_seed
 
+    from mixtransfer.datasets.label_check import add_label_check
     from mixtransfer.transfer import fit_channels
     from mixtransfer.transfer.runner import TransferRunner
 
+    if "decode_head" in cfg.model:
+        add_label_check(cfg)
     if cfg.get("randomness", {}).get("seed") is None:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": 0}
     set_random_seed(cfg.randomness.seed)

@@ -32,28 +32,36 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
     cfg = load_config(args, splits=("test",))
 
+    from mixtransfer.evaluation.metrics import measure_classes
     from mixtransfer.transfer.runner import TransferRunner
+    from mixtransfer.visualization.predictions import PredictionPictures
 
+    measure_classes(cfg)
     # The weights are about to be replaced: what the backbone was trained from is of no interest.
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None
     cfg.load_from, cfg.resume = args.checkpoint, False
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("TokenMixHook")]
-    if args.show_dir:
-        Path(args.show_dir).mkdir(parents=True, exist_ok=True)
-        kind = {"mmseg": "SegVisualizationHook", "mmdet": "DetVisualizationHook"}[cfg.default_scope]
-        # mmengine puts a relative folder below the log folder.
-        folder = str(Path(args.show_dir).resolve())
-        cfg.default_hooks.visualization = dict(type=kind, draw=True, interval=1, test_out_dir=folder)
-        cfg.visualizer.save_dir = folder
     TransferRunner.trust = args.trust
     with one_line_errors(args.config):
         runner = build_runner(cfg)
+        if args.show_dir:
+            runner.register_hook(PredictionPictures(args.show_dir))
         metrics = plain(runner.test())
+    classes = {}
+    for metric in runner.test_evaluator.metrics:
+        classes.update(plain(getattr(metric, "per_class", {})))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, values in classes.items():
+        print(f"{name:<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
     for name, value in metrics.items():
-        print(f"{name:<24} {value:8.3f}")
+        print(f"{name:<24} {_number(value)}")
     print(f"saved to {out}")
     return 0
+
+
+def _number(value: float | None) -> str:
+    return "       –" if value is None else f"{value:8.3f}"

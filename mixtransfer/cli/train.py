@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on from a checkpoint of training, by default the newest in the work directory",
     )
-    options.add_argument("--amp", action="store_true", help="mixed precision: bfloat16 on CPU, float16 on a GPU")
+    options.add_argument("--amp", action="store_true", help="mixed precision (float16), on a GPU")
     options.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     options.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     options.add_argument(
@@ -44,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from mixtransfer.checkpoints import read_checkpoint
     from mixtransfer.transfer.guards import Interrupted, InterruptHook, latest_checkpoint
     from mixtransfer.transfer.runner import TransferRunner, is_resumable
 
     cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
     if args.amp:
-        dtype = "float16" if torch.cuda.is_available() else "bfloat16"
-        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype, loss_scale="dynamic")
+        if not torch.cuda.is_available():
+            raise UserError("--amp needs a GPU, and torch finds none; leave it out")
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     if args.compile:
         cfg.compile = True
     cfg.default_hooks.checkpoint = {
@@ -63,16 +65,18 @@ def run(args: argparse.Namespace) -> int:
         path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
         if path is None:
             raise UserError(f"--resume: no checkpoint in {cfg.work_dir}; give its file, or leave --resume out to start")
+        content = read_checkpoint(path, args.trust)
+        if not is_resumable(content):
+            raise UserError(f"{path}: holds weights but no state of training; it cannot be resumed")
+        if content["meta"]["seed"] != args.seed:
+            raise UserError(f"{path} was trained with --seed {content['meta']['seed']}; resume it with the same")
         cfg.load_from, cfg.resume = str(path), True
+    else:
+        require_pretrained(cfg.model)
 
     TransferRunner.trust = args.trust
     with one_line_errors(args.config):
         runner = build_runner(cfg)
-    if args.resume:
-        from mixtransfer.checkpoints import read_checkpoint
-
-        if not is_resumable(read_checkpoint(cfg.load_from, args.trust)):
-            raise UserError(f"{cfg.load_from}: holds weights but no state of training; it cannot be resumed")
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:

@@ -16,8 +16,8 @@ def fit_channels(cfg: Config) -> None:
     """Make a config's neck, heads and token classifier follow its backbone and its classes, in place.
 
     A neck takes the channels of all outputs; without one, heads take those of the outputs that ``in_index`` selects.
-    The token classifier takes the classes of a segmentor's head, or those of a detector's and background. Models whose
-    backbone does not declare ``out_channels`` stay as they are.
+    The token classifier takes the classes of a segmentor's head, or those of a detector's and background; without a
+    hook that trains it, it goes. Models whose backbone has no ``arch`` stay as they are.
 
     Raises:
         UserError: the architecture or one of its options is unknown.
@@ -37,6 +37,9 @@ def fit_channels(cfg: Config) -> None:
         for head in _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head")):
             index = head.get("in_index", -1)
             head.in_channels = [channels[i] for i in index] if isinstance(index, Sequence) else channels[index]
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "mixtransfer.TokenMixHook"]
+    if not any(hook.get("prob", 1) and hook.get("loss_weight", 1) for hook in hooks):
+        backbone.token_classifier = None
     if backbone.get("token_classifier"):
         segmentor, detector = _dicts(model.get("decode_head")), _dicts(model.get("roi_head", model).get("bbox_head"))
         if segmentor:

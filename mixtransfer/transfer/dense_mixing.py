@@ -140,8 +140,10 @@ def mix_sample(
 
 
 def fit(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
-    """Crop or pad the last two dimensions to ``size``, at the bottom and on the right."""
+    """Crop or pad the last two dimensions to ``size``, at the bottom and on the right; no copy where they fit."""
     x = x[..., : size[0], : size[1]]
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
     return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), value=value)
 
 

@@ -142,12 +142,13 @@ class LossGuardHook(hooks.Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Look at every value that the model logs."""
-        bad = [key for key, value in (outputs or {}).items() if "loss" in key and not np.isfinite(float(value))]
+        values = {key: float(torch.as_tensor(value).detach()) for key, value in (outputs or {}).items() if "loss" in key}
+        bad = [key for key, value in values.items() if not np.isfinite(value)]
         if bad:
             # The sum comes first in the log; a term says more.
             name = next((key for key in bad if key != "loss"), bad[0])
             raise UserError(
-                f"iteration {runner.iter + 1}: {name} is {float(outputs[name])}; lower the learning rate"
+                f"iteration {runner.iter + 1}: {name} is {values[name]}; lower the learning rate"
                 f" (--cfg-options optim_wrapper.optimizer.lr=...) or leave out --amp{_last_good(runner)}"
             )
 

@@ -114,6 +114,7 @@ class TokenMixHook(Hook):
             self._classifier, self._stride = backbone.token_classifier, backbone.strides[0]
             self._handles += [
                 backbone.register_forward_pre_hook(outside(self._give_labels), with_kwargs=True),
+                # First of all, so that other hooks on the backbone see its maps as they know them.
                 backbone.register_forward_hook(outside(self._take_labels), prepend=True),
             ]
 
@@ -198,8 +199,7 @@ class TokenMixHook(Hook):
     def _give_labels(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self._step is None or self._step.labels is None:
             return None
-        # By position: OpenMMLab's activation checkpointing of a whole module passes no keywords.
-        return (*args, self._step.labels), kwargs
+        return args, {**kwargs, "token_labels": self._step.labels}
 
     def _take_labels(self, backbone: nn.Module, args: tuple, output):
         if self._step is None or self._step.labels is None:
@@ -217,7 +217,7 @@ class TokenMixHook(Hook):
         assert step.labels is None, "the model did not call its backbone"
         if step.loss is None:
             # Distributed training wants a gradient for every parameter, also when the loss is switched off.
-            return None
+            step.loss = 0 * sum(parameter.sum() for parameter in self._classifier.parameters())
         return {**losses, "loss_token": self.loss_weight * step.loss}
 
 

@@ -1,0 +1,366 @@
+"""PosMLP: a gated MLP whose tokens are mixed by a function of their relative position, in windows, four levels.
+
+Paper: Wang et al., "Parameterization of Cross-Token Relations with Relative Positional Encoding for Vision MLP",
+ACM MM 2022, arXiv 2207.07284. Code: Zhicaiwww/PosMLP (MIT). No installed library ships the network.
+
+Shapes: B batch, H × W a level's map, N = w² tokens of a window, T tokens of all windows of an image, C channels,
+g groups, D = g·V gated channels of which channel v·g + s belongs to group s.
+
+A block is x + s(gate(GELU(e(LN x)))) with linear maps e to 2D and s from D channels; the gate mixes the tokens of the
+first half by an N × N matrix of each group and multiplies by the second half. Three kinds of matrices are published:
+"gqpe", a softmax over a Gaussian of the offset with a learned center and covariance (the networks of the paper's main
+table); "qpe", the same with a round covariance; "lrpe", a learned table of offsets, without softmax, and "lrpe_full",
+which adds one learned N × N matrix to it.
+
+Kept from the published code: the offset of columns points from a token to its source, that of rows from the source to
+the token; QPE scales its center's term by the spread, but not the quadratic one; stem norms with eps 1e-6.
+Different: maps are padded to whole windows, and what a token gets from padding is left out, its weights being divided
+by the mass that lies on tokens (published sizes need no padding, others are refused there); the matrices are kept in
+evaluation; tokens lie last inside a block, so that nothing is permuted between its products; no dropout (published:
+0.023 behind each block and before the head); shifted windows, which cannot be run as published, are not offered.
+
+No dense code is published: the maps are the levels' outputs, un-normalized. No attention: token labels are pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.positions import relative_position_index
+from mixtransfer.registry import MODELS
+
+__all__ = ["PosMLP"]
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: channels and blocks of each level, the expansion, window side and groups of its blocks."""
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    ratios: tuple[int, ...] = (4, 4, 4, 2)
+    windows: tuple[int, ...] = (14, 14, 14, 7)
+    groups: tuple[int, ...] = (8, 16, 32, 64)
+    position: str = "gqpe"
+
+
+@lru_cache(maxsize=64)
+def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return x, y, x², y², xy of the offset (x, y) of each pair (token, source) of a window, (5, N²)."""
+    row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
+    x, y = column[None, :] - column[:, None], row[:, None] - row[None, :]
+    return torch.stack([x, y, x * x, y * y, x * y]).flatten(1).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def window_tokens(height: int, width: int, window: int, device: torch.device) -> Tensor | None:
+    """Return 1 for tokens and 0 for padding in the windows of a map, (T / N, N); None where nothing is padded."""
+    if height % window == 0 and width % window == 0:
+        return None
+    return cut(torch.ones(1, height, width, 1), window).view(-1, window * window).to(device)
+
+
+def cut(x: Tensor, window: int) -> Tensor:
+    """Pad a map (B, H, W, C) at the bottom and right and cut it into windows, row-major: (B, T, C)."""
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // window), -(-width // window)
+    x = F.pad(x, (0, 0, 0, columns * window - width, 0, rows * window - height))
+    return x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(batch, -1, channels)
+
+
+def join(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
+    """Put windows (B, T, C) back together and drop the padding: (B, H, W, C)."""
+    rows, columns = -(-size[0] // window), -(-size[1] // window)
+    x = x.view(len(x), rows, columns, window, window, -1).transpose(2, 3).reshape(len(x), rows * window, -1, x.size(2))
+    return x[:, : size[0], : size[1]]
+
+
+class QuadraticMap(nn.Module):
+    """Token-mixing matrices from a quadratic form of the offset: softmax of −½ (Δ − δ)ᵀ P (Δ − δ) over the sources."""
+
+    normalized = True
+
+    def __init__(self, window: int, groups: int, generalized: bool):
+        super().__init__()
+        self.window, self.generalized = window, generalized
+        self.attention_centers = nn.Parameter(0.01 * torch.randn(groups, 2))
+        spreads = torch.eye(2).repeat(groups, 1, 1) if generalized else torch.ones(groups)
+        self.attention_spreads = nn.Parameter(spreads + 0.01 * torch.randn_like(spreads))
+        self.token_proj_n_bias = nn.Parameter(torch.zeros(1, window * window, 1))
+
+    def forward(self) -> Tensor:
+        """Return the matrices (g, N, N), rows of sum 1."""
+        centers, spreads = self.attention_centers, self.attention_spreads
+        if self.generalized:
+            precision = spreads @ spreads.transpose(1, 2)
+            linear = (precision @ centers.unsqueeze(2)).squeeze(2)
+            quadratic = torch.stack([precision[:, 0, 0], precision[:, 1, 1], 2 * precision[:, 0, 1]], dim=1)
+        else:
+            linear = spreads.square().unsqueeze(1) * centers
+            quadratic = linear.new_tensor([1.0, 1.0, 0.0]).expand(len(linear), -1)
+        features = offset_features(self.window, linear.device, linear.dtype)
+        scores = torch.cat([linear, -quadratic / 2], dim=1) @ features
+        return scores.view(len(scores), self.window**2, -1).softmax(dim=2)
+
+
+class LearnedMap(nn.Module):
+    """Token-mixing matrices read from a learned table of offsets."""
+
+    normalized = False
+
+    def __init__(self, window: int, groups: int):
+        super().__init__()
+        self.window_relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, groups))
+        self.token_proj_n_bias = nn.Parameter(torch.zeros(1, window * window, 1))
+        self.register_buffer("index", relative_position_index(window, window), persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the matrices (g, N, N)."""
+        table = self.window_relative_position_bias_table
+        return table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1).contiguous()
+
+
+class Gate(nn.Module):
+    """Mix the tokens of u inside their windows and multiply by v."""
+
+    def __init__(self, window: int, groups: int, position: str):
+        super().__init__()
+        if position in ("gqpe", "qpe"):
+            self.pos = QuadraticMap(window, groups, generalized=position == "gqpe")
+        else:
+            self.pos = LearnedMap(window, groups)
+        self.token_proj_n_weight = None
+        if position == "lrpe_full":
+            weight = torch.empty(1, window * window, window * window)
+            self.token_proj_n_weight = nn.Parameter(trunc_normal_(weight, std=1e-6))
+        self._cached: tuple[list, Tensor] | None = None
+
+    def matrices(self) -> Tensor:
+        """Return the token-mixing matrices (g, N, N); kept in evaluation."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._matrices()
+        key = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._matrices())
+        return self._cached[1]
+
+    def _matrices(self) -> Tensor:
+        # Squared offsets have more digits than bfloat16.
+        with torch.autocast(self.pos.token_proj_n_bias.device.type, enabled=False):
+            matrices = self.pos()
+            return matrices if self.token_proj_n_weight is None else matrices + self.token_proj_n_weight
+
+    def forward(self, u: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Return mixed u · v.
+
+        Args:
+            u: channels of all tokens (D, B·T), sorted by group, windows of N tokens along the last dimension.
+            v: like ``u``.
+            valid: 1 for tokens and 0 for padding, (T / N, N), or None.
+        """
+        matrices = self.matrices()
+        groups, tokens = matrices.shape[:2]
+        if valid is not None:
+            u = u.view(-1, *valid.shape) * valid.to(u.dtype)
+        mixed = torch.bmm(u.reshape(groups, -1, tokens), matrices.transpose(1, 2))
+        if valid is not None and self.pos.normalized:
+            with torch.autocast(u.device.type, enabled=False):
+                mass = valid.to(matrices.dtype) @ matrices.transpose(1, 2)
+            # A token whose sources all lie in padding has no mass and gets nothing from them.
+            mass = mass.to(mixed.dtype).clamp_min(torch.finfo(mixed.dtype).tiny)
+            mixed = mixed.view(groups, -1, *valid.shape) / mass.unsqueeze(1)
+        return (mixed.reshape(-1, tokens) + self.pos.token_proj_n_bias.view(-1)).reshape(v.shape) * v
+
+
+class Block(nn.Module):
+    """x + proj_c_s(gate(GELU(proj_c_e(LN x)))), with stochastic depth."""
+
+    def __init__(self, channels: int, ratio: int, window: int, groups: int, position: str, drop_path: float):
+        super().__init__()
+        self.groups = groups
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.proj_c_e = nn.Linear(channels, ratio * channels)
+        self.proj_c_s = nn.Linear(ratio * channels // 2, channels)
+        self.gate_unit = Gate(window, groups, position)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Return tokens (B, T, C)."""
+        return add_branch(x, lambda y: self.branch(y, valid), self.drop_path, self.training)
+
+    def branch(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        # The channels of a group are put side by side by sorting the weights, which are smaller than the map.
+        expand, shrink = self.proj_c_e, self.proj_c_s
+        weight, bias = (p.unflatten(0, (2, -1, self.groups)).transpose(1, 2).flatten(0, 2) for p in expand.parameters())
+        tokens = self.norm(x).flatten(0, 1)
+        u, v = F.gelu(torch.addmm(bias.unsqueeze(1), weight, tokens.t())).chunk(2)
+        gated = self.gate_unit(u, v, valid)
+        weight = shrink.weight.unflatten(1, (-1, self.groups)).transpose(1, 2).flatten(1)
+        return F.linear(gated.t(), weight, shrink.bias).view(x.shape)
+
+
+class PatchEmbed(nn.Module):
+    """Three convolutions with BatchNorm to a quarter of the size, (B, 3, H, W) -> (B, H / 4, W / 4, C)."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.projs = nn.ModuleList(
+            [
+                nn.Conv2d(in_channels, channels // 2, 3, 2, 1),
+                nn.Conv2d(channels // 2, channels, 3, 2, 1),
+                nn.Conv2d(channels, channels, 1),
+            ]
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(proj.out_channels, eps=NORM_EPS) for proj in self.projs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embedded map, sides rounded up."""
+        for index, (proj, norm) in enumerate(zip(self.projs, self.norms, strict=True)):
+            x = norm(proj(x if index == 0 else F.gelu(x)))
+        return x.permute(0, 2, 3, 1)
+
+
+class PatchMerging(nn.Module):
+    """Depthwise convolution to half the size, (B, H, W, C) -> (B, H / 2, W / 2, C'), and LayerNorm."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller map, sides rounded up."""
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Level(nn.Module):
+    """Patch merging (not in the first level), then blocks in the same windows."""
+
+    def __init__(self, pool: PatchMerging | None, blocks: Sequence[Block], window: int):
+        super().__init__()
+        self.window, self.pool, self.encoder = window, pool, nn.ModuleList(blocks)
+
+
+@MODELS.register_module()
+class PosMLP(Backbone):
+    """PosMLP with un-normalized outputs at strides 4, 8, 16 and 32.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        out_indices: levels whose maps are returned; default all.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n levels.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "posmlp"
+    label_rule = "pooling"
+    # The repository's table and configurations; B is published without one, its channels follow from its 82 million
+    # parameters. Millions of parameters: T 20.9, S 36.8, B 82.0, QPE 20.9, LRPE 21.4, full 22.2, three levels 18.8.
+    archs = {
+        "posmlp_t": Spec((96, 192, 384, 768)),
+        "posmlp_s": Spec((128, 256, 512, 1024)),
+        "posmlp_b": Spec((192, 384, 768, 1536)),
+        "posmlp_t_qpe": Spec((96, 192, 384, 768), position="qpe"),
+        "posmlp_t_lrpe": Spec((96, 192, 384, 768), position="lrpe"),
+        "posmlp_t_lrpe_full": Spec((96, 192, 384, 768), position="lrpe_full"),
+        "posmlp_3t": Spec((96, 192, 384), (2, 2, 20), (4, 4, 4), (14, 14, 14), (8, 16, 32)),
+    }
+    embed_only = (r"norm\..+",)
+    formats = {"official": KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))}
+
+    def __init__(
+        self,
+        arch: str = "posmlp_t",
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.out_indices = check_out_indices(
+            range(len(spec.depths)) if out_indices is None else out_indices, len(spec.depths), arch
+        )
+        self.embed_channels = spec.channels[-1]
+
+        self.patch_embed = PatchEmbed(in_channels, spec.channels[0])
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.levels = nn.ModuleList()
+        for index, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
+            size = (spec.ratios[index], spec.windows[index], spec.groups[index], spec.position)
+            pool = PatchMerging(spec.channels[index - 1], channels) if index else None
+            blocks = [Block(channels, *size, next(rates)) for _ in range(depth)]
+            self.levels.append(Level(pool, blocks, spec.windows[index]))
+        if with_embedding:
+            self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels[i] for i in self.out_indices],
+            [4 * 2**i for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def run(self, images: Tensor, count: int):
+        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` levels."""
+        x = self.patch_embed(images)
+        for level in self.levels[:count]:
+            x = x if level.pool is None else level.pool(x)
+            size = tuple(x.shape[1:3])
+            valid = window_tokens(*size, level.window, x.device)
+            x = cut(x, level.window)
+            for block in level.encoder:
+                x = self.checkpointed(block, x, valid)
+            x = join(x, level.window, size)
+            yield x
+
+    def dense(self, images, labels):  # noqa: D102
+        levels = enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
+        maps = tuple(x.permute(0, 3, 1, 2) for index, x in levels if index in self.out_indices)
+        return maps, None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, x = self.run(images, len(self.levels))
+        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
+        return self.norm(x).mean(dim=(1, 2)), label
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.patch_embed], *([level] for level in self.levels)]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] != "levels":
+            return 0 if parts[0] == "patch_embed" else self.depth + 1
+        # Patch merging counts with the first block behind it.
+        block = int(parts[3]) if parts[2] == "encoder" else 0
+        return sum(self.depths[: int(parts[1])]) + block + 1
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

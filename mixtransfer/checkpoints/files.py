@@ -1,0 +1,277 @@
+"""Converting checkpoint files: read, account for every entry, prove, write, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import mixtransfer
+from mixtransfer.backbones import Backbone, backbone_class
+from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
+from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.load import recognize_format
+from mixtransfer.checkpoints.read import read_checkpoint
+from mixtransfer.checkpoints.select import Selection, select_weights
+from mixtransfer.checkpoints.verify import (
+    build_without_values,
+    differing,
+    fixed_images,
+    nonfinite,
+    run,
+)
+from mixtransfer.checkpoints.write import SUFFIXES, file_hash, json_writer, replace_whole, write_weights
+from mixtransfer.errors import UserError, unknown_name
+
+__all__ = ["ConvertOptions", "Report", "convert_file"]
+
+#: The prefix that a format's own files put before the backbone's names, beside the classifier's ``head.``.
+PREFIX = {"mmpretrain": "backbone."}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How files are converted.
+
+    Attributes:
+        arch: the architecture, or None to recognize it.
+        source: the format of the names, or ``"auto"``.
+        target: the format to write.
+        average: take the moving average (True), the raw weights (False), or raw before average (None).
+        trust: let the file run code.
+        force: replace a destination that exists.
+        verify: prove the result before it is written.
+        allow_nonfinite: accept NaN and infinite weights.
+        drop: regular expressions of further entries to leave behind.
+        container: the key that holds the entries of a ``.pth``; None takes the target's usual one.
+        hashed: put the first eight digits of the content's SHA-256 into the name.
+        img_size, window, in_channels: what the network is built for; tables and the input layer are resized to it.
+    """
+
+    arch: str | None = None
+    source: str = "auto"
+    target: str = OURS
+    average: bool | None = None
+    trust: bool = False
+    force: bool = False
+    verify: bool = True
+    allow_nonfinite: bool = False
+    drop: tuple[str, ...] = ()
+    container: str | None = None
+    hashed: bool = False
+    img_size: int | None = None
+    window: int | None = None
+    in_channels: int = 3
+
+    def network(self) -> dict[str, Any]:
+        """Return the backbone's keyword arguments that differ from the published network."""
+        given = {"img_size": self.img_size, "window": self.window}
+        kept = {key: value for key, value in given.items() if value is not None}
+        return kept | ({"in_channels": self.in_channels} if self.in_channels != 3 else {})
+
+
+@dataclass
+class Report:
+    """What a conversion read, did, proved and wrote; also the content of the JSON file beside the result."""
+
+    source: dict[str, Any]
+    arch: str
+    formats: tuple[str, str]
+    network: dict[str, Any]
+    parameters: int
+    counts: dict[str, int]
+    dropped: dict[str, list[str]]
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    new: list[str]
+    left_out: list[str]
+    nonfinite: list[str]
+    proof: dict[str, Any]
+    file: dict[str, Any] = field(default_factory=dict)
+    made_by: str = f"mixtransfer {mixtransfer.__version__}"
+
+    def __str__(self) -> str:
+        """Return a table of two columns."""
+        sizes = [f"{key} {_size(old)} -> {_size(new)}" for key, (old, new) in self.resized.items()]
+        rows = [
+            ("source", f"{self.source['file']} ({self.source['kind']}, {self.source['bytes'] / 2**20:.1f} MiB)"),
+            ("weights", self.source["weights"]),
+            ("network", " ".join([self.arch, *(f"{key}={value}" for key, value in self.network.items())])),
+            ("names", " -> ".join(self.formats)),
+            ("entries", ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)),
+            ("parameters", f"{self.parameters:,}"),
+            *((f"dropped, {rule}", f"{len(keys)}: {some(keys, 4)}") for rule, keys in self.dropped.items()),
+            *([("resized", some(sizes, 4))] if sizes else []),
+            *([("absent", some(self.new, 4))] if self.new else []),
+            *([("no place there", some(self.left_out, 4))] if self.left_out else []),
+            *([("not finite", some(self.nonfinite, 4))] if self.nonfinite else []),
+            *self.proof.items(),
+            ("written", f"{self.file['file']} (sha256 {self.file['sha256'][:12]}…)"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def convert_file(source: str | Path, target: str | Path, options: ConvertOptions | None = None) -> Report:
+    """Convert a checkpoint file, prove the result, and write it and a JSON report beside it.
+
+    Args:
+        source: a ``.safetensors`` or ``torch.save`` file: of a backbone, a classifier, a detector or a segmentor.
+        target: the file to write, ``.safetensors``, ``.pth`` or ``.pt``; the report takes the suffix ``.json``.
+        options: see :class:`ConvertOptions`.
+
+    Raises:
+        UserError: anything about the file, the options or the proof that is not as it should be; nothing is written.
+    """
+    options = options or ConvertOptions()
+    source, target = Path(source), Path(target)
+    _check_target(target, options)
+    selected = select_weights(
+        read_checkpoint(source, options.trust, mapped=True), str(source), options.average, options.drop
+    )
+    arch, names = _identify(selected, str(source), options)
+    net, head = _network(selected.weights, arch, names, options, str(source))
+    account = account_for(selected.weights, net, names, str(source), head)
+    bad = nonfinite(account.state)
+    if bad and not options.allow_nonfinite:
+        raise UserError(
+            f"{source}: {len(bad)} entries hold NaN or infinite values: {some(bad)}; the training broke down, or pass"
+            " --allow-nonfinite"
+        )
+    written = convert(account.state, arch, OURS, options.target)
+    proof = _prove(net, selected.weights, account, written.state, options, str(source)) if options.verify else {}
+    origin = {
+        "file": source.name,
+        "bytes": source.stat().st_size,
+        "sha256": file_hash(source),
+        "kind": "safetensors" if source.suffix == ".safetensors" else "torch",
+        "weights": _where(selected),
+    }
+    report = Report(
+        source=origin,
+        arch=arch,
+        formats=(names, options.target),
+        network=options.network(),
+        parameters=sum(value.numel() for value in account.state.values() if value.is_floating_point()),
+        counts={
+            "read": len(selected.weights) + sum(map(len, selected.dropped.values())),
+            "converted": len(written.state),
+            "resized": len(account.resized),
+            "dropped": sum(map(len, (*selected.dropped.values(), *account.dropped.values()))),
+        },
+        dropped={**selected.dropped, **account.dropped},
+        resized=account.resized,
+        new=list(account.new),
+        left_out=written.left_out,
+        nonfinite=bad,
+        proof=proof or {"proof": "none (--no-verify)"},
+    )
+    _write(report, written.state, target, options)
+    return report
+
+
+def _check_target(target: Path, options: ConvertOptions) -> None:
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"{target}: give a name that ends in {', '.join(SUFFIXES)}")
+    if not options.force:
+        for path in (target, target.with_suffix(".json")):
+            if path.exists():
+                raise UserError(f"{path} exists; pass --force to replace it, or give another name")
+
+
+def _identify(selected: Selection, name: str, options: ConvertOptions) -> tuple[str, str]:
+    """Return the architecture and the format of the names."""
+    if options.arch is None:
+        raise UserError("--arch is needed")
+    family = backbone_class(options.arch)
+    for format_name in {options.source, options.target} - {"auto", OURS, *family.formats}:
+        raise unknown_name(f"format of {family.family}", format_name, [OURS, *family.formats])
+    if options.source != "auto":
+        return options.arch, options.source
+    with build_without_values():
+        return options.arch, recognize_format(family(arch=options.arch, with_embedding=True), selected.weights)
+
+
+def _network(
+    weights: Mapping[str, Tensor], arch: str, source: str, options: ConvertOptions, name: str
+) -> tuple[Backbone, int | None]:
+    """Build the network that the entries belong to, and return it with the classes of its head, if it has one."""
+    family = backbone_class(arch)
+    keys = convert(weights, arch, source).state
+    heads = [key for key in HEAD if key in keys]
+    if len(heads) == 1:
+        raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
+    head = len(keys[HEAD[0]]) if heads else None
+    embeds = bool(heads) or any(_matches(family.embed_only, key) for key in keys)
+    dense = [key for key in keys if _matches(family.dense_only, key)]
+    given = {"with_embedding": embeds, **options.network()}
+    try:
+        with build_without_values():
+            if not family.dense_only or dense:
+                return family(arch=arch, **given), head
+            return family(arch=arch, out_indices=(), **given), head
+    except TypeError as error:
+        raise UserError(f"{arch}: {error}; this family has no such option") from None
+
+
+def _prove(
+    net: Backbone, weights: Mapping[str, Tensor], account: Account, written: Mapping[str, Tensor], options, name: str
+) -> dict[str, str]:
+    """Return what was proved, or raise a UserError that says what failed."""
+    back = convert(convert(written, net.arch, options.target).state, net.arch, OURS, account.source).state
+    wanted = {key: value for key, value in weights.items() if key in back or key not in _left_behind(account)}
+    resized = convert({key: account.state[key] for key in account.resized}, net.arch, OURS, account.source).state
+    lost = differing({key: value for key, value in wanted.items() if key not in resized}, back)
+    if lost:
+        raise UserError(f"{name}: {len(lost)} entries do not come back as they were: {some(lost)}; this is a bug")
+    size = options.img_size or getattr(net.archs[net.arch], "img_size", 224)
+    answer = run(net, account.state, fixed_images(net, (size, size), options.in_channels))
+    what = "maps" if not net.with_embedding else "logits" if HEAD[0] in account.state else "embedding"
+    if not all(x.isfinite().all() for x in answer) and not options.allow_nonfinite:
+        raise UserError(f"{name}: {net.arch} answers with NaN or infinite {what}; these weights do not work")
+    return {
+        "loads": "strictly, every entry",
+        "answers": f"finite {what} on a fixed {size}x{size} image",
+        "goes back": f"{len(wanted) - len(resized)} entries with the same bytes under {account.source} names",
+    }
+
+
+def _left_behind(account: Account) -> set[str]:
+    return {key for keys in account.dropped.values() for key in keys}
+
+
+def _write(report: Report, state: Mapping[str, Tensor], target: Path, options: ConvertOptions) -> None:
+    prefix = PREFIX.get(options.target, "")
+    state = {key if key.startswith("head.") else prefix + key: value for key, value in state.items()}
+    container = options.container
+    if container is None:
+        container = "model" if options.target == "official" else "state_dict"
+    note = {"format": "pt", "arch": report.arch, "names": options.target, "made_by": report.made_by}
+    write_weights(target, state, note, container)
+    digest = file_hash(target)
+    if options.hashed:
+        named = target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}")
+        target = target.rename(named)
+    report.file = {"file": target.name, "bytes": target.stat().st_size, "sha256": digest, "entries": len(state)}
+    with replace_whole(target.with_suffix(".json")) as partial:
+        json_writer(dataclasses.asdict(report))(partial)
+
+
+def _where(selected: Selection) -> str:
+    place = ".".join(selected.container) or "top level"
+    kind = "moving average" if selected.average else "raw weights"
+    prefix = f", under {selected.prefix}" if selected.prefix else ""
+    other = f"; {selected.other} holds the {'raw weights' if selected.average else 'moving average'}, not taken"
+    return f"{kind} in {place}{prefix}{other if selected.other else ''}"
+
+
+def _matches(patterns: Sequence[str], key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

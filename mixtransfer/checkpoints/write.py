@@ -1,0 +1,118 @@
+"""Writing checkpoint files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from mixtransfer.checkpoints.outline import SAFETENSORS
+from mixtransfer.errors import UserError
+
+__all__ = ["SUFFIXES", "file_hash", "replace_whole", "write_weights"]
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+BLOCK = 1 << 20
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], note: Mapping[str, str], container: str) -> None:
+    """Write named tensors as the suffix of ``path`` says; tensors are written one after another, without a copy.
+
+    Args:
+        path: the file, ``.safetensors``, ``.pth`` or ``.pt``.
+        state: the entries.
+        note: what is kept beside them: safetensors metadata, ``"meta"`` in a ``.pth``.
+        container: the key that holds the entries in a ``.pth``; empty for a flat file without ``note``.
+
+    Raises:
+        UserError: the file cannot be written; nothing is left behind then.
+    """
+    with replace_whole(path) as partial:
+        if path.suffix == ".safetensors":
+            with open(partial, "wb") as file:
+                _write_safetensors(file, state, note)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            compact = {key: _contiguous(value) for key, value in state.items()}
+            torch.save({"meta": dict(note), container: compact} if container else compact, partial)
+
+
+@contextlib.contextmanager
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to; it becomes ``path`` at the end, or is removed when anything fails.
+
+    Raises:
+        UserError: the disk does not take the file.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its zip writer.
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or "the disk is full or gone"
+        raise UserError(f"cannot write {path}: {reason}; nothing was left behind") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_safetensors(file: BinaryIO, state: Mapping[str, Tensor], note: Mapping[str, str]) -> None:
+    """Write the published layout: header length, JSON header, then the bytes of each tensor without gaps.
+
+    Wider types come first, so that every tensor is aligned to its type.
+    """
+    names = {kind: name for name, kind in SAFETENSORS.items()}
+    order = sorted(state, key=lambda key: (-state[key].element_size(), key))
+    header: dict[str, Any] = {"__metadata__": dict(note)} if note else {}
+    end = 0
+    for key in order:
+        value, kind = state[key], str(state[key].dtype).removeprefix("torch.")
+        if kind not in names:
+            raise UserError(f"{key}: values of type {kind} have no place in a .safetensors file; give a .pth name")
+        start, end = end, end + value.numel() * value.element_size()
+        header[key] = {"dtype": names[kind], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for key in order:
+        for part in _bytes_of(state[key]):
+            file.write(part)
+
+
+def _bytes_of(value: Tensor) -> Iterator[memoryview]:
+    flat = _contiguous(value).reshape(-1)
+    yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _contiguous(value: Tensor) -> Tensor:
+    """Return a tensor that owns exactly its values, in order, on the host."""
+    value = value.detach().cpu().contiguous()
+    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return value if whole else value.clone()
+
+
+def json_writer(content: Any) -> Callable[[Path], None]:
+    """Return a function that writes ``content`` as JSON."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8") and None

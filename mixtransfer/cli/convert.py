@@ -1,0 +1,54 @@
+"""``tools/convert.py``: convert a checkpoint between published formats and ours, with proof."""
+
+from __future__ import annotations
+
+import argparse
+
+FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``convert``."""
+    main = argparse.ArgumentParser(
+        prog="mixtransfer convert",
+        description="Convert a checkpoint between published formats and ours. Every entry is mapped, resized, dropped "
+        "by a named rule, or an error; the result is loaded, run, converted back and, where a library has the network, "
+        "compared with it before it is written. DST is written with a report beside it, DST with the suffix .json.",
+    )
+    main.add_argument("src", metavar="SRC", help="checkpoint of a backbone, classifier, detector or segmentor")
+    main.add_argument("dst", metavar="DST", help="file to write: .safetensors, .pth or .pt")
+    main.add_argument("--arch", metavar="A", help="architecture, e.g. swin_tiny (default: recognized)")
+    main.add_argument(
+        "--from",
+        dest="source",
+        default="auto",
+        metavar="F",
+        help=f"format of SRC: auto (default), {', '.join(FORMATS)}",
+    )
+    main.add_argument(
+        "--to", dest="target", default="mixtransfer", metavar="T", help="format of DST (default mixtransfer)"
+    )
+    main.add_argument("--force", action="store_true", help="replace a destination that exists")
+    main.add_argument("--no-verify", dest="verify", action="store_false", help="write without proof")
+    main.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinite weights")
+    main.add_argument("--trust", action="store_true", help="let SRC run code; only if you know its author")
+    average = main.add_mutually_exclusive_group()
+    average.add_argument("--ema", dest="average", action="store_true", help="take the moving average of the weights")
+    average.add_argument("--raw", dest="average", action="store_false", help="take the raw weights, never the average")
+    main.set_defaults(average=None)
+    main.add_argument("--drop", action="append", default=[], metavar="REGEX", help="leave these entries behind too")
+    main.add_argument("--container", metavar="KEY", help="key that holds the entries of a .pth ('' for none)")
+    main.add_argument("--hash", dest="hashed", action="store_true", help="put the content's hash into DST's name")
+    main.add_argument("--img-size", type=int, metavar="N", help="resample position tables to images of N pixels")
+    main.add_argument("--window", type=int, metavar="N", help="resample relative-position tables to windows of N")
+    main.add_argument("--in-channels", type=int, default=3, metavar="N", help="1 for grey, 4 for color and depth, ...")
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``convert``."""
+    from mixtransfer.checkpoints.files import ConvertOptions, convert_file
+
+    given = {key: value for key, value in vars(args).items() if key not in ("src", "dst")}
+    print(convert_file(args.src, args.dst, ConvertOptions(**{**given, "drop": tuple(args.drop)})))
+    return 0

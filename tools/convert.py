@@ -1,0 +1,7 @@
+"""Convert a checkpoint between published formats and ours: ``python tools/convert.py --help``."""
+
+import sys
+
+from mixtransfer.cli import run_command
+
+sys.exit(run_command("convert", sys.argv[1:]))
