@@ -8,6 +8,8 @@ from mixtransfer.backbones import (
     cait,
     cmt,
     deit,
+    fan,
+    fcvit,
     hire_mlp,
     hornet,
     mixmim,
@@ -17,13 +19,14 @@ from mixtransfer.backbones import (
     pyramid_tnt,
     raft_mlp,
     regionvit,
+    sequencer,
     sret,
     swin,
     swin_mlp,
     tnt,
 )
 
-#: family -> the toy's size; built under the name "<family>_toy".
+#: family, or family/variant where one toy would leave layers out -> the toy's size.
 TOYS = {
     "deit": deit.Spec(16, 4, 2, img_size=64),
     "swin": swin.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
@@ -42,10 +45,15 @@ TOYS = {
     "sret": sret.Spec(4, (2, 2, 4), 3.0, 1, (4, 2, 1), (2, 1, 1), blocks=(1, 2, 1), img_size=64),
     "cmt": cmt.Spec((8, 16, 32, 64), (1, 2, 1, 1), 2, stem=4, img_size=64),
     "posmlp": posmlp.Spec((8, 8, 16, 16), (1, 1, 2, 1), windows=(4, 4, 4, 2), groups=(2, 2, 4, 4)),
+    "posmlp/lrpe": posmlp.Spec((8, 16), (1, 2), (4, 2), (4, 2), (2, 4), position="lrpe_full"),
+    "fan": fan.Spec(16, 3, 2, (1,), stem=(1, 1), coarse=True),
+    "fan/vit": fan.Spec(16, 4, 2, (0, 1, 2)),
+    "fcvit": fcvit.Spec((1, 1, 2, 1), (16, 16, 24, 32), layer_scale=0.5),
+    "sequencer2d": sequencer.Spec((1, 2, 1, 1), (8, 16, 16, 16)),
 }
 
 
 def build_toy(family: str, **kwargs) -> Backbone:
-    cls = next(cls for cls in FAMILIES if cls.family == family)
+    cls = next(cls for cls in FAMILIES if cls.family == family.split("/")[0])
     toy = type(cls.__name__, (cls,), {"archs": {f"{family}_toy": TOYS[family]}})
     return toy(arch=f"{family}_toy", **kwargs)

@@ -4,6 +4,8 @@ from mixtransfer.backbones.base import Backbone, TokenClassifier
 from mixtransfer.backbones.cait import CaiT
 from mixtransfer.backbones.cmt import CMT
 from mixtransfer.backbones.deit import VisionTransformer
+from mixtransfer.backbones.fan import FAN
+from mixtransfer.backbones.fcvit import FCViT
 from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
 from mixtransfer.backbones.mixmim import MixMIMEncoder
@@ -13,6 +15,7 @@ from mixtransfer.backbones.pvt import PVT, PVTv2
 from mixtransfer.backbones.pyramid_tnt import PyramidTNT
 from mixtransfer.backbones.raft_mlp import RaftMLP
 from mixtransfer.backbones.regionvit import RegionViT
+from mixtransfer.backbones.sequencer import Sequencer2D
 from mixtransfer.backbones.sret import SReT
 from mixtransfer.backbones.swin import SwinTransformer
 from mixtransfer.backbones.swin_mlp import SwinMLP
@@ -21,10 +24,12 @@ from mixtransfer.backbones.tnt import TNT
 __all__ = [
     "CMT",
     "FAMILIES",
+    "FAN",
     "PVT",
     "TNT",
     "Backbone",
     "CaiT",
+    "FCViT",
     "HireMLP",
     "HorNet",
     "MSGTransformer",
@@ -35,6 +40,7 @@ __all__ = [
     "RaftMLP",
     "RegionViT",
     "SReT",
+    "Sequencer2D",
     "SwinMLP",
     "SwinTransformer",
     "TokenClassifier",
@@ -60,6 +66,9 @@ FAMILIES: tuple[type[Backbone], ...] = (
     SReT,
     CMT,
     PosMLP,
+    FAN,
+    FCViT,
+    Sequencer2D,
 )
 
 

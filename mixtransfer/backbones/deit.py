@@ -16,6 +16,7 @@ where ViT segmentors read them (SETR, Zheng et al., arXiv 2012.15840, reads even
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -125,21 +126,6 @@ class VisionTransformer(Backbone):
         "vit_large_384": Spec(1024, 24, 16, img_size=384),
     }
     embed_only = (r"norm\..+",)
-    formats = {
-        "official": KeyMap(),
-        "timm": KeyMap(),
-        "mmpretrain": KeyMap(
-            renames=(
-                ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
-                ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
-                ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
-                ("layers.{i}.ffn.layers.0.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
-                ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
-                ("layers.{i}.attn.{rest}", "blocks.{i}.attn.{rest}"),
-                ("ln1.{rest}", "norm.{rest}"),
-            ),
-        ),
-    }
 
     def __init__(
         self,
@@ -162,7 +148,7 @@ class VisionTransformer(Backbone):
         self.grid = (-(-height // spec.patch), -(-width // spec.patch))
         self.depth, self.embed_channels = spec.depth, spec.channels
         if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
+            out_indices = _even_blocks(spec.depth)
         self.out_indices = check_out_indices(out_indices, spec.depth, arch)
 
         self.patch_embed = PatchEmbed(in_channels, spec.channels, spec.patch)
@@ -232,3 +218,100 @@ def _init(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+def _even_blocks(depth: int) -> list[int]:
+    return [depth * i // 4 - 1 for i in range(1, 5)]
+
+
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer as Network
+
+    return Network(
+        spec.img_size,
+        spec.patch,
+        channels,
+        classes or 0,
+        "token",
+        spec.channels,
+        spec.depth,
+        spec.heads,
+        weight_init="skip",
+    )
+
+
+def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer as Network
+
+    network = Network(spec.img_size, spec.patch, spec.depth, spec.heads, spec.channels, 4 * spec.channels)
+    network.heads = nn.Sequential(OrderedDict(head=nn.Linear(spec.channels, classes))) if classes else nn.Identity()
+    network.conv_proj = nn.Conv2d(channels, spec.channels, spec.patch, spec.patch)
+    return network
+
+
+def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from mmpretrain.models import ImageClassifier
+
+    size = dict(embed_dims=spec.channels, num_layers=spec.depth, num_heads=spec.heads)
+    backbone = dict(type="VisionTransformer", arch={**size, "feedforward_channels": 4 * spec.channels})
+    backbone |= dict(img_size=spec.img_size, patch_size=spec.patch, in_channels=channels)
+    if classes is None:
+        backbone |= dict(out_type="featmap", out_indices=_even_blocks(spec.depth), final_norm=False)
+    head = dict(type="VisionTransformerClsHead", num_classes=classes, in_channels=spec.channels) if classes else None
+    return ImageClassifier(backbone, head=head)
+
+
+def _mmseg(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from mmseg.models import VisionTransformer as Network
+
+    size = dict(embed_dims=spec.channels, num_layers=spec.depth, num_heads=spec.heads, patch_bias=True)
+    read = dict(out_indices=_even_blocks(spec.depth), norm_cfg=dict(type="LN", eps=NORM_EPS))
+    return Network(spec.img_size, spec.patch, in_channels=channels, **size, **read)
+
+
+_OPENMMLAB = (
+    ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
+    ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
+    ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
+    ("layers.{i}.ffn.layers.0.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
+    ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
+)
+VisionTransformer.formats = {
+    "official": KeyMap(),
+    "timm": KeyMap(network=_timm),
+    "torchvision": KeyMap(
+        renames=(
+            ("class_token", "cls_token"),
+            ("conv_proj.{rest}", "patch_embed.proj.{rest}"),
+            ("encoder.pos_embedding", "pos_embed"),
+            ("encoder.layers.encoder_layer_{i}.ln_1.{rest}", "blocks.{i}.norm1.{rest}"),
+            ("encoder.layers.encoder_layer_{i}.ln_2.{rest}", "blocks.{i}.norm2.{rest}"),
+            ("encoder.layers.encoder_layer_{i}.self_attention.in_proj_{rest}", "blocks.{i}.attn.qkv.{rest}"),
+            ("encoder.layers.encoder_layer_{i}.self_attention.out_proj.{rest}", "blocks.{i}.attn.proj.{rest}"),
+            ("encoder.layers.encoder_layer_{i}.mlp.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
+            ("encoder.layers.encoder_layer_{i}.mlp.3.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
+            ("encoder.ln.{rest}", "norm.{rest}"),
+            ("heads.head.{rest}", "head.{rest}"),
+        ),
+        network=_torchvision,
+    ),
+    "mmpretrain": KeyMap(
+        renames=(
+            *_OPENMMLAB,
+            ("layers.{i}.attn.{rest}", "blocks.{i}.attn.{rest}"),
+            ("ln1.{rest}", "norm.{rest}"),
+            ("head.layers.head.{rest}", "head.{rest}"),
+        ),
+        network=_mmpretrain,
+    ),
+    "mmseg": KeyMap(
+        renames=(
+            *_OPENMMLAB,
+            ("layers.{i}.attn.attn.in_proj_{rest}", "blocks.{i}.attn.qkv.{rest}"),
+            ("layers.{i}.attn.attn.out_proj.{rest}", "blocks.{i}.attn.proj.{rest}"),
+            ("ln1.{rest}", "norm.{rest}"),
+        ),
+        absent=(r"(norm|head)\..+",),
+        network=_mmseg,
+    ),
+}

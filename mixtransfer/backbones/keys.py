@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["KeyMap", "Reorder"]
+__all__ = ["Fused", "KeyMap", "Reorder"]
 
 _HOLE = re.compile(r"\\\{(\w+)(?:\\\+(\d+))?\\\}")
 _FILL = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
@@ -29,6 +31,17 @@ class Reorder:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Entries that the other format splits: ``whole``, ours, holds ``parts`` one below the other.
+
+    All are templates without shifts; the parts are named as the renames leave them.
+    """
+
+    whole: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """The names of one format.
 
@@ -38,18 +51,29 @@ class KeyMap:
             masks); they are dropped, by name.
         absent: regular expressions of our entries that this format has no name for; left out when writing it.
         reorders: changes of values.
+        fused: entries that this format splits, e.g. the projection to query, key and value.
+        network: builds that library's network for ``(size, classes, channels)``: a row of ``archs``, the classes of its
+            head (0: it answers the embedding; None: dense maps, before norms that the format has no place for), and
+            the channels of the images.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     derived: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     reorders: tuple[Reorder, ...] = ()
+    fused: tuple[Fused, ...] = ()
+    network: Callable[[Any, int | None, int], nn.Module] | None = field(default=None, repr=False, compare=False)
     _tables: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the format is one of dense backbones, without a classifier's head."""
+        return _matches(self.absent, "head.weight")
 
     def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Return the entries under our names, and the keys that were dropped as derived."""
         dropped = [key for key in state if _matches(self.derived, key)]
-        ours = self._rename({k: v for k, v in state.items() if k not in set(dropped)}, source=0)
+        ours = self._join(self._rename({k: v for k, v in state.items() if k not in set(dropped)}, source=0))
         for reorder in self.reorders:
             for key in ours:
                 if re.fullmatch(reorder.key, key):
@@ -64,7 +88,24 @@ class KeyMap:
             for key in kept:
                 if re.fullmatch(reorder.key, key):
                     kept[key] = reorder.to_theirs(kept[key])
-        return self._rename(kept, source=1), left_out
+        return self._rename(self._split(kept), source=1), left_out
+
+    def _join(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for rule in self.fused:
+            pattern = _pattern(rule.parts[0])
+            for match in [m for key in state if (m := pattern.fullmatch(key))]:
+                parts = [_fill(part, match) for part in rule.parts]
+                if all(part in state for part in parts):
+                    state[_fill(rule.whole, match)] = torch.cat([state.pop(part) for part in parts])
+        return state
+
+    def _split(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for rule in self.fused:
+            pattern = _pattern(rule.whole)
+            for match in [m for key in state if (m := pattern.fullmatch(key))]:
+                chunks = state.pop(match.string).chunk(len(rule.parts))
+                state |= dict(zip((_fill(part, match) for part in rule.parts), chunks, strict=True))
+        return state
 
     def _rename(self, state: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
         if source not in self._tables:
@@ -88,6 +129,10 @@ def _pattern(template: str) -> re.Pattern:
         return f"(?P<{match[1]}>.+)" if match[1] == "rest" else rf"(?P<{match[1]}>\d+)"
 
     return re.compile(_HOLE.sub(hole, re.escape(template)))
+
+
+def _fill(template: str, match: re.Match) -> str:
+    return _FILL.sub(lambda hole: match[hole[1]], template)
 
 
 def _shifts(template: str) -> dict[str, int]:

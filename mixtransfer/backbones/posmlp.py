@@ -16,7 +16,8 @@ Kept from the published code: the offset of columns points from a token to its s
 the token; QPE scales its center's term by the spread, but not the quadratic one; stem norms with eps 1e-6.
 Different: maps are padded to whole windows, and what a token gets from padding is left out, its weights being divided
 by the mass that lies on tokens (published sizes need no padding, others are refused there); the matrices are kept in
-evaluation; tokens lie last inside a block, so that nothing is permuted between its products; no dropout (published:
+evaluation; tokens lie last inside a block, so that nothing is permuted between its products; LRPE's table is drawn with
+deviation 0.02, as the published code means to (there it starts at zero, which closes the gate); no dropout (published:
 0.023 behind each block and before the head); shifted windows, which cannot be run as published, are not offered.
 
 No dense code is published: the maps are the levels' outputs, un-normalized. No attention: token labels are pooled.
@@ -123,7 +124,8 @@ class LearnedMap(nn.Module):
 
     def __init__(self, window: int, groups: int):
         super().__init__()
-        self.window_relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, groups))
+        table = torch.empty((2 * window - 1) ** 2, groups)
+        self.window_relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
         self.token_proj_n_bias = nn.Parameter(torch.zeros(1, window * window, 1))
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
 

@@ -14,13 +14,16 @@ from torch import Tensor
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
-from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.convert import OURS, Conversion, convert
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.checkpoints.verify import (
+    TOLERANCE,
     build_without_values,
+    compare,
     differing,
+    file_names,
     fixed_images,
     nonfinite,
     run,
@@ -29,9 +32,6 @@ from mixtransfer.checkpoints.write import SUFFIXES, file_hash, json_writer, repl
 from mixtransfer.errors import UserError, unknown_name
 
 __all__ = ["ConvertOptions", "Report", "convert_file"]
-
-#: The prefix that a format's own files put before the backbone's names, beside the classifier's ``head.``.
-PREFIX = {"mmpretrain": "backbone."}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
             " --allow-nonfinite"
         )
     written = convert(account.state, arch, OURS, options.target)
-    proof = _prove(net, selected.weights, account, written.state, options, str(source)) if options.verify else {}
+    proof = _prove(net, selected.weights, account, written, options, str(source)) if options.verify else {}
     origin = {
         "file": source.name,
         "bytes": source.stat().st_size,
@@ -219,34 +219,42 @@ def _network(
 
 
 def _prove(
-    net: Backbone, weights: Mapping[str, Tensor], account: Account, written: Mapping[str, Tensor], options, name: str
+    net: Backbone, weights: Mapping[str, Tensor], account: Account, written: Conversion, options, name: str
 ) -> dict[str, str]:
     """Return what was proved, or raise a UserError that says what failed."""
-    back = convert(convert(written, net.arch, options.target).state, net.arch, OURS, account.source).state
-    wanted = {key: value for key, value in weights.items() if key in back or key not in _left_behind(account)}
-    resized = convert({key: account.state[key] for key in account.resized}, net.arch, OURS, account.source).state
-    lost = differing({key: value for key, value in wanted.items() if key not in resized}, back)
+    exempt = {*account.resized, *written.left_out}
+    kept = {key: value for key, value in account.state.items() if key not in exempt}
+    expected = convert(kept, net.arch, OURS, account.source).state
+    back = convert(convert(written.state, net.arch, options.target).state, net.arch, OURS, account.source).state
+    lost = [*differing(expected, weights), *differing(expected, back)]
     if lost:
         raise UserError(f"{name}: {len(lost)} entries do not come back as they were: {some(lost)}; this is a bug")
     size = options.img_size or getattr(net.archs[net.arch], "img_size", 224)
-    answer = run(net, account.state, fixed_images(net, (size, size), options.in_channels))
+    answer = run(net, account.state, fixed_images((size, size), options.in_channels))
     what = "maps" if not net.with_embedding else "logits" if HEAD[0] in account.state else "embedding"
     if not all(x.isfinite().all() for x in answer) and not options.allow_nonfinite:
         raise UserError(f"{name}: {net.arch} answers with NaN or infinite {what}; these weights do not work")
+    compared = {}
+    for library in {account.source, options.target} - {OURS, "official"}:
+        if net.formats[library].network is None:
+            continue
+        difference, on = compare(net, account.state, library, options.network(), (size, size))
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{name}: {library}'s {net.arch} answers otherwise: {on} differ by {difference:.1e} of their standard"
+                f" deviation, {TOLERANCE:.0e} is allowed; this is a bug, nothing was written"
+            )
+        compared[f"against {library}"] = f"{on} differ by {difference:.1e} of their standard deviation"
     return {
+        **compared,
         "loads": "strictly, every entry",
         "answers": f"finite {what} on a fixed {size}x{size} image",
-        "goes back": f"{len(wanted) - len(resized)} entries with the same bytes under {account.source} names",
+        "goes back": f"{len(expected)} entries with the same bytes under {account.source} names",
     }
 
 
-def _left_behind(account: Account) -> set[str]:
-    return {key for keys in account.dropped.values() for key in keys}
-
-
 def _write(report: Report, state: Mapping[str, Tensor], target: Path, options: ConvertOptions) -> None:
-    prefix = PREFIX.get(options.target, "")
-    state = {key if key.startswith("head.") else prefix + key: value for key, value in state.items()}
+    state = file_names(state, options.target)
     container = options.container
     if container is None:
         container = "model" if options.target == "official" else "state_dict"

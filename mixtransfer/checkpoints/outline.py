@@ -102,6 +102,7 @@ class Foreign:
     path = ""
 
     def __new__(cls, *args: Any) -> Foreign:
+        """Keep the arguments; a pickle may make an object without calling ``__init__``."""
         made = super().__new__(cls)
         made.args, made.state, made.items = args, None, []
         return made

@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     add_arguments(options)
-    options.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
+    options.add_argument(
+        "--trust", action="store_true", help="let checkpoints run code (only if you know their author)"
+    )
     options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
     options.add_argument("--out", metavar="FILE", help="where the metrics go (WORK_DIR/metrics.json)")
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")

@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     add_arguments(options)
-    options.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
+    options.add_argument(
+        "--trust", action="store_true", help="let checkpoints run code (only if you know their author)"
+    )
     options.add_argument(
         "--resume",
         nargs="?",
@@ -71,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         if content["meta"]["seed"] != args.seed:
             raise UserError(f"{path} was trained with --seed {content['meta']['seed']}; resume it with the same")
         cfg.load_from, cfg.resume = str(path), True
+        if "backbone" in cfg.model:
+            # The checkpoint brings all weights; those that training started from may be gone.
+            cfg.model.backbone.init_cfg = None
     else:
         require_pretrained(cfg.model)
 

@@ -142,7 +142,9 @@ class LossGuardHook(hooks.Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Look at every value that the model logs."""
-        values = {key: float(torch.as_tensor(value).detach()) for key, value in (outputs or {}).items() if "loss" in key}
+        values = {
+            key: float(torch.as_tensor(value).detach()) for key, value in (outputs or {}).items() if "loss" in key
+        }
         bad = [key for key, value in values.items() if not np.isfinite(value)]
         if bad:
             # The sum comes first in the log; a term says more.

@@ -1,0 +1,502 @@
+"""FAN: a transformer whose MLP reweights its channels by attention among them, on patches or on a ConvNeXt stem.
+
+Papers: Zhou et al., "Understanding The Robustness in Vision Transformers", ICML 2022, arXiv 2204.12451; Zhao et al.,
+"Fully Attentional Networks with Self-emerging Token Labeling" (STL), ICCV 2023, arXiv 2401.03844, trains the
+``_token`` networks. Code: NVlabs/FAN and NVlabs/STL, both under the NVIDIA Source Code License-NC (no commercial use);
+nothing here is taken from them. No library of ours ships FAN.
+
+Shapes: B batch, N = h·w tokens at stride 16, D channels, H heads of c = D / H channels, K label channels.
+
+Kept from the published code: stochastic depth at one rate in all blocks; LayerNorm eps 1e-6, but 1e-5 in the channel
+processing; no activation between the two layers of its MLP but a depthwise branch; the norms of the ConvNeXt stem,
+its first aside, divide by the unbiased deviation; hybrids floor sides, plain networks do not; class attention doubles
+the patch tokens. Position codes of the dense networks give each channel a frequency of its own, those of the
+classifiers a pair of channels; ``paired_frequencies`` carries the latter over.
+Dense maps: hybrids give both stages of the stem, the tokens behind one block, and those behind class attention, at
+stride 32 through a new convolution (detectors) or at 16 (``_seg``); the ``_token`` detectors norm each map; plain
+networks give the tokens behind blocks 5, 8 and 12 and behind class attention.
+Different: a side shorter than a stride is padded to it with zeros. STL's classifier of single tokens, ``aux_head``, is
+dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
+from mixtransfer.registry import MODELS
+
+__all__ = ["FAN"]
+
+NORM_EPS = 1e-6
+STEM_CHANNELS = (128, 256)
+COARSE_CHANNELS = 768
+FREQUENCIES, TEMPERATURE = 32, 10000
+OUTPUTS = 4
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size.
+
+    Attributes:
+        channels: D.
+        depth: blocks before the two of class attention.
+        heads: H.
+        taps: blocks, from 0, whose tokens are outputs.
+        stem: ConvNeXt blocks of the stages at strides 4 and 8; None for plain convolutions.
+        coarse: whether the last map is brought to stride 32.
+        out_norms: whether each map has a norm.
+    """
+
+    channels: int
+    depth: int
+    heads: int
+    taps: tuple[int, ...] = (4, 7, 11)
+    stem: tuple[int, int] | None = None
+    coarse: bool = False
+    out_norms: bool = False
+
+
+class UnbiasedNorm(nn.LayerNorm):
+    """LayerNorm over channels that divides by the unbiased deviation."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return normalized tokens (…, C)."""
+        # The variance is C / (C − 1) times the biased one; both sides of the fraction are scaled to the fused kernel's.
+        ratio = 1 - 1 / x.size(-1)
+        return F.layer_norm(x, self.normalized_shape, ratio**0.5 * self.weight, self.bias, ratio * self.eps)
+
+
+class StemBlock(nn.Module):
+    """ConvNeXt: x + γ MLP(norm(depthwise 7 × 7 x)) on maps (B, H, W, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_dw = Conv(channels, channels, 7, padding=3, groups=channels)
+        self.norm = UnbiasedNorm(channels)
+        self.mlp = nn.ModuleDict({"fc1": Pointwise(channels, 4 * channels), "fc2": Pointwise(4 * channels, channels)})
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        hidden = F.gelu(self.mlp["fc1"](self.norm(self.conv_dw(x))))
+        return x + self.gamma * self.mlp["fc2"](hidden)
+
+
+class StemStage(nn.Module):
+    """ConvNeXt blocks behind a norm and 2 × 2 patches, the latter not in the first stage."""
+
+    def __init__(self, before: int | None, channels: int, depth: int):
+        super().__init__()
+        self.downsample = nn.Identity()
+        if before is not None:
+            self.downsample = nn.Sequential(UnbiasedNorm(before), Patches(before, channels, 2))
+        self.blocks = nn.Sequential(*(StemBlock(channels) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map of the stage."""
+        return self.blocks(self.downsample(x))
+
+
+class ConvNeXtStem(nn.Module):
+    """4 × 4 patches, then two stages at strides 4 and 8."""
+
+    def __init__(self, in_channels: int, depths: tuple[int, int]):
+        super().__init__()
+        first, second = STEM_CHANNELS
+        self.stem = nn.Sequential(Patches(in_channels, first, 4), nn.LayerNorm(first, eps=NORM_EPS))
+        self.stages = nn.ModuleList([StemStage(None, first, depths[0]), StemStage(first, second, depths[1])])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+class HybridEmbed(nn.Module):
+    """A ConvNeXt stem and 2 × 2 patches of its last map."""
+
+    def __init__(self, in_channels: int, channels: int, depths: tuple[int, int]):
+        super().__init__()
+        self.backbone = ConvNeXtStem(in_channels, depths)
+        self.proj = Patches(STEM_CHANNELS[-1], channels, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens (B, h, w, D) and the maps (B, H, W, C) of the two stages."""
+        fine = self.backbone.stages[0](self.backbone.stem(images.permute(0, 2, 3, 1)))
+        middle = self.backbone.stages[1](fine)
+        return self.proj(middle), [fine, middle]
+
+
+class ConvEmbed(nn.Module):
+    """Four strided 3 × 3 convolutions with BatchNorm, GELU between them."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        widths = [in_channels, channels // 8, channels // 4, channels // 2, channels]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            conv = nn.Conv2d(before, after, 3, 2, padding=1, bias=False)
+            layers += [nn.Sequential(conv, nn.BatchNorm2d(after)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens (B, h, w, D) and no further maps."""
+        return self.proj(images).permute(0, 2, 3, 1), []
+
+
+def fourier_code(count: int, paired: bool, device: torch.device) -> Tensor:
+    """Return sines and cosines of the positions 1 … ``count`` of an axis, as a share of it, (count, 32) float32."""
+    channel = torch.arange(FREQUENCIES, device=device)
+    exponent = (channel - channel % 2 if paired else channel) / FREQUENCIES
+    position = torch.arange(1, count + 1, device=device) / (count + 1e-6) * (2 * torch.pi)
+    angle = position[:, None] / TEMPERATURE**exponent
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+
+
+class PositionCode(nn.Module):
+    """A linear map of the Fourier codes of a token's row and column (El-Nouby et al., XCiT, arXiv 2106.09681)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.token_projection = Pointwise(2 * FREQUENCIES, channels)
+
+    def forward(self, size: tuple[int, int], paired: bool) -> Tensor:
+        """Return the codes of a grid (h, w, D)."""
+        weight = self.token_projection.weight.flatten(1)
+        # Rows and columns are projected apart and broadcast: h + w products instead of h · w.
+        rows, columns = (
+            F.linear(fourier_code(count, paired, weight.device).to(weight.dtype), part)
+            for count, part in zip(size, weight.split(FREQUENCIES, dim=1), strict=True)
+        )
+        return rows[:, None] + columns + self.token_projection.bias
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, N, D) and the labels each of them attended to (B, N, K)."""
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out, attended = attend(q, k, v, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class DepthwiseBranch(nn.Module):
+    """Depthwise 3 × 3, GELU, BatchNorm, depthwise 3 × 3 over the token grid, (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        for conv in (self.conv1, self.conv2):
+            nn.init.normal_(conv.weight, std=(2 / 9) ** 0.5)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the filtered tokens."""
+        x = x.unflatten(1, size).permute(0, 3, 1, 2)
+        return self.conv2(self.bn(F.gelu(self.conv1(x)))).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class ConvMlp(nn.Module):
+    """fc2(h + γ depthwise(h)) with h = fc1(x)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = DepthwiseBranch(hidden)
+        self.gamma = nn.Parameter(torch.ones(hidden))
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return new tokens (B, N, D)."""
+        x = self.fc1(x)
+        return self.fc2(x + self.gamma * self.dwconv(x, size))
+
+
+class ChannelProcessing(nn.Module):
+    """An MLP whose channels are weighted by how their tokens agree with those of their head.
+
+    Queries and keys are softmaxes over the tokens; a channel's weight is the sigmoid of the product of its query with
+    the mean key of its head, times a learned temperature (section 3.3 of the first paper).
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.mlp_v = ConvMlp(channels, 4 * channels)
+        self.norm_v = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return new tokens (B, N, D)."""
+        q = self.q(x).softmax(dim=1).unflatten(2, (self.heads, -1))
+        k = x.softmax(dim=1).unflatten(2, (self.heads, -1)).mean(dim=3, keepdim=True)
+        gate = (q * k).sum(dim=1, keepdim=True).sigmoid() * self.temperature[:, 0]
+        return self.norm_v(self.mlp_v(x, size)) * gate.flatten(2)
+
+
+class Block(nn.Module):
+    """x + γ₁ attention(LN x), then x + γ₂ channel processing(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, heads: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.attn = Attention(channels, heads)
+        self.gamma1 = nn.Parameter(torch.ones(channels))
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp = ChannelProcessing(channels, heads)
+        self.gamma2 = nn.Parameter(torch.ones(channels))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, N, D) and their labels (B, N, K) or None."""
+        drops = self.training and self.drop_path > 0
+        if labels is None:
+            x = add_branch(x, lambda y: self.gamma1 * self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+        else:
+            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
+            branch, attended = self.attn(self.norm1(x), labels)
+            branch = self.gamma1 * branch
+            x = x + (branch * keep_mask(len(x), self.drop_path, x) if drops else branch)
+            labels = mix_labels(labels, attended)
+        # Computed for all samples, dropped or not: BatchNorm's statistics are those of the whole batch.
+        branch = self.gamma2 * self.mlp(self.norm2(x), size)
+        return x + (branch * keep_mask(len(x), self.drop_path, x) if drops else branch), labels
+
+
+class ClassAttention(nn.Module):
+    """Attention of the class token to itself and all patches."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the new class token (B, 1, D) of tokens (B, 1+N, D), and the label it attended to (B, 1, K)."""
+        q, k, v = (
+            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        )
+        out, attended = attend(q, k, v, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+
+class ClassBlock(nn.Module):
+    """u = t + γ₁ [class attention(LN t), LN of the patches], then LN u + [γ₂ MLP(LN u) of the class token, LN u].
+
+    Patches never read the class token, so each side is computed only where it is asked for.
+    """
+
+    def __init__(self, channels: int, heads: int, with_class_token: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.gamma1 = nn.Parameter(torch.ones(channels))
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        if with_class_token:
+            self.attn = ClassAttention(channels, heads)
+            self.mlp = Mlp(channels, 4 * channels)
+            self.gamma2 = nn.Parameter(torch.ones(channels))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Return the new patch tokens (B, N, D)."""
+        return 2 * self.norm2(x + self.gamma1 * self.norm1(x))
+
+    def class_token(self, token: Tensor, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the new class token (B, 1, D), given the patches before this block, and the label it attended to."""
+        attention, attended = self.attn(self.norm1(torch.cat([token, x], dim=1)), labels)
+        token = self.norm2(token + self.gamma1 * attention)
+        return token + self.gamma2 * self.mlp(token), attended
+
+
+_PLAIN = {
+    "fan_vit_tiny": Spec(192, 12, 4),
+    "fan_vit_small": Spec(384, 12, 8),
+    "fan_vit_base": Spec(448, 18, 8),
+    "fan_vit_large": Spec(480, 24, 10),
+}
+_HYBRID = {
+    "fan_hybrid_tiny": Spec(192, 8, 8, (7,), stem=(3, 3), coarse=True),
+    "fan_hybrid_small": Spec(384, 10, 8, (9,), stem=(3, 3), coarse=True),
+    "fan_hybrid_base": Spec(448, 16, 8, (15,), stem=(3, 3), coarse=True),
+    "fan_hybrid_large": Spec(480, 22, 10, (18,), stem=(3, 5), coarse=True),
+}
+
+
+@MODELS.register_module()
+class FAN(Backbone):
+    """Fully attentional network with four outputs, see the module's docstring for where they lie.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: as in all families; no table of this one depends on it.
+        out_indices: outputs (0 to 3) that are returned.
+        paired_frequencies: give dense maps the position code that the classifier is trained with.
+        drop_path_rate: stochastic depth of every block.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding with its stem, n also the first n blocks.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the class token, its layers and the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "fan"
+    label_rule = "attention"
+    # Table 1 of the first paper and the repositories' model functions.
+    archs: ClassVar = {
+        **_PLAIN,
+        **{f"{name}_seg": spec for name, spec in _PLAIN.items()},
+        **_HYBRID,
+        **{f"{name}_seg": replace(spec, coarse=False) for name, spec in _HYBRID.items()},
+        **{f"{name}_token": replace(spec, out_norms=True) for name, spec in _HYBRID.items()},
+    }
+    dense_only = (r"learnable_downsample\..+", r"out_norm\d\..+")
+    embed_only = (r"norm\..+", "cls_token", r"cls_attn_blocks\.\d\.((attn|mlp)\..+|gamma2)")
+    formats: ClassVar = {"official": KeyMap(derived=(r"aux_head\..+",))}
+
+    def __init__(
+        self,
+        arch: str = "fan_hybrid_tiny",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        paired_frequencies: bool = False,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        self.depth, self.embed_channels, self.taps = spec.depth, spec.channels, spec.taps
+        self.out_indices = check_out_indices(out_indices, OUTPUTS, arch)
+        self.paired_frequencies = paired_frequencies
+        channels, strides = [spec.channels] * OUTPUTS, [16] * OUTPUTS
+        if spec.stem is not None:
+            channels[:2], strides[:2] = STEM_CHANNELS, (4, 8)
+        if spec.coarse:
+            channels[3], strides[3] = COARSE_CHANNELS, 32
+
+        if spec.stem is None:
+            self.patch_embed = ConvEmbed(in_channels, spec.channels)
+        else:
+            self.patch_embed = HybridEmbed(in_channels, spec.channels, spec.stem)
+        self.pos_embed = PositionCode(spec.channels)
+        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, drop_path_rate) for _ in range(spec.depth))
+        self.cls_attn_blocks = nn.ModuleList(ClassBlock(spec.channels, spec.heads, with_embedding) for _ in range(2))
+        if with_embedding:
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
+            self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.learnable_downsample = None
+        if spec.coarse and 3 in self.out_indices:
+            self.learnable_downsample = Conv(spec.channels, COARSE_CHANNELS, 3, 2, padding=1)
+        if spec.out_norms:
+            for index in self.out_indices:
+                self.add_module(f"out_norm{index}", nn.LayerNorm(channels[index]))
+        self.apply(_init)
+        self.finish(
+            [channels[i] for i in self.out_indices],
+            [strides[i] for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def tokens(self, images: Tensor, labels: Tensor | None, paired: bool):
+        """Return tokens (B, N, D) with positions, labels (B, N, K) or None, grid, and the maps of the stem."""
+        x, maps = self.patch_embed(images)
+        size = (x.size(1), x.size(2))
+        rows = None if labels is None else labels_to_tokens(labels, size)
+        return (x + self.pos_embed(size, paired)).flatten(1, 2), rows, size, maps
+
+    def dense(self, images, labels):  # noqa: D102
+        x, rows, size, stem = self.tokens(images, labels, self.paired_frequencies)
+        outputs = [(m, None if labels is None else pool_labels(labels.detach(), tuple(m.shape[1:3]))) for m in stem]
+        count = max(self.out_indices, default=-1) + 1
+        for index, block in enumerate(self.blocks):
+            if len(outputs) >= count:
+                break
+            x, rows = self.checkpointed(block, x, size, rows)
+            if index in self.taps:
+                outputs.append(_as_map(x, rows, size))
+        if len(outputs) < count:
+            for block in self.cls_attn_blocks:
+                x = block.patches(x)
+            last, label = _as_map(x, rows, size)
+            if self.learnable_downsample is not None:
+                last = self.learnable_downsample(last)
+                label = None if label is None else F.avg_pool2d(label, 3, 2, padding=1, count_include_pad=False)
+            outputs.append((last, label))
+        maps = [getattr(self, f"out_norm{i}", nn.Identity())(outputs[i][0]) for i in self.out_indices]
+        return tuple(m.permute(0, 3, 1, 2) for m in maps), tuple(outputs[i][1] for i in self.out_indices)
+
+    def embedding(self, images, labels):  # noqa: D102
+        x, rows, size, _ = self.tokens(images, labels, paired=True)
+        for block in self.blocks:
+            x, rows = self.checkpointed(block, x, size, rows)
+        token = self.cls_token.expand(len(x), -1, -1)
+        label = None if labels is None else image_label(labels).unsqueeze(1)
+        for number, block in enumerate(self.cls_attn_blocks):
+            seen = None if label is None else torch.cat([label, rows], dim=1)
+            token, attended = block.class_token(token, x, seen)
+            label = None if label is None else mix_labels(label, attended)
+            if number < len(self.cls_attn_blocks) - 1:
+                x = block.patches(x)
+        return self.norm(token[:, 0]), None if label is None else label[:, 0]
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("patch_embed.", "pos_embed.")) else self.depth + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        gammas = ("gamma", "gamma1", "gamma2", "cls_token")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in gammas}
+
+
+def _as_map(x: Tensor, rows: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Return tokens (B, N, D) as a map (B, h, w, D), and label rows as one (B, K, h, w)."""
+    return x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,275 @@
+"""FCViT: convolutions of 11 × 11 pixels around a weighted global context, four stages, no attention.
+
+Paper: Ma et al., "A Close Look at Spatial Modeling: From Attention to Convolution", arXiv 2212.12552. Code:
+ma-xu/FCViT (Apache-2.0), on PoolFormer's skeleton. No installed library ships the network.
+
+Shapes: B batch, C channels in h = 8 heads of d channels, H × W a stage's map, n = H·W.
+
+Kept from the published code: norms are over a whole image (GroupNorm of one group), so that padding an image changes
+all of its features; similarities to the mean token are standardized over heads and positions together, with the
+unbiased deviation; the global context is the larger of two linear maps before the last; dense maps have a norm each.
+Different: context is added by one batched product instead of an outer product and a sum; similarities and their
+statistics are in float32 also under autocast. The parameters are those that the published code builds, 4 to 5 % more
+than its README counts. Switches that no published size turns on (spatial and channel attention) are not offered.
+
+No attention: token labels are pooled to each output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.registry import MODELS
+
+__all__ = ["FCViT"]
+
+HEADS = 8
+KERNEL = 11
+REDUCTION = 8
+LEAST_HIDDEN = 16
+STD_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size: blocks, channels and expansion of each stage; the first value of the layer scales."""
+
+    depths: tuple[int, ...]
+    channels: tuple[int, ...]
+    ratios: tuple[int, ...] = (8, 8, 4, 4)
+    layer_scale: float = 1e-5
+
+
+class GlobalContext(nn.Module):
+    """Add a vector that is computed from the mean token, weighted at each position by the similarity to that token."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.rescale_weight = nn.Parameter(torch.ones(HEADS))
+        self.rescale_bias = nn.Parameter(torch.zeros(HEADS))
+        self.fc1 = nn.Linear(channels, 2 * channels // REDUCTION)
+        self.fc2 = nn.Linear(channels // REDUCTION, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus its context, (B, C, H, W)."""
+        tokens = x.reshape(len(x) * HEADS, x.size(1) // HEADS, -1)  # (B·h, d, n)
+        mean = tokens.mean(dim=2)
+        context = self.fc2(self.fc1(mean.view(len(x), -1)).unflatten(1, (2, -1)).amax(dim=1))
+        weights = self.similarity(tokens, mean).to(tokens.dtype)
+        return torch.baddbmm(tokens, context.view(len(tokens), -1, 1).to(tokens.dtype), weights).view(x.shape)
+
+    def similarity(self, tokens: Tensor, mean: Tensor) -> Tensor:
+        """Return the standardized, rescaled similarity of tokens (B·h, d, n) to their mean, (B·h, 1, n)."""
+        # The deviation is small beside the mean that is subtracted.
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            scale = tokens.size(1) ** -0.5
+            similarity = torch.bmm(mean.to(dtype).unsqueeze(1) * scale, tokens.to(dtype)).view(
+                -1, HEADS, tokens.size(2)
+            )
+            std, center = torch.std_mean(similarity, dim=(1, 2), keepdim=True)
+            slope = self.rescale_weight.unsqueeze(1) / (std + STD_EPS)
+            rescaled = similarity * slope + (self.rescale_bias.unsqueeze(1) - center * slope)
+        return rescaled.view(len(tokens), 1, -1)
+
+
+class TokenMixer(nn.Module):
+    """Twice: global context, large depthwise convolution, bottleneck of 1 × 1 convolutions, GELU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // REDUCTION, LEAST_HIDDEN)
+
+        def bottleneck() -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU(), nn.Conv2d(hidden, channels, 1))
+
+        self.gc1, self.gc2 = GlobalContext(channels), GlobalContext(channels)
+        self.dw1, self.dw2 = (
+            nn.Conv2d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels) for _ in range(2)
+        )
+        self.fc1, self.fc2 = bottleneck(), bottleneck()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed map (B, C, H, W)."""
+        x = F.gelu(self.fc1(self.dw1(self.gc1(x))))
+        return F.gelu(self.fc2(self.dw2(self.gc2(x))))
+
+
+class ChannelMixer(nn.Module):
+    """1 × 1 convolution, depthwise 3 × 3, GELU, 1 × 1 convolution."""
+
+    def __init__(self, channels: int, ratio: int):
+        super().__init__()
+        hidden = ratio * channels
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed map (B, C, H, W)."""
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """x + s₁ · token mixer(GN x), then x + s₂ · channel mixer(GN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, ratio: int, layer_scale: float, drop_path: float):
+        super().__init__()
+        self.layer_scale_1 = nn.Parameter(torch.full((channels,), layer_scale))
+        self.layer_scale_2 = nn.Parameter(torch.full((channels,), layer_scale))
+        self.norm1, self.norm2 = nn.GroupNorm(1, channels), nn.GroupNorm(1, channels)
+        self.token_mixer = TokenMixer(channels)
+        self.channel_mixer = ChannelMixer(channels, ratio)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape (B, C, H, W)."""
+        x = add_branch(x, self.mix_tokens, self.drop_path, self.training)
+        return add_branch(x, self.mix_channels, self.drop_path, self.training)
+
+    def mix_tokens(self, x: Tensor) -> Tensor:
+        return self.layer_scale_1.view(-1, 1, 1) * self.token_mixer(self.norm1(x))
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        return self.layer_scale_2.view(-1, 1, 1) * self.channel_mixer(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping strided convolution and BatchNorm; sides are rounded up."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller map."""
+        return self.norm(self.proj(x))
+
+
+@MODELS.register_module()
+class FCViT(Backbone):
+    """FCViT with outputs at strides 4, 8, 16 and 32, each with a norm of its own.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "fcvit"
+    label_rule = "pooling"
+    # Table 1 of the paper; parameters of the classifiers 4.8, 14.7, 27.0 and 51.5 million.
+    archs = {
+        "fcvit_tiny": Spec((3, 3, 5, 2), (32, 64, 160, 320)),
+        "fcvit_b12": Spec((2, 2, 6, 2), (64, 128, 320, 512)),
+        "fcvit_b24": Spec((4, 4, 12, 4), (64, 128, 320, 512)),
+        "fcvit_b48": Spec((8, 8, 24, 8), (64, 128, 320, 512)),
+    }
+    # Numbered by the position in `network`, as published.
+    dense_only = (r"norm[0246]\..+",)
+    embed_only = (r"norm\..+",)
+
+    def __init__(
+        self,
+        arch: str = "fcvit_b12",
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
+        self.embed_channels = spec.channels[-1]
+
+        self.patch_embed = PatchEmbed(in_channels, spec.channels[0], 7, 4)
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.network = nn.ModuleList()
+        for stage, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
+            if stage:
+                self.network.append(PatchEmbed(spec.channels[stage - 1], channels, 3, 2))
+            size = (channels, spec.ratios[stage], spec.layer_scale)
+            self.network.append(nn.Sequential(*(Block(*size, next(rates)) for _ in range(depth))))
+        for index in self.out_indices:
+            self.add_module(f"norm{2 * index}", nn.GroupNorm(1, spec.channels[index]))
+        if with_embedding:
+            self.norm = nn.GroupNorm(1, spec.channels[-1])
+        self.apply(_init)
+        self.finish(
+            [spec.channels[i] for i in self.out_indices],
+            [4 * 2**i for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def stages(self, images: Tensor, count: int):
+        """Yield the map (B, C_i, H_i, W_i) of each of the first ``count`` stages."""
+        x = self.patch_embed(images)
+        for position, part in enumerate(self.network[: max(2 * count - 1, 0)]):
+            if position % 2:
+                x = part(x)
+                continue
+            for block in part:
+                x = self.checkpointed(block, x)
+            yield x
+
+    def dense(self, images, labels):  # noqa: D102
+        stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
+        maps = tuple(getattr(self, f"norm{2 * i}")(x) for i, x in stages if i in self.out_indices)
+        return maps, None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, x = self.stages(images, len(self.depths))
+        label = None if labels is None else image_label(pool_labels(labels, x.shape[2:]))
+        return self.norm(x).mean(dim=(2, 3)), label
+
+    def stage_modules(self):  # noqa: D102
+        parts = [[self.patch_embed]]
+        for stage in range(len(self.depths)):
+            # A stage starts with the convolution that makes its map.
+            modules = list(self.network[max(2 * stage - 1, 0) : 2 * stage + 1])
+            parts.append(modules + ([getattr(self, f"norm{2 * stage}")] if stage in self.out_indices else []))
+        return parts
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] != "network":
+            return 0 if parts[0] == "patch_embed" else self.depth + 1
+        stage, opens = (int(parts[1]) + 1) // 2, int(parts[1]) % 2
+        return sum(self.depths[:stage]) + (0 if opens else int(parts[2])) + 1
+
+    def no_weight_decay(self):  # noqa: D102
+        ends = ("layer_scale_1", "layer_scale_2", "rescale_weight", "rescale_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(ends)}
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=math.sqrt(2 * module.groups / module.weight[:, 0].numel()))
+        nn.init.zeros_(module.bias)

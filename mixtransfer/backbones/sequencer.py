@@ -1,0 +1,234 @@
+"""Sequencer2D: a vision network whose token mixer is a pair of bidirectional LSTMs along columns and rows.
+
+Paper: Tatsunami and Taki, "Sequencer: Deep LSTM for Image Classification", NeurIPS 2022, arXiv 2205.01972. Code:
+okojoalg/sequencer (Apache-2.0). timm computes the same numbers; this one copies each map once a direction instead of
+twice and leaves out the branches that stochastic depth drops.
+
+Shapes: B batch, (H, W) the map of a stage, C its channels, h hidden channels of an LSTM. Maps are (B, H, W, C) inside.
+
+Kept from the published code: strides 7, 14, 14 and 14; sides are floored, what the strides do not reach at the right
+and bottom is not seen; the 1 × 1 convolutions between stages of one stride; the classifier normalizes, then averages.
+Different: a side shorter than a stride is padded to it with zeros. No dense code is published: the maps are those
+behind the last block of each stage, without norms.
+Token labels are pooled to each output grid: no attention moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import ClassVar
+
+import torch
+from timm.layers import Mlp, lecun_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.channels_last import Patches
+from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.registry import MODELS
+
+__all__ = ["Sequencer2D"]
+
+NORM_EPS = 1e-6
+PATCHES = (7, 2, 1, 1)
+STRIDES = tuple(accumulate(PATCHES, mul))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size; an LSTM has a quarter of a stage's channels."""
+
+    depths: tuple[int, int, int, int]
+    channels: tuple[int, int, int, int] = (192, 384, 384, 384)
+
+
+class BiLSTM2D(nn.Module):
+    """A bidirectional LSTM along each column and one along each row, concatenated and mixed (section 3.2)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.rnn_v = nn.LSTM(channels, channels // 4, bidirectional=True)
+        self.rnn_h = nn.LSTM(channels, channels // 4, bidirectional=True)
+        self.fc = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return new tokens (B, H, W, C)."""
+        batch, height, width, _ = x.shape
+        # The step of an LSTM is the first axis, all other tokens are its batch.
+        columns, _ = self.rnn_v(x.permute(1, 0, 2, 3).flatten(1, 2))
+        rows, _ = self.rnn_h(x.permute(2, 0, 1, 3).flatten(1, 2))
+        columns = columns.unflatten(1, (batch, width)).permute(1, 0, 2, 3)
+        rows = rows.unflatten(1, (batch, height)).permute(1, 2, 0, 3)
+        return self.fc(torch.cat([columns, rows], dim=-1))
+
+
+class Block(nn.Module):
+    """x + BiLSTM2D(LN x), then x + MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.rnn_tokens = BiLSTM2D(channels)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp_channels = Mlp(channels, 3 * channels)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, H, W, C)."""
+        x = add_branch(x, lambda y: self.rnn_tokens(self.norm1(y)), self.drop_path, self.training)
+        return add_branch(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
+
+
+class Downsample(nn.Module):
+    """Patches of the last map of a stage for the next one; the published network keeps it with the former."""
+
+    def __init__(self, channels: int, out_channels: int, patch: int):
+        super().__init__()
+        self.down = Patches(channels, out_channels, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, ⌊H / p⌋, ⌊W / p⌋, D)."""
+        return self.down(x)
+
+
+class TimmKeys(KeyMap):
+    """timm keeps the downsampling with the stage behind it, under a name that does not tell the depth of the former."""
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the entries under our names, and none dropped."""
+        ours, dropped = super().to_ours(state)
+        blocks = {tuple(map(int, key.split(".")[1:3])) for key in ours if key.startswith("blocks.")}
+        for key in [key for key in ours if key.startswith("downsample.")]:
+            _, stage, name = key.split(".", 2)
+            depth = sum(1 for i, _ in blocks if i == int(stage))
+            ours[f"blocks.{stage}.{depth}.{name}"] = ours.pop(key)
+        return ours, dropped
+
+
+@MODELS.register_module()
+class Sequencer2D(Backbone):
+    """Sequencer2D with outputs at strides 7, 14, 14 and 14 (floored), without norms.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: as in all families; no table of this one depends on it.
+        out_indices: stages (0 to 3) whose maps are returned.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "sequencer2d"
+    label_rule = "pooling"
+    # Table 5 of the paper and the repository's model functions; the networks at 392 pixels have the same layers.
+    archs: ClassVar = {
+        f"sequencer2d_{size}{image}": Spec(depths)
+        for size, depths in {"s": (4, 3, 8, 3), "m": (4, 3, 14, 3), "l": (8, 8, 16, 4)}.items()
+        for image in ("", "_392")
+    }
+    embed_only = (r"norm\..+",)
+    formats: ClassVar = {
+        "official": KeyMap(),
+        "timm": TimmKeys(
+            renames=(
+                ("stages.{i+1}.downsample.down.{rest}", "downsample.{i}.down.{rest}"),
+                ("stages.{i+1}.downsample.down.{rest}", "blocks.{i}.{j}.down.{rest}"),
+                ("stages.{i}.blocks.{j}.{rest}", "blocks.{i}.{j}.{rest}"),
+                ("head.fc.{rest}", "head.{rest}"),
+            )
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str = "sequencer2d_s",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.embed_channels = spec.channels[-1]
+        self.out_indices = check_out_indices(out_indices, len(STRIDES), arch)
+
+        self.stem = nn.ModuleDict({"proj": Patches(in_channels, spec.channels[0], PATCHES[0])})
+        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        self.blocks = nn.ModuleList()
+        for i, (depth, channels) in enumerate(zip(spec.depths, spec.channels, strict=True)):
+            stage: list[nn.Module] = [Block(channels, next(rates)) for _ in range(depth)]
+            if i < len(STRIDES) - 1:
+                stage.append(Downsample(channels, spec.channels[i + 1], PATCHES[i + 1]))
+            self.blocks.append(nn.ModuleList(stage))
+        if with_embedding:
+            self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels[i] for i in self.out_indices],
+            [STRIDES[i] for i in self.out_indices],
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def stages(self, images: Tensor, count: int):
+        """Yield the map (B, H, W, C) after the blocks of each of the first ``count`` stages."""
+        x = self.stem["proj"](images.permute(0, 2, 3, 1))
+        for index in range(count):
+            layers, depth = self.blocks[index], self.depths[index]
+            for block in layers[:depth]:
+                x = self.checkpointed(block, x)
+            yield x
+            if index < count - 1:
+                x = layers[depth](x)
+
+    def dense(self, images, labels):  # noqa: D102
+        count = max(self.out_indices, default=-1) + 1
+        maps = tuple(
+            x.permute(0, 3, 1, 2) for index, x in enumerate(self.stages(images, count)) if index in self.out_indices
+        )
+        if labels is None:
+            return maps, None
+        return maps, tuple(pool_labels(labels.detach(), tuple(m.shape[2:])) for m in maps)
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, x = self.stages(images, len(STRIDES))
+        return self.norm(x).mean(dim=(1, 2)), None if labels is None else image_label(labels)
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.stem], *([stage] for stage in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] != "blocks":
+            return 0 if parts[0] == "stem" else self.depth + 1
+        stage = int(parts[1])
+        # A downsampling counts with the last block before it.
+        return sum(self.depths[:stage]) + min(int(parts[2]), self.depths[stage] - 1) + 1
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Patches):
+        lecun_normal_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Mlp):
+        for layer in (module.fc1, module.fc2):
+            nn.init.normal_(layer.bias, std=1e-6)

@@ -1,0 +1,143 @@
+"""``tools/benchmark.py``: compare speed side by side, and count parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixtransfer.errors import UserError
+
+#: Cases of ``benchmark speed``: functions of mixtransfer.evaluation.contests.
+CASES = {
+    "swin": "our Swin-T against mmseg's, mmdet's and timm's, evaluation and training",
+    "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
+    "optimizer": "merged groups with fused AdamW against mmengine's group for each parameter",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``benchmark speed`` and ``benchmark complexity``."""
+    main = argparse.ArgumentParser(prog="mixtransfer benchmark", description="Measure speed and complexity.")
+    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity}")
+    speed = commands.add_parser(
+        "speed",
+        help="compare speed with other implementations",
+        description="Run ours and others' in turns, after checking that they compute the same, and print a table of "
+        "median times and of the ratios ours/theirs with their quartiles.\n\ncases:\n"
+        + "\n".join(f"  {name:<10} {text}" for name, text in CASES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    speed.add_argument(
+        "--case", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="what to run (default: all)"
+    )
+    speed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    speed.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (default: torch's choice)")
+    speed.add_argument("--rounds", type=_positive, default=15, metavar="N", help="timings of each (default 15)")
+    speed.add_argument("--size", type=_positive, metavar="PX", help="side of the images (default: the case's)")
+    speed.add_argument("--batch", type=_positive, metavar="N", help="images a step (default: the case's)")
+    speed.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast (default float32)"
+    )
+    speed.add_argument("--compile", action="store_true", help="run all of them through torch.compile")
+    speed.add_argument("--json", type=Path, metavar="FILE", help="also write every timing to this file")
+    count = commands.add_parser(
+        "complexity",
+        help="count parameters and multiply-accumulates",
+        description="Print the parameters and multiply-accumulates (papers: FLOPs) of classifiers.",
+    )
+    count.add_argument("archs", nargs="*", metavar="ARCH", help="architecture names (default: all)")
+    count.add_argument(
+        "--size", type=_positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
+    )
+    count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``benchmark speed`` or ``benchmark complexity``."""
+    if args.json is not None and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
+        raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
+    return {"speed": _speed, "complexity": _complexity}[args.action](args)
+
+
+def _speed(args: argparse.Namespace) -> int:
+    import torch
+
+    from mixtransfer.cli.data import progress_line
+
+    device = _device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    from mixtransfer.evaluation import contests
+    from mixtransfer.evaluation.speed import environment, measure, table
+
+    options = contests.Options(device, args.batch, args.size, getattr(torch, args.dtype), args.compile)
+    about = {
+        **environment(device),
+        **{name: getattr(args, name) for name in ("rounds", "size", "batch", "dtype", "compile")},
+    }
+    results = [
+        measure(contest, args.rounds, device, progress_line(contest.title))
+        for case in args.case
+        for contest in getattr(contests, case)(options)
+    ]
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
+    print(table(results))
+    _write(args.json, {"environment": about, "results": [result.as_dict() for result in results]})
+    return 0
+
+
+def _complexity(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from mixtransfer.backbones import backbone_class
+    from mixtransfer.cli.data import progress_line
+    from mixtransfer.evaluation.complexity import complexity, table
+    from mixtransfer.zoo import list_archs
+
+    archs = args.archs or list_archs()
+    for arch in archs:
+        backbone_class(arch)  # a misspelt name stops before anything is counted
+    progress: Callable[[int, int], None] = progress_line("counted")
+    rows = []
+    for arch in archs:
+        rows.append(complexity(arch, args.size and tuple(args.size)))
+        progress(len(rows), len(archs))
+    print(table(rows))
+    _write(args.json, [asdict(row) for row in rows])
+    return 0
+
+
+def _device(name: str):
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: give cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give another")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: give cpu, cuda or cuda:N")
+    return device
+
+
+def _write(path: Path | None, content: Any) -> None:
+    if path is None:
+        return
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: give a number above 0")
+    return value
