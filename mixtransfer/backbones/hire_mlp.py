@@ -46,13 +46,19 @@ class Spec:
     channels: tuple[int, ...]
 
 
-@lru_cache(maxsize=256)
+# A compiled graph takes the rows as constants; it cannot trace a cache, and would make them at every step.
+@torch.compiler.assume_constant_result
 def region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return where regrouped rows come from and where a map's rows are found among them.
 
     A map of H rows is shifted down by ``step``, padded at the bottom with its own first rows to n·p rows, and row
     p·i + j is put at place j·n + i. Returns the source of each place, (n·p,), and the place of each row, (H,).
     """
+    return _make_region_rows(height, pixel, step, device)
+
+
+@lru_cache(maxsize=256)
+def _make_region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
     regions = -(-height // pixel)
     place = torch.arange(regions * pixel)
     source = (place % regions * pixel + place // regions - step) % height

@@ -58,13 +58,18 @@ class BiLSTM2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return new tokens (B, H, W, C)."""
+        return self.fc(torch.cat(self.scan(x), dim=-1))
+
+    # The compiler has no LSTM: it would break the graph twice here, or unroll every step.
+    @torch.compiler.disable
+    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the LSTMs of the columns and of the rows say of each token, two of (B, H, W, 2h)."""
         batch, height, width, _ = x.shape
         # The step of an LSTM is the first axis, all other tokens are its batch.
         columns, _ = self.rnn_v(x.permute(1, 0, 2, 3).flatten(1, 2))
         rows, _ = self.rnn_h(x.permute(2, 0, 1, 3).flatten(1, 2))
         columns = columns.unflatten(1, (batch, width)).permute(1, 0, 2, 3)
-        rows = rows.unflatten(1, (batch, height)).permute(1, 2, 0, 3)
-        return self.fc(torch.cat([columns, rows], dim=-1))
+        return columns, rows.unflatten(1, (batch, height)).permute(1, 2, 0, 3)
 
 
 class Block(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _speed(args: argparse.Namespace) -> int:
     import torch
+    from mmengine.logging import MMLogger
 
     from mixtransfer.cli.data import progress_line
+    from mixtransfer.evaluation import contests
+    from mixtransfer.evaluation.speed import environment, measure, table
 
     device = _device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-
-    from mixtransfer.evaluation import contests
-    from mixtransfer.evaluation.speed import environment, measure, table
+    MMLogger.get_current_instance().setLevel("WARNING")  # mmengine logs the settings of every parameter
 
     options = contests.Options(device, args.batch, args.size, getattr(torch, args.dtype), args.compile)
     about = {
@@ -104,7 +104,7 @@ def _complexity(args: argparse.Namespace) -> int:
     archs = args.archs or list_archs()
     for arch in archs:
         backbone_class(arch)  # a misspelt name stops before anything is counted
-    progress: Callable[[int, int], None] = progress_line("counted")
+    progress = progress_line("counted")
     rows = []
     for arch in archs:
         rows.append(complexity(arch, args.size and tuple(args.size)))

@@ -41,6 +41,10 @@ LEANINGS = {
     "brick": ("rust", "brown", "tan", "gray"),
     "road": ("gray", "slate", "brown", "dusk"),
 }
+HUES = {"ball": 5, "box": 215, "star": 50, "ring": 275, "fish": 170}
+"""The hue, in degrees, that each thing leans to; trees lean to the tones of leaves."""
+LEAN = 0.8
+"""How often a class takes a color that it leans to, and not any color."""
 
 
 def ramp(low: float, high: float, x: np.ndarray) -> np.ndarray:
@@ -72,7 +76,7 @@ def _grid(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tone(rng: Rng, leaning: tuple[str, ...]) -> np.ndarray:
-    names = leaning if rng.random() < 0.6 else tuple(TONES)
+    names = leaning if rng.random() < LEAN else tuple(TONES)
     color = np.array(TONES[names[rng.integers(len(names))]], np.float32)
     return np.clip(color * rng.uniform(0.8, 1.15) + rng.normal(0, 9, 3), 20, 240).astype(np.float32)
 
@@ -164,15 +168,16 @@ def paint_stuff(rng: Rng, name: str, shape: Shape) -> np.ndarray:
     return STUFF[name](rng, shape, _tone(rng, LEANINGS[name]), rng.uniform(0.75, 1.4))
 
 
-def _vivid(rng: Rng) -> np.ndarray:
-    hsv = np.float32([[[rng.uniform(0, 360), rng.uniform(0.3, 0.85), rng.uniform(0.5, 0.98)]]])
+def _vivid(rng: Rng, hue: float) -> np.ndarray:
+    hue = rng.normal(hue, 22) % 360 if rng.random() < LEAN else rng.uniform(0, 360)
+    hsv = np.float32([[[hue, rng.uniform(0.3, 0.85), rng.uniform(0.5, 0.98)]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
-def _pair(rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+def _pair(rng: Rng, hue: float) -> tuple[np.ndarray, np.ndarray]:
     """Two colors that differ clearly in brightness, so that a pattern of them shows."""
-    first = _vivid(rng)
-    second = _vivid(rng) * 0.4 + (150 if first.mean() < 128 else 10)
+    first = _vivid(rng, hue)
+    second = _vivid(rng, hue) * 0.4 + (150 if first.mean() < 128 else 10)
     return (first, second) if rng.random() < 0.5 else (second, first)
 
 
@@ -191,7 +196,7 @@ def _ball(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
     a, b = rng.uniform(0, 2 * np.pi, 2)
     x, z_turned = u * np.cos(a) + z * np.sin(a), z * np.cos(a) - u * np.sin(a)
     y, x = v * np.cos(b) + x * np.sin(b), x * np.cos(b) - v * np.sin(b)
-    first, second = _pair(rng)
+    first, second = _pair(rng, HUES["ball"])
     style = rng.integers(3)
     if style == 0:
         pattern = np.sin(rng.integers(2, 4) * np.arctan2(y, x)) > 0
@@ -211,7 +216,7 @@ def _box(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.ndar
     front = _convex(u, v, [(-0.85, -0.35), (0.4, -0.35), (0.4, 0.85), (-0.85, 0.85)])
     top = _convex(u, v, [(-0.85, -0.35), (-0.45, -0.75), (0.8, -0.75), (0.4, -0.35)])
     side = _convex(u, v, [(0.4, -0.35), (0.8, -0.75), (0.8, 0.45), (0.4, 0.85)])
-    first, second = _pair(rng)
+    first, second = _pair(rng, HUES["box"])
     if rng.random() < 0.5:
         slant = np.where(top > front, (v + 0.35), 0)
         pattern = (np.abs(u + 0.22 + slant) < 0.13) | ((np.abs(v - 0.25) < 0.13) & (front > 0))
@@ -255,7 +260,7 @@ def _star(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
     edge_x, edge_y = inner * np.cos(half) - 1, inner * np.sin(half)
     inside = (edge_y * (1 - x) + edge_x * y) / np.hypot(edge_x, edge_y)
     normal = np.round((theta - fold) / (2 * half)) * 2 * half + np.sign(fold) * half
-    return inside, _vivid(rng) * (0.85 + 0.4 * np.cos(normal - rng.uniform(0, 2 * np.pi)))[..., None]
+    return inside, _vivid(rng, HUES["star"]) * (0.85 + 0.4 * np.cos(normal - rng.uniform(0, 2 * np.pi)))[..., None]
 
 
 def _ring(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +269,7 @@ def _ring(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
     v = v / squash
     tube = rng.uniform(0.2, 0.27)
     across = (np.hypot(u, v) - (0.98 - tube)) / tube
-    first, second = _pair(rng)
+    first, second = _pair(rng, HUES["ring"])
     turns = rng.choice([0, 2, 3, 4])
     pattern = np.sin(turns * np.arctan2(v, u) + rng.uniform(0, 6)) > 0
     round_off = np.sqrt(np.clip(1 - across**2, 0, 1))
@@ -280,7 +285,7 @@ def _fish(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
     upper = _convex(u, v, [(0.35, 0.0), (0.95, -0.5), (0.8, 0.0)])
     lower = _convex(u, v, [(0.35, 0.0), (0.8, 0.0), (0.95, 0.5)])
     fin = _convex(u, v, [(-0.35, -depth * 0.8), (0.05, -depth - 0.22), (0.25, -depth * 0.5)])
-    first, second = _pair(rng)
+    first, second = _pair(rng, HUES["fish"])
     if rng.random() < 0.5:
         pattern = (np.sin(14 * u) > 0.2) & (u > -0.55)
     else:

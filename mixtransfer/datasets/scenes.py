@@ -44,7 +44,7 @@ CLASSES = (*STUFF, *THINGS)
 CROP_SIZE = 64
 MIN_AREA = 24
 """Instances with fewer visible pixels become void and are not annotated."""
-GENERATOR = 1
+GENERATOR = 2
 """Raised whenever the same parameters give other pictures."""
 
 Progress = Callable[[int, int], None]

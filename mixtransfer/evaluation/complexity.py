@@ -13,6 +13,9 @@ from mixtransfer.zoo import build_classifier
 
 __all__ = ["Complexity", "complexity", "table"]
 
+#: Side in pixels that networks without a table of fixed size are published for.
+DEFAULT_SIZE = 224
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -41,7 +44,7 @@ def complexity(arch: str, size: tuple[int, int] | None = None) -> Complexity:
     backbone = {} if size is None else {"img_size": size}
     net = build_classifier(arch, backbone=backbone).eval()
     if size is None:
-        size = (net.backbone.archs[arch].img_size,) * 2
+        size = (getattr(net.backbone.archs[arch], "img_size", DEFAULT_SIZE),) * 2
     # Only the plain form of attention is made of products that the counter sees on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, *size))

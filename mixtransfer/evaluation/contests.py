@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import timm
 import torch
@@ -36,7 +36,7 @@ class Options:
         compile: run all contestants through ``torch.compile``.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch: int | None = None
     size: int | None = None
     dtype: torch.dtype = torch.float32
@@ -91,22 +91,12 @@ def tlalign(options: Options, arch: str = "deit_small") -> Iterator[Contest]:
         images = torch.randn(batch, 3, size, size, device=options.device)
         labels = torch.randint(1000, (batch,), device=options.device)
 
-        def step(net: MixingClassifier, loss: Callable, images: Tensor = images, labels: Tensor = labels) -> Tensor:
-            net.zero_grad()
-            with options.autocast():
-                value = loss(images, labels)["loss"]
-            value.backward()
-            return value.detach()
-
-        ours, published = nets["ours, TL-Align"], nets["published tracing"]
-        require_close(
-            "published tracing", "loss", step(published, published.loss), step(ours, ours.loss), options.dtype
-        )
-        step(nets["plain CutMix"], nets["plain CutMix"].loss)  # all have now drawn as often
         steps = {
-            name: lambda net=net, loss=options.compiled(net.loss), step=step: step(net, loss)
+            name: _classification(net, options.compiled(net.loss), images, labels, options)
             for name, net in nets.items()
         }
+        losses = {name: step() for name, step in steps.items()}
+        require_close("published tracing", "loss", losses["published tracing"], losses["ours, TL-Align"], options.dtype)
         bars = options.bars(**{"plain CutMix": 1.05})
         yield Contest(f"{arch}, {batch} × {size}², training", steps, bars)
 
@@ -277,5 +267,18 @@ def _training(net: nn.Module, call: Callable, images: Tensor, options: Options) 
         with options.autocast():
             maps = call(images)
         torch.autograd.backward(maps, gradients)
+
+    return step
+
+
+def _classification(
+    net: MixingClassifier, loss: Callable, images: Tensor, labels: Tensor, options: Options
+) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        net.zero_grad()
+        with options.autocast():
+            value = loss(images, labels)["loss"]
+        value.backward()
+        return value.detach()
 
     return step

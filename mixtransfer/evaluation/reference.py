@@ -1,7 +1,8 @@
 """TL-Align the way its authors' code traces labels, to compare with: plain, and not meant for use.
 
-Xiao et al., "Token-Label Alignment for Vision Transformers", ICCV 2023, arXiv 2210.06455, section 3.2. Every block makes
-its attention map, averages it over the heads, and multiplies the labels of all tokens and classes (B, 1+N, K) by it.
+Xiao et al., "Token-Label Alignment for Vision Transformers", ICCV 2023, arXiv 2210.06455, section 3.2. Every block
+makes its attention map, averages it over the heads, and multiplies the labels of all tokens and classes, (B, 1+N, K),
+by it.
 """
 
 from __future__ import annotations

@@ -135,10 +135,10 @@ def table(results: list[Result]) -> str:
     for result in results:
         lines.append(f"| {result.contest} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | |")
         for name, ratio in result.ratios.items():
-            bar = f"{result.bars[name]:.2f}" if name in result.bars else ""
+            bar = f"{result.bars[name]:.2f} |" if name in result.bars else "|"
             lines.append(
                 f"| | {name} | {1e3 * result.medians[name]:.1f} | {ratio.median:.2f} "
-                f"| {ratio.low:.2f}–{ratio.high:.2f} | {bar} |"
+                f"| {ratio.low:.2f}–{ratio.high:.2f} | {bar}"
             )
     return "\n".join(lines)
 

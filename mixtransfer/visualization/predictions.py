@@ -14,7 +14,7 @@ __all__ = ["PredictionPictures"]
 
 
 class PredictionPictures(Hook):
-    """Save one picture per test image, ground truth left and prediction right, under the image's name.
+    """Save one picture per test image under its name: ground truth left, prediction right; classes as text.
 
     Args:
         folder: where they go.
@@ -27,9 +27,12 @@ class PredictionPictures(Hook):
         """Draw the batch."""
         for sample in outputs:
             image = mmcv.imread(sample.img_path, channel_order="rgb")
-            path = self.folder / f"{Path(sample.img_path).stem}.png"
+            source = Path(sample.img_path)
+            # Classification folders number their images anew in every class.
+            name = f"{source.parent.name}_{source.stem}" if isinstance(sample, DataSample) else source.stem
+            path = self.folder / f"{name}.png"
             if isinstance(sample, DataSample):
                 classes = runner.visualizer.dataset_meta["classes"]
                 runner.visualizer.visualize_cls(image, sample, classes, out_file=str(path))
             else:
-                runner.visualizer.add_datasample(path.stem, image, sample, out_file=str(path))
+                runner.visualizer.add_datasample(name, image, sample, out_file=str(path))

@@ -1,0 +1,141 @@
+"""Benchmarks: fair rounds, right arithmetic, contestants that compute the same, counts equal to the published ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mixtransfer.cli import benchmark, run_command
+from mixtransfer.evaluation import contests
+from mixtransfer.evaluation.complexity import complexity
+from mixtransfer.evaluation.speed import Contest, Ratio, Result, measure, table
+
+CPU = torch.device("cpu")
+
+
+def test_every_round_runs_all_and_starts_with_another(monkeypatch):
+    monkeypatch.setattr("mixtransfer.evaluation.speed.MIN_SECONDS", 0)
+    monkeypatch.setattr("mixtransfer.evaluation.speed.math.ceil", lambda x: 1)
+    order = []
+    contest = Contest("letters", {name: lambda name=name: order.append(name) for name in "abc"})
+    result = measure(contest, rounds=3, device=CPU)
+    assert "".join(order) == "abcabc" + "abc" + "bca" + "cab"
+    assert {name: len(times) for name, times in result.seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_ratios_are_taken_within_rounds():
+    # The machine is ten times slower in the second round; each round says one half.
+    assert Ratio.of([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == Ratio(0.5, 0.5, 0.5)
+    assert Ratio.of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == Ratio(2.0, 1.5, 2.5)
+
+
+def test_table_puts_the_bar_beside_the_ratio():
+    lines = table([Result("step", {"ours": [0.001, 0.001], "theirs": [0.002, 0.002]}, {"theirs": 0.67})]).splitlines()
+    assert lines[2:] == ["| step | ours | 1.0 | | | |", "| | theirs | 2.0 | 0.50 | 0.50–0.50 | 0.67 |"]
+
+
+@pytest.mark.parametrize("size", [128, 80], ids=["timm agrees", "timm pads elsewhere"])
+def test_swin_contestants_are_equal_and_all_of_them_run(size):
+    options = contests.Options(batch=1, size=size)
+    titles = []
+    for contest in contests.swin(options, arch="swin_micro"):
+        titles.append(contest.title)
+        for step in contest.steps.values():
+            step()
+    assert list(contest.steps) == ["ours", "mmseg", "mmdet", "timm"]
+    assert titles == [
+        f"swin_micro, 1 × {size}², {what}"
+        for what in ("evaluation", "training, drop path 0", "training, drop path 0.3")
+    ]
+
+
+def test_other_weights_stop_the_comparison():
+    nets = contests.swin_networks("swin_micro", 64, 0.0)
+    with torch.no_grad():
+        nets["mmdet"].stages[2].blocks[1].attn.w_msa.relative_position_bias_table[3] += 0.1
+    with pytest.raises(RuntimeError, match="mmdet differs from ours in map 2"):
+        contests.require_equal(nets, torch.randn(1, 3, 128, 128))
+
+
+def test_published_tracing_learns_what_ours_learns():
+    nets = contests.tlalign_networks("deit_tiny", 64)
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 7, 7, 999])
+    gradients, losses = {}, {}
+    for name, net in nets.items():
+        for parameter in net.backbone.blocks[0].attn.qkv.parameters():
+            # Peaked attention: labels then move enough to tell aligned targets from areas.
+            parameter.data *= 5
+        for _ in range(3):
+            losses[name] = net.loss(images, labels)["loss"]
+        losses[name].backward()
+        gradients[name] = net.head.weight.grad
+    torch.testing.assert_close(losses["ours, TL-Align"], losses["published tracing"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients["ours, TL-Align"], gradients["published tracing"], rtol=1e-4, atol=1e-6)
+    assert abs(losses["plain CutMix"] - losses["ours, TL-Align"]) > 1e-4
+
+
+@pytest.mark.parametrize("change", [{}, {"dtype": torch.bfloat16}], ids=["float32", "bfloat16"])
+def test_tlalign_case_runs(change):
+    (contest,) = contests.tlalign(contests.Options(batch=2, size=32, **change), arch="deit_tiny")
+    assert contest.bars == ({"plain CutMix": 1.05} if not change else {})
+    for step in contest.steps.values():
+        assert step().isfinite()
+
+
+@pytest.mark.parametrize(
+    ("arch", "millions", "gmacs"),
+    [("deit_tiny", 5.72, 1.26), ("swin_tiny", 28.29, 4.49), ("swin_tiny_c24", 28.31, 5.92)],
+)
+def test_counts_equal_those_of_the_published_code(arch, millions, gmacs):
+    """The attention's products are in the published figures; fused kernels would hide them from the counter."""
+    found = complexity(arch)
+    assert found.parameters / 1e6 == pytest.approx(millions, abs=0.005)
+    assert found.macs / 1e9 == pytest.approx(gmacs, abs=0.008)
+
+
+def test_speed_command_writes_what_it_prints(tmp_path, capsys):
+    file = tmp_path / "speed.json"
+    assert run_command("benchmark", ["speed", "--case", "optimizer", "--rounds", "2", "--json", str(file)]) == 0
+    written, printed = json.loads(file.read_text()), capsys.readouterr().out
+    (result,) = written["results"]
+    ratio = result["ratios"]["mmengine, a group a parameter"]
+    assert f"| {ratio['median']:.2f} |" in printed
+    assert f"processor {written['environment']['processor']}" in printed
+    assert [len(times) for times in result["seconds"].values()] == [2, 2]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_complexity_command(tmp_path, capsys):
+    file = tmp_path / "cost.json"
+    assert run_command("benchmark", ["complexity", "swin_micro", "--size", "64", "96", "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())
+    assert row["size"] == [64, 96]
+    assert f"| swin_micro | 64 × 96 | {row['parameters'] / 1e6:.2f} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["complexity", "swin_tinny"], "unknown architecture 'swin_tinny'; did you mean swin_tiny"),
+        (["speed", "--case", "optimizer", "--size", "64"], "case optimizer: --size, .* leave them out"),
+        (["speed", "--device", "cuda:99"], "--device cuda:99: this machine has .* CUDA devices"),
+        (["speed", "--device", "gpu"], "--device gpu: give cpu, cuda or cuda:N"),
+        (["speed", "--json", "no/such/folder/speed.json"], "speed.json: cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message, capsys):
+    assert run_command("benchmark", argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert re.search(message, error)
+
+
+def test_cases_are_those_that_exist_and_help_needs_no_torch():
+    assert set(benchmark.CASES) <= set(contests.__all__)
+    code = "import sys, mixtransfer.cli.benchmark as b; b.parser().format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
