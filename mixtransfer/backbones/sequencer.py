@@ -58,18 +58,13 @@ class BiLSTM2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return new tokens (B, H, W, C)."""
-        return self.fc(torch.cat(self.scan(x), dim=-1))
-
-    # The compiler has no LSTM: it would break the graph twice here, or unroll every step.
-    @torch.compiler.disable
-    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the LSTMs of the columns and of the rows say of each token, two of (B, H, W, 2h)."""
         batch, height, width, _ = x.shape
-        # The step of an LSTM is the first axis, all other tokens are its batch.
+        # The step of an LSTM is the first axis, all other tokens are its batch. A compiled graph breaks at each LSTM.
         columns, _ = self.rnn_v(x.permute(1, 0, 2, 3).flatten(1, 2))
         rows, _ = self.rnn_h(x.permute(2, 0, 1, 3).flatten(1, 2))
         columns = columns.unflatten(1, (batch, width)).permute(1, 0, 2, 3)
-        return columns, rows.unflatten(1, (batch, height)).permute(1, 2, 0, 3)
+        rows = rows.unflatten(1, (batch, height)).permute(1, 2, 0, 3)
+        return self.fc(torch.cat([columns, rows], dim=-1))
 
 
 class Block(nn.Module):
@@ -101,20 +96,6 @@ class Downsample(nn.Module):
         return self.down(x)
 
 
-class TimmKeys(KeyMap):
-    """timm keeps the downsampling with the stage behind it, under a name that does not tell the depth of the former."""
-
-    def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the entries under our names, and none dropped."""
-        ours, dropped = super().to_ours(state)
-        blocks = {tuple(map(int, key.split(".")[1:3])) for key in ours if key.startswith("blocks.")}
-        for key in [key for key in ours if key.startswith("downsample.")]:
-            _, stage, name = key.split(".", 2)
-            depth = sum(1 for i, _ in blocks if i == int(stage))
-            ours[f"blocks.{stage}.{depth}.{name}"] = ours.pop(key)
-        return ours, dropped
-
-
 @MODELS.register_module()
 class Sequencer2D(Backbone):
     """Sequencer2D with outputs at strides 7, 14, 14 and 14 (floored), without norms.
@@ -141,17 +122,6 @@ class Sequencer2D(Backbone):
         for image in ("", "_392")
     }
     embed_only = (r"norm\..+",)
-    formats: ClassVar = {
-        "official": KeyMap(),
-        "timm": TimmKeys(
-            renames=(
-                ("stages.{i+1}.downsample.down.{rest}", "downsample.{i}.down.{rest}"),
-                ("stages.{i+1}.downsample.down.{rest}", "blocks.{i}.{j}.down.{rest}"),
-                ("stages.{i}.blocks.{j}.{rest}", "blocks.{i}.{j}.{rest}"),
-                ("head.fc.{rest}", "head.{rest}"),
-            )
-        ),
-    }
 
     def __init__(
         self,
@@ -237,3 +207,38 @@ def _init(module: nn.Module) -> None:
     elif isinstance(module, Mlp):
         for layer in (module.fc1, module.fc2):
             nn.init.normal_(layer.bias, std=1e-6)
+
+
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.sequencer import Sequencer2d as Network
+
+    size = dict(layers=spec.depths, patch_sizes=PATCHES, embed_dims=spec.channels, mlp_ratios=(3,) * len(PATCHES))
+    return Network(classes or 0, in_chans=channels, hidden_sizes=[width // 4 for width in spec.channels], **size)
+
+
+class TimmKeys(KeyMap):
+    """timm keeps the downsampling with the stage behind it, under a name that does not tell the depth of the former."""
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the entries under our names, and none dropped."""
+        ours, dropped = super().to_ours(state)
+        blocks = {tuple(map(int, key.split(".")[1:3])) for key in ours if key.startswith("blocks.")}
+        for key in [key for key in ours if key.startswith("downsample.")]:
+            _, stage, name = key.split(".", 2)
+            depth = sum(1 for i, _ in blocks if i == int(stage))
+            ours[f"blocks.{stage}.{depth}.{name}"] = ours.pop(key)
+        return ours, dropped
+
+
+Sequencer2D.formats = {
+    "official": KeyMap(),
+    "timm": TimmKeys(
+        renames=(
+            ("stages.{i+1}.downsample.down.{rest}", "downsample.{i}.down.{rest}"),
+            ("stages.{i+1}.downsample.down.{rest}", "blocks.{i}.{j}.down.{rest}"),
+            ("stages.{i}.blocks.{j}.{rest}", "blocks.{i}.{j}.{rest}"),
+            ("head.fc.{rest}", "head.{rest}"),
+        ),
+        network=_timm,
+    ),
+}

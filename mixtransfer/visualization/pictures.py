@@ -1,0 +1,166 @@
+"""Pictures as arrays: label maps in color, token labels, sheets of pictures with titles, learning curves.
+
+Pictures are RGB, (H, W, 3) uint8; labels are classes from 0, −1 where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mixtransfer.errors import UserError
+
+__all__ = [
+    "color_labels",
+    "color_shares",
+    "enlarge",
+    "heat",
+    "overlay",
+    "save",
+    "save_curves",
+    "save_legend",
+    "save_sheet",
+    "strip",
+]
+
+Palette = Sequence[Sequence[int]]
+VOID_COLOR = (225, 225, 225)
+#: The two images of a mix: the image's own tokens and the partner's.
+OWN, PARTNER = (37, 99, 168), (240, 138, 36)
+INK, FAINT = "#22303c", "#d9dee3"
+LINES = ("#f08a24", "#2563a8", "#3c8d53", "#9b4f96")
+
+
+def color_labels(labels: np.ndarray, palette: Palette) -> np.ndarray:
+    """Paint a map of classes (H, W) in the colors of its classes; light gray where there is none (below 0)."""
+    colors = np.array([*palette, VOID_COLOR], np.uint8)
+    return colors[np.where(labels < 0, len(palette), labels)]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.6) -> np.ndarray:
+    """Paint a map of classes over the image that it belongs to."""
+    return (image * (1 - opacity) + color_labels(labels, palette) * opacity).round().astype(np.uint8)
+
+
+def color_shares(shares: np.ndarray, colors: Palette) -> np.ndarray:
+    """Paint the class shares of tokens (K, h, w): the mean of the classes' colors, gray for the mass that is missing."""
+    missing = np.clip(1 - shares.sum(axis=0, keepdims=True), 0, 1)
+    shares = np.concatenate([shares, missing])
+    shares = shares / shares.sum(axis=0, keepdims=True)
+    return np.einsum("khw,kc->hwc", shares, np.array([*colors, VOID_COLOR], float)).round().astype(np.uint8)
+
+
+def heat(share: np.ndarray) -> np.ndarray:
+    """Paint shares from 0 to 1 (h, w): from the color of the image's own tokens to that of the partner's."""
+    share = np.clip(share, 0, 1)[..., None]
+    return (np.array(OWN) * (1 - share) + np.array(PARTNER) * share).round().astype(np.uint8)
+
+
+def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarge a picture to ``size`` (H, W) without smoothing, so that its cells stay visible."""
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def save(picture: np.ndarray, path: Path) -> Path:
+    """Write a picture as PNG and return its path."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, optimize=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    return path
+
+
+def save_sheet(
+    rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], path: Path, classes: Mapping[str, Sequence] = {}
+) -> Path:
+    """Write pictures in rows under column titles, with the colors of classes below; None leaves a place empty."""
+    columns, count = len(titles), len(rows)
+    foot = 0.32 * math.ceil(len(classes) / _legend_columns(columns)) + 0.1 if classes else 0.05
+    ratio = max(picture.shape[0] / picture.shape[1] for row in rows for picture in row if picture is not None)
+    width, height = 1.75, 1.75 * ratio
+    figure = _figure(columns * width + 0.1, count * height + 0.42 + foot)
+    total = figure.get_figheight()
+    grid = figure.add_gridspec(
+        count, columns, left=0.01, right=0.99, top=1 - 0.42 / total, bottom=foot / total, wspace=0.04, hspace=0.04
+    )
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            axes = figure.add_subplot(grid[r, c])
+            axes.set_axis_off()
+            if picture is not None:
+                axes.imshow(picture, interpolation="nearest")
+            if r == 0:
+                axes.set_title(titles[c], fontsize=9.5, color=INK, pad=4)
+    if classes:
+        _add_legend(figure, classes, _legend_columns(columns))
+    return _write(figure, path)
+
+
+def save_legend(classes: Mapping[str, Sequence[int]], path: Path, columns: int = 6) -> Path:
+    """Write the colors of the classes as a picture of their own."""
+    figure = _figure(1.2 * columns, 0.32 * math.ceil(len(classes) / columns) + 0.1)
+    _add_legend(figure, classes, columns)
+    return _write(figure, path)
+
+
+def save_curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, path: Path
+) -> Path:
+    """Write line charts side by side: {y label: {name: (x values, y values)}}; names share one legend."""
+    figure = _figure(4.4 * len(panels), 3.3)
+    for number, (label, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for color, (name, (x, y)) in zip(LINES, lines.items(), strict=False):
+            axes.plot(x, y, color=color, linewidth=2, label=name, marker="o" if len(x) < 25 else None, markersize=4)
+            axes.annotate(f"{y[-1]:.3g}", (x[-1], y[-1]), (5, 0), textcoords="offset points", color=color, va="center")
+        axes.set_title(label, fontsize=10.5, color=INK, loc="left")
+        axes.set_xlabel(xlabel, color=INK)
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.09)
+        axes.tick_params(colors=INK, length=0)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        if number == 1:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    figure.tight_layout()
+    return _write(figure, path)
+
+
+def strip(pictures: Mapping[str, np.ndarray], path: Path) -> Path:
+    """Write one row of named pictures."""
+    return save_sheet([list(pictures.values())], list(pictures), path)
+
+
+def _legend_columns(columns: int) -> int:
+    return max(2, round(columns * 1.5))
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Without pyplot there is no global state and no display to ask for.
+    figure = Figure(figsize=(width, height), dpi=144, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _add_legend(figure: Figure, classes: Mapping[str, Sequence[int]], columns: int) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=np.array(color) / 255, label=name) for name, color in classes.items()]
+    figure.legend(
+        handles=patches, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2
+    )
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
