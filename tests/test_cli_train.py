@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -241,6 +242,24 @@ def test_bad_samples_are_named(harm, words, workers, scenes, tmp_path, error):
     assert train(tiny_config("seg", tmp_path), folder, tmp_path / "run", workers=workers, cfg_options=SHORT) == 2
     line = error()
     assert words in line and image.stem in line
+
+
+def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
+    from mmpretrain.structures import DataSample
+    from mmpretrain.visualization import UniversalVisualizer
+
+    from mixtransfer.visualization.predictions import PredictionPictures
+
+    samples = []
+    for label, name in enumerate(("ball", "box")):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((32, 32, 3), np.uint8))
+        sample = DataSample(metainfo={"img_path": str(tmp_path / name / "0.png"), "num_classes": 2})
+        samples.append(sample.set_gt_label(label).set_pred_label(0).set_pred_score(torch.tensor([0.9, 0.1])))
+    visualizer = UniversalVisualizer()
+    visualizer.dataset_meta = {"classes": ("ball", "box")}
+    PredictionPictures(tmp_path / "out").after_test_iter(SimpleNamespace(visualizer=visualizer), 0, outputs=samples)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball_0.png", "box_0.png"]
 
 
 def test_every_recipe_is_read_and_built_at_full_size():

@@ -46,7 +46,17 @@ def test_another_seed_gives_other_losses(scenes, tmp_path):
     runs = []
     for seed in ("0", "1"):
         ProbeHook.reset()
-        assert train(config, scenes, tmp_path / seed, "--seed", seed, cfg_options=("train_cfg.max_iters=1", "train_cfg.val_begin=9")) == 0
+        assert (
+            train(
+                config,
+                scenes,
+                tmp_path / seed,
+                "--seed",
+                seed,
+                cfg_options=("train_cfg.max_iters=1", "train_cfg.val_begin=9"),
+            )
+            == 0
+        )
         runs.append(ProbeHook.losses)
     assert runs[0] != runs[1]
 

@@ -46,24 +46,18 @@ class Spec:
     channels: tuple[int, ...]
 
 
-# A compiled graph takes the rows as constants; it cannot trace a cache, and would make them at every step.
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=256)
 def region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return where regrouped rows come from and where a map's rows are found among them.
 
     A map of H rows is shifted down by ``step``, padded at the bottom with its own first rows to n·p rows, and row
     p·i + j is put at place j·n + i. Returns the source of each place, (n·p,), and the place of each row, (H,).
     """
-    return _make_region_rows(height, pixel, step, device)
-
-
-@lru_cache(maxsize=256)
-def _make_region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
     regions = -(-height // pixel)
-    place = torch.arange(regions * pixel)
+    place = torch.arange(regions * pixel, device=device)
     source = (place % regions * pixel + place // regions - step) % height
-    shifted = (torch.arange(height) + step) % height
-    return source.to(device), (shifted % pixel * regions + shifted // pixel).to(device)
+    shifted = (torch.arange(height, device=device) + step) % height
+    return source, shifted % pixel * regions + shifted // pixel
 
 
 class HireMixer(nn.Module):

@@ -58,31 +58,20 @@ class Spec:
     position: str = "gqpe"
 
 
-# A compiled graph takes the features as constants; it cannot trace a cache, and would make them at every step.
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=64)
 def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return x, y, x², y², xy of the offset (x, y) of each pair (token, source) of a window, (5, N²)."""
-    return _make_offset_features(window, device, dtype)
+    row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
+    x, y = column[None, :] - column[:, None], row[:, None] - row[None, :]
+    return torch.stack([x, y, x * x, y * y, x * y]).flatten(1).to(dtype)
 
 
 @lru_cache(maxsize=64)
-def _make_offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
-    x, y = column[None, :] - column[:, None], row[:, None] - row[None, :]
-    return torch.stack([x, y, x * x, y * y, x * y]).flatten(1).to(device, dtype)
-
-
-@torch.compiler.assume_constant_result
 def window_tokens(height: int, width: int, window: int, device: torch.device) -> Tensor | None:
     """Return 1 for tokens and 0 for padding in the windows of a map, (T / N, N); None where nothing is padded."""
-    return _make_window_tokens(height, width, window, device)
-
-
-@lru_cache(maxsize=64)
-def _make_window_tokens(height: int, width: int, window: int, device: torch.device) -> Tensor | None:
     if height % window == 0 and width % window == 0:
         return None
-    return cut(torch.ones(1, height, width, 1), window).view(-1, window * window).to(device)
+    return cut(torch.ones(1, height, width, 1, device=device), window).view(-1, window * window)
 
 
 def cut(x: Tensor, window: int) -> Tensor:

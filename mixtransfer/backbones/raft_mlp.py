@@ -50,18 +50,12 @@ class Spec:
     img_size: int = 224
 
 
-# A compiled graph takes the matrices as constants; it cannot trace a cache, and would make them at every step.
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=256)
 def bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the (new, old) matrix that resamples a line of ``old`` pixels as ``F.interpolate`` does (bicubic)."""
-    return _make_bicubic_matrix(old, new, device, dtype)
-
-
-@lru_cache(maxsize=256)
-def _make_bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    lines = torch.eye(old, dtype=torch.float64).view(1, old, old, 1)
+    lines = torch.eye(old, dtype=torch.float64, device=device).view(1, old, old, 1)
     matrix = F.interpolate(lines, size=(new, 1), mode="bicubic", align_corners=False)[0, :, :, 0].t()
-    return matrix.to(device, dtype).contiguous()
+    return matrix.to(dtype).contiguous()
 
 
 def resample(x: Tensor, size: tuple[int, int]) -> Tensor:

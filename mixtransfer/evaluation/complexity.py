@@ -42,7 +42,8 @@ def complexity(arch: str, size: tuple[int, int] | None = None) -> Complexity:
         UserError: ``arch`` is unknown.
     """
     backbone = {} if size is None else {"img_size": size}
-    net = build_classifier(arch, backbone=backbone).eval()
+    # The counter cannot follow parameters that are handed from module to module, such as class tokens.
+    net = build_classifier(arch, backbone=backbone).eval().requires_grad_(False)
     if size is None:
         size = (getattr(net.backbone.archs[arch], "img_size", DEFAULT_SIZE),) * 2
     # Only the plain form of attention is made of products that the counter sees on every device.

@@ -1,0 +1,81 @@
+"""``visualize``: mixed batches, the labels of their tokens, and predictions, as pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors
+from mixtransfer.errors import UserError
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``visualize mix``, ``align`` and ``predict``."""
+    main = argparse.ArgumentParser(prog="visualize", description="Draw what a config does to images.")
+    actions = main.add_subparsers(dest="action", required=True, metavar="{mix,align,predict}")
+    for name, help_text, description in (
+        ("mix", "a mixed batch with its ground truth", "Draw training images, their partners, and the mix of both."),
+        (
+            "align",
+            "a mixed batch with the labels of its tokens",
+            "Draw mixed images and the labels of their tokens after each stage: the classes, and below them the share "
+            "that came from the partner (blue: the image's own, orange: the partner's).",
+        ),
+        ("predict", "a model's predictions", "Draw what a trained model sees in images."),
+    ):
+        action = actions.add_parser(name, help=help_text, description=description)
+        action.add_argument("config", metavar="CONFIG", help="a config with a TokenMixHook" if name != "predict" else "")
+        add_arguments(action)
+        if name == "predict":
+            action.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
+            action.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder of them")
+            action.add_argument("--trust", action="store_true", help="let the checkpoint run code")
+        else:
+            action.add_argument("--checkpoint", metavar="FILE", help="weights of the whole model (default: the config's)")
+            action.add_argument("--count", type=int, default=3, metavar="N", help="images to draw (default 3)")
+            action.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws another batch")
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw into the work directory."""
+    with one_line_errors(args.config):
+        return _predict(args) if args.action == "predict" else _draw_batch(args)
+
+
+def _draw_batch(args: argparse.Namespace) -> int:
+    from mixtransfer.visualization.batches import class_colors, mixed_batch, save_aligned, save_mixed
+
+    cfg = load_config(args, splits=("train",))
+    if args.checkpoint:
+        cfg.model.backbone.init_cfg = None
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    runner = build_runner(cfg)
+    if args.checkpoint:
+        runner.load_checkpoint(args.checkpoint)
+    else:
+        runner.model.init_weights()
+    batch = mixed_batch(runner, args.seed)
+    names, palette = class_colors(cfg)
+    draw = save_mixed if args.action == "mix" else save_aligned
+    print(draw(batch, palette, names, Path(cfg.work_dir) / f"{args.action}.png", args.count))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from mixtransfer.datasets.folders import image_files
+    from mixtransfer.visualization.predict import save_predictions
+
+    files = [Path(name) for name in args.images]
+    if len(files) == 1 and files[0].is_dir():
+        files = image_files(files[0])
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing or not files:
+        raise UserError(f"{missing[0] if missing else args.images[0]}: no such image")
+    cfg = load_config(args, splits=("test",))
+    for path in save_predictions(cfg, args.checkpoint, files, Path(cfg.work_dir), args.trust):
+        print(path)
+    return 0

@@ -1,0 +1,153 @@
+"""What TokenMixHook makes of a batch, and how its labels travel: one training step, watched from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mixtransfer.errors import UserError
+from mixtransfer.mixing.regions import flip_partner
+from mixtransfer.transfer import TokenMixHook
+from mixtransfer.transfer.dense_mixing import class_map, ground_truth
+from mixtransfer.visualization.pictures import Palette, color_labels, color_shares, enlarge, heat, save, save_sheet
+
+__all__ = ["MixedBatch", "mixed_batch", "restore_images", "save_aligned", "save_mixed"]
+
+
+@dataclass
+class MixedBatch:
+    """A batch before and after mixing.
+
+    Attributes:
+        images: (B, H, W, 3) uint8; image i was mixed with image B − 1 − i.
+        labels: (B, H, W), the class of each pixel, −1 where there is none.
+        mixed_images: as ``images``, after mixing.
+        mixed_labels: as ``labels``, after mixing.
+        aligned: for each output of the backbone the class shares of its tokens (B, K, h, w).
+        classes: (K,), the classes that the shares stand for.
+        partner: for each output the share of its tokens that came from the partner (B, h, w).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    mixed_images: np.ndarray
+    mixed_labels: np.ndarray
+    aligned: list[np.ndarray]
+    classes: np.ndarray
+    partner: list[np.ndarray]
+
+
+def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
+    """Let the hook of a runner's config mix a batch of training images, with probability 1, and watch the step.
+
+    Raises:
+        UserError: the config has no TokenMixHook with a token loss.
+    """
+    hook = next((hook for hook in runner.hooks if isinstance(hook, TokenMixHook)), None)
+    if hook is None or not hook.loss_weight:
+        raise UserError("the config has no TokenMixHook with a token loss; there are no token labels to draw")
+    hook.prob, hook.seed = 1.0, seed
+    dataset = runner.train_loop.dataloader.dataset
+    torch.manual_seed(seed)
+    count = runner.cfg.train_dataloader.batch_size
+    batch = pseudo_collate([dataset[(i, (0, seed, 0, i))] for i in range(count)])
+    model, backbone = runner.model.train(), runner.model.backbone
+    data = model.data_preprocessor(batch, training=True)
+    size = tuple(data["inputs"].shape[-2:])
+    num_classes, ignore = backbone.token_classifier.num_classes, getattr(hook, "_ignore_index", 255)
+
+    def maps(samples: Sequence) -> np.ndarray:
+        return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).numpy()
+
+    seen: dict = {}
+    hook.before_train(runner)
+    hook.before_train_iter(runner, 0)
+    watchers = [
+        model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True),
+        backbone.register_forward_hook(
+            lambda module, args, output: seen.update(aligned=output[1], classes=hook._step.classes), prepend=True
+        ),
+    ]
+    with torch.no_grad():
+        model(inputs=data["inputs"], data_samples=data["data_samples"], mode="loss")
+    for watcher in watchers:
+        watcher.remove()
+    hook.after_train(runner)
+
+    images, mixed = data["inputs"], seen["inputs"]
+    taken = (images != mixed).any(dim=1, keepdim=True).float()
+    backbone.eval()
+    with torch.no_grad():
+        _, shares = backbone(mixed, F.avg_pool2d(taken, backbone.strides[0], ceil_mode=True))
+    return MixedBatch(
+        restore_images(images, model.data_preprocessor),
+        maps(data["data_samples"]),
+        restore_images(mixed, model.data_preprocessor),
+        maps(seen["data_samples"]),
+        [labels.numpy() for labels in seen["aligned"]],
+        seen["classes"].numpy(),
+        [share[:, 0].numpy() for share in shares],
+    )
+
+
+def restore_images(images: Tensor, preprocessor: nn.Module) -> np.ndarray:
+    """Return normalized images (B, 3, H, W) as RGB pictures (B, H, W, 3) uint8."""
+    images = images.detach().cpu()
+    if getattr(preprocessor, "_enable_normalize", False):
+        images = images * preprocessor.std.cpu() + preprocessor.mean.cpu()
+    return images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def save_mixed(batch: MixedBatch, palette: Palette, names: Sequence[str], path: Path, count: int = 4) -> Path:
+    """Draw images, their partners, and what the mix makes of both, ground truth included."""
+    order = flip_partner(len(batch.images)).numpy()
+    rows = [
+        [
+            batch.images[i],
+            batch.images[order[i]],
+            batch.mixed_images[i],
+            color_labels(batch.mixed_labels[i], palette),
+        ]
+        for i in most_mixed(batch, count)
+    ]
+    titles = ("image", "partner", "mixed image", "mixed ground truth")
+    return save_sheet(rows, titles, path, dict(zip(names, palette, strict=False)))
+
+
+def save_aligned(batch: MixedBatch, palette: Palette, names: Sequence[str], path: Path, count: int = 3) -> Path:
+    """Draw mixed images with the labels of their tokens after each stage; single pictures go to ``path``'s folder."""
+    colors = [palette[k] if k < len(palette) else (0, 0, 0) for k in batch.classes]
+    size = batch.images.shape[1:3]
+    rows = []
+    for number, i in enumerate(most_mixed(batch, count)):
+        mixed, truth = batch.mixed_images[i], color_labels(batch.mixed_labels[i], palette)
+        stages = [enlarge(color_shares(shares[i], colors), size) for shares in batch.aligned]
+        rows += [
+            [mixed, truth, *stages],
+            [batch.images[i], batch.images[-1 - i], *(enlarge(heat(share[i]), size) for share in batch.partner)],
+        ]
+        for name, picture in {"mixed": mixed, "truth": truth, **dict(enumerate(stages, start=1))}.items():
+            save(picture, path.parent / "tiles" / f"{number}_{name}.png")
+    titles = ["mixed / image", "truth / partner", *(f"tokens, stage {n + 1}" for n in range(len(batch.aligned)))]
+    return save_sheet(rows, titles, path, dict(zip(names, palette, strict=False)))
+
+
+def most_mixed(batch: MixedBatch, count: int) -> list[int]:
+    """Return the images of the batch whose regions are nearest to half the image."""
+    shares = [abs(float(share.mean()) - 0.5) for share in batch.partner[0]]
+    return sorted(range(len(shares)), key=shares.__getitem__)[:count]
+
+
+def class_colors(cfg: Config) -> tuple[tuple[str, ...], list]:
+    """Return names and colors of the classes of a config's dataset, which ``--data`` has put there."""
+    info = cfg.train_dataloader.dataset.get("metainfo", {})
+    return tuple(info.get("classes", ())), [tuple(color) for color in info.get("palette", ())]

@@ -1,0 +1,72 @@
+"""Predictions of a trained segmentor or detector on single images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from PIL import Image
+from torch import nn
+
+from mixtransfer.checkpoints import read_checkpoint
+from mixtransfer.checkpoints.read import find_weights
+from mixtransfer.errors import UserError
+from mixtransfer.transfer import fit_channels
+from mixtransfer.transfer.runner import load_strictly
+from mixtransfer.visualization.pictures import overlay, save
+
+__all__ = ["load_model", "predictions", "save_predictions"]
+
+
+def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.Module:
+    """Build the model of a checked config with the weights of a checkpoint, for evaluation."""
+    init_default_scope(cfg.default_scope)
+    fit_channels(cfg)
+    if "backbone" in cfg.model:
+        cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    load_strictly(model, find_weights(read_checkpoint(checkpoint, trust), str(checkpoint)), str(checkpoint))
+    return model.eval()
+
+
+def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterator[tuple[Path, BaseDataElement]]:
+    """Yield every image's file and data sample, with the test pipeline that the config has."""
+    steps = cfg.test_dataloader.dataset.pipeline
+    pipeline = Compose([step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]])
+    for number, file in enumerate(files):
+        with torch.no_grad():
+            (sample,) = model.test_step(pseudo_collate([pipeline(dict(img_path=str(file), img_id=number))]))
+        yield file, sample
+
+
+def save_predictions(
+    cfg: Config, checkpoint: str | Path, files: Sequence[Path], folder: Path, trust: bool = False
+) -> Iterator[Path]:
+    """Write ``NAME.png`` for every image into ``folder``, and yield the paths.
+
+    A segmentor also writes ``NAME_labels.png``, its label map as the dataset has it: class k is value k + 1.
+    """
+    info = cfg.test_dataloader.dataset.get("metainfo", {})
+    model = load_model(cfg, checkpoint, trust)
+    for file, sample in predictions(cfg, model, files):
+        image = np.asarray(Image.open(file).convert("RGB"))
+        path = folder / f"{file.stem}.png"
+        if "pred_sem_seg" in sample:
+            labels = sample.pred_sem_seg.data[0].numpy()
+            save((labels + 1).astype(np.uint8), folder / f"{file.stem}_labels.png")
+            yield save(overlay(image, labels, info.palette), path)
+        elif "pred_instances" in sample:
+            from mmdet.visualization import DetLocalVisualizer
+
+            visualizer = DetLocalVisualizer()
+            visualizer.dataset_meta = dict(info)
+            visualizer.add_datasample(file.stem, image, sample, draw_gt=False, out_file=str(path))
+            yield path
+        else:
+            raise UserError(f"{type(model).__name__} gives neither a label map nor instances; there is nothing to draw")
