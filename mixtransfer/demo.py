@@ -189,7 +189,9 @@ def _run(step: Step, before: list[str]) -> tuple[float, int]:
             _show(line)
     seconds = time.monotonic() - start
     if process.returncode:
-        print(f"{''.join(tail)}\nmixtransfer.demo: error: this step failed: {step.command}\n(log: {log})", file=sys.stderr)
+        print(
+            f"{''.join(tail)}\nmixtransfer.demo: error: this step failed: {step.command}\n(log: {log})", file=sys.stderr
+        )
         return seconds, process.returncode
     stamp.write_text(json.dumps({"commands": before, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
     return seconds, 0

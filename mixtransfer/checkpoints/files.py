@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import mixtransfer
@@ -17,6 +18,7 @@ from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
 from mixtransfer.checkpoints.convert import OURS, Conversion, convert
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.read import read_checkpoint
+from mixtransfer.checkpoints.recognize import identify
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.checkpoints.verify import (
     TOLERANCE,
@@ -186,14 +188,19 @@ def _check_target(target: Path, options: ConvertOptions) -> None:
 def _identify(selected: Selection, name: str, options: ConvertOptions) -> tuple[str, str]:
     """Return the architecture and the format of the names."""
     if options.arch is None:
-        raise UserError("--arch is needed")
-    family = backbone_class(options.arch)
+        match = identify(selected.weights, name)
+        arch, source = match.arch, match.format
+    else:
+        arch, source = options.arch, "auto"
+    family = backbone_class(arch)
     for format_name in {options.source, options.target} - {"auto", OURS, *family.formats}:
         raise unknown_name(f"format of {family.family}", format_name, [OURS, *family.formats])
     if options.source != "auto":
-        return options.arch, options.source
-    with build_without_values():
-        return options.arch, recognize_format(family(arch=options.arch, with_embedding=True), selected.weights)
+        return arch, options.source
+    if source == "auto":
+        with build_without_values():
+            source = recognize_format(family(arch=arch, with_embedding=True), selected.weights)
+    return arch, source
 
 
 def _network(
@@ -207,15 +214,24 @@ def _network(
         raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
     head = len(keys[HEAD[0]]) if heads else None
     embeds = bool(heads) or any(_matches(family.embed_only, key) for key in keys)
-    dense = [key for key in keys if _matches(family.dense_only, key)]
-    given = {"with_embedding": embeds, **options.network()}
-    try:
+
+    def build(**given: Any) -> Backbone:
         with build_without_values():
-            if not family.dense_only or dense:
-                return family(arch=arch, **given), head
-            return family(arch=arch, out_indices=(), **given), head
+            return family(arch=arch, with_embedding=embeds, **options.network(), **given)
+
+    try:
+        net = build()
     except TypeError as error:
         raise UserError(f"{arch}: {error}; this family has no such option") from None
+    norms = [key for key in net.state_dict() if _matches(family.dense_only, key)]
+    if all(key in keys for key in norms):
+        return net, head
+    # The file's network has fewer outputs, or none.
+    outputs = range(len(net.out_indices))
+    lacking = set(norms) - keys.keys()
+    with torch.device("meta"):
+        single = {i: family(arch=arch, out_indices=(i,)).state_dict().keys() for i in outputs}
+    return build(out_indices=tuple(i for i in outputs if not single[i] & lacking)), head
 
 
 def _prove(

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.account import account_for, some
+from mixtransfer.checkpoints.account import HEAD, account_for, some
 from mixtransfer.checkpoints.convert import OURS, convert
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -71,16 +71,17 @@ def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> Lo
 
 
 def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
-    """Return the format under whose names most entries of the network are found; ours wins a tie."""
-    own = set(backbone.state_dict())
+    """Return the format under whose names most entries of the network, and its head, are found; ours wins a tie."""
+    own = {*backbone.state_dict(), *HEAD}
 
-    def found(source: str) -> int:
+    def fit(source: str) -> tuple[int, int]:
         try:
-            return len(own & set(convert(weights, backbone.arch, source).state))
+            keys = convert(weights, backbone.arch, source).state.keys()
         except ValueError:
-            return -1
+            return -1, 0
+        return len(own & keys), -len(keys - own)
 
-    return max([OURS, *type(backbone).formats], key=found)
+    return max([OURS, *type(backbone).formats], key=fit)
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 #: What DDP, DeepSpeed, Lightning and averaging put in front of all names.
 FRONT = ("module.", "model.", "net.")
-#: Where a larger network keeps the backbone: detectors and segmentors, MoCo, BEiT and SimMIM.
+#: Where a larger network keeps the backbone: detectors and segmentors, MoCo, SimMIM. All but the first are taken only
+#: where rules name everything else, since a network may have a part of that name.
 INSIDE = ("backbone.", "encoder_q.", "base_encoder.", "online_encoder.", "encoder.")
 
 #: Entries that are left behind, by rule; a rule never takes an entry that the network has.
@@ -134,7 +135,7 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
     while front := next((p for p in FRONT if _all_behind(p, names.values())), None):
         names = {key: new[len(front) :] if new.startswith(front) else new for key, new in names.items()}
         result.prefix += front
-    inside = next((p for p in INSIDE if any(new.startswith(p) for new in names.values())), "")
+    inside = next((p for p in INSIDE if _is_inside(p, names.values(), drop)), "")
     result.prefix += inside
     for key, new in names.items():
         if any(re.fullmatch(pattern, new) for pattern in drop):
@@ -155,13 +156,20 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
         result.weights[new], result.names[new] = entries[key], key
 
 
+def _is_inside(prefix: str, names: Collection[str], drop: Sequence[str]) -> bool:
+    outside = [new for new in names if not new.startswith(prefix)]
+    if len(outside) == len(names) or prefix == INSIDE[0]:
+        return len(outside) < len(names)
+    return all(rule_for(new) or any(re.fullmatch(p, new) for p in drop) for new in outside)
+
+
 def _without_wrappers(key: str) -> str:
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
     return key
 
 
-def _all_behind(prefix: str, names) -> bool:
+def _all_behind(prefix: str, names: Collection[str]) -> bool:
     """Tell whether every name starts with ``prefix``, counters of averaging aside."""
     counted = [new for new in names if not re.fullmatch(DROPPED["counters"], new)]
     return bool(counted) and all(new.startswith(prefix) for new in counted)

@@ -26,14 +26,18 @@ def parser() -> argparse.ArgumentParser:
         ("predict", "a model's predictions", "Draw what a trained model sees in images."),
     ):
         action = actions.add_parser(name, help=help_text, description=description)
-        action.add_argument("config", metavar="CONFIG", help="a config with a TokenMixHook" if name != "predict" else "")
+        action.add_argument(
+            "config", metavar="CONFIG", help="a config with a TokenMixHook" if name != "predict" else ""
+        )
         add_arguments(action)
         if name == "predict":
             action.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
             action.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder of them")
             action.add_argument("--trust", action="store_true", help="let the checkpoint run code")
         else:
-            action.add_argument("--checkpoint", metavar="FILE", help="weights of the whole model (default: the config's)")
+            action.add_argument(
+                "--checkpoint", metavar="FILE", help="weights of the whole model (default: the config's)"
+            )
             action.add_argument("--count", type=int, default=3, metavar="N", help="images to draw (default 3)")
             action.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws another batch")
     return main

@@ -62,7 +62,7 @@ def paragraph(text: str) -> str:
 def headline(numbers: Sequence[tuple[str, str]]) -> str:
     """Return the numbers that matter, large: (number, what it is); the first one stands out."""
     boxes = (
-        f'<div{" class=second" if place else ""}><b>{escape(number)}</b><span>{escape(what)}</span></div>'
+        f"<div{' class=second' if place else ''}><b>{escape(number)}</b><span>{escape(what)}</span></div>"
         for place, (number, what) in enumerate(numbers)
     )
     return f'<div class="numbers">{"".join(boxes)}</div>'

@@ -1,0 +1,73 @@
+"""Making ``index.json``, from which files are recognized: ``python -m mixtransfer.checkpoints.index``."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+
+from mixtransfer.backbones import FAMILIES, Backbone
+from mixtransfer.checkpoints.account import HEAD
+from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
+from mixtransfer.checkpoints.write import replace_whole
+
+__all__ = ["make_index"]
+
+
+def make_index() -> dict[str, Any]:
+    """Return the signatures of all networks, from builds without memory."""
+    lines: dict[str, int] = {}
+    families = {family.family: _family(family, lines) for family in FAMILIES}
+    return {"families": families, "lines": list(lines)}
+
+
+def _family(family: type[Backbone], lines: dict[str, int]) -> dict[str, Any]:
+    names = [OURS, *family.formats]
+    formats: dict[str, dict] = {
+        name: {"derived": list(family.formats[name].derived) if name != OURS else [], "groups": [], "optional": []}
+        for name in names
+    }
+    archs: dict[str, dict] = {}
+    for arch, spec in family.archs.items():
+        with torch.device("meta"):
+            net = family(arch=arch, with_embedding=True)
+            state = {**net.state_dict(), HEAD[0]: torch.empty(1, net.embed_channels), HEAD[1]: torch.empty(1)}
+        archs[arch] = {"network": re.sub(r", img_size=\d+", "", repr(spec))}
+        for name in names:
+            archs[arch][name] = _add(family, state, name, arch, formats[name], lines)
+    for arch in archs.values():  # groups that later networks brought
+        for name in names:
+            arch[name] += [-1] * (len(formats[name]["groups"]) - len(arch[name]))
+    return {"formats": formats, "archs": archs}
+
+
+def _add(family: type[Backbone], state, name: str, arch: str, format_: dict, lines: dict[str, int]) -> list[int]:
+    def under_name(entries):
+        return signature({key: value.shape for key, value in convert(entries, arch, OURS, name).state.items()})
+
+    optional = (*family.dense_only, *family.embed_only, *map(re.escape, HEAD))
+    heads = under_name({key: state[key] for key in HEAD})
+    loose = under_name({key: value for key, value in state.items() if any(re.fullmatch(p, key) for p in optional)})
+    found = under_name(state)
+    for group in found:
+        if group not in format_["groups"]:
+            format_["groups"].append(group)
+            format_["optional"] += [group] if group in loose else []
+    texts = [ANY if group in heads else found.get(group) for group in format_["groups"]]
+    return [-1 if text is None else lines.setdefault(text, len(lines)) for text in texts]
+
+
+def main() -> None:
+    """Write the index."""
+    text = json.dumps(make_index(), separators=(",", ":"))
+    # A line for each family, format and network keeps changes readable.
+    text = re.sub(r'("(?:\w+)":\{"(?:formats|network)")', r"\n\1", text) + "\n"
+    with replace_whole(INDEX) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
