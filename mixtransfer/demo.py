@@ -204,9 +204,10 @@ def _show(line: str) -> None:
         return
     values = re.findall(r"\b(eta|loss|mIoU|accuracy/top1): *([\d:.]+)", line)
     text = " ".join([match[1].lower(), re.sub(r" +", "", match[3]), *(f" {key} {value}" for key, value in values)])
+    measured = "mIoU" in line or "accuracy" in line
     if sys.stdout.isatty():
-        print(f"\r        {text:<66}", end="\n" if match[2] == "val" else "", flush=True)
-    elif match[2] == "val":
+        print(f"\r        {text:<66}", end="\n" if measured else "", flush=True)
+    elif measured:
         print(f"        {text}", flush=True)
 
 

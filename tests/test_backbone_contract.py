@@ -226,6 +226,15 @@ def test_the_token_classifier_reads_the_chosen_outputs(family):
 
 
 @families
+def test_trains_after_inference_mode_at_the_same_size(family):
+    net = build_toy(family)
+    with torch.inference_mode():
+        net.eval()(images(1, 64, 96))
+    sum(m.square().mean() for m in net.train()(images(2, 64, 96))).backward()
+    net(images(1, 64, 96))
+
+
+@families
 def test_compiles(family):
     net = build_toy(family).eval()
     x = images()

@@ -46,7 +46,9 @@ class Spec:
     channels: tuple[int, ...]
 
 
+# Tables made in inference mode could not be used in training.
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return where regrouped rows come from and where a map's rows are found among them.
 

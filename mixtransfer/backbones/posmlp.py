@@ -58,7 +58,9 @@ class Spec:
     position: str = "gqpe"
 
 
+# Tables made in inference mode could not be used in training.
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return x, y, x², y², xy of the offset (x, y) of each pair (token, source) of a window, (5, N²)."""
     row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
@@ -67,6 +69,7 @@ def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Te
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def window_tokens(height: int, width: int, window: int, device: torch.device) -> Tensor | None:
     """Return 1 for tokens and 0 for padding in the windows of a map, (T / N, N); None where nothing is padded."""
     if height % window == 0 and width % window == 0:

@@ -50,7 +50,9 @@ class Spec:
     img_size: int = 224
 
 
+# Tables made in inference mode could not be used in training.
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the (new, old) matrix that resamples a line of ``old`` pixels as ``F.interpolate`` does (bicubic)."""
     lines = torch.eye(old, dtype=torch.float64, device=device).view(1, old, old, 1)

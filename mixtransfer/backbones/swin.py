@@ -43,7 +43,7 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class Spec:
-    """One size: channels of the first stage, blocks and heads of each stage, window side, image side, initial spread."""
+    """One size: channels of the first stage, blocks and heads of each stage, window and image side, initial spread."""
 
     channels: int
     depths: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +74,16 @@ def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> Lo
 def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
     """Return the format under whose names most entries of the network, and its head, are found; ours wins a tie."""
     own = {*backbone.state_dict(), *HEAD}
+    dense = {key for key in own if any(re.fullmatch(pattern, key) for pattern in backbone.dense_only)}
 
-    def fit(source: str) -> tuple[int, int]:
+    def fit(source: str) -> tuple[int, int, int]:
         try:
             keys = convert(weights, backbone.arch, source).state.keys()
         except ValueError:
-            return -1, 0
-        return len(own & keys), -len(keys - own)
+            return -1, 0, 0
+        # Norms of some outputs only speak against a format: the last one may be a classifier's there.
+        partial = len(dense - keys) if dense & keys else 0
+        return len(own & keys), -len(keys - own), -partial
 
     return max([OURS, *type(backbone).formats], key=fit)
 

@@ -15,21 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixtransfer.checkpoints.outline import DAMAGED, read_outline
+from mixtransfer.checkpoints.outline import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, is_harmless, read_outline
 from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
 from mixtransfer.errors import UserError
 
 __all__ = ["find_weights", "read_checkpoint", "strip_prefix"]
-
-#: Bags of settings that training scripts save beside the weights; they are read as plain dicts or blank objects.
-BAGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "addict.addict.Dict", "collections.defaultdict")
-BLANKS = (
-    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "builtins.dict",
-    "pathlib._local.WindowsPath", "builtins.int", "builtins.float", "builtins.list",
-)  # fmt: skip
-#: What mmengine's message hub is made of; these are the real classes, since a training resumes from them.
-HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
-NUMPY = ("numpy.ndarray", "numpy.dtype", "_reconstruct", "scalar", "numpy.dtypes.")
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = False) -> dict[str, Any]:
@@ -55,7 +45,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
                 path, map_location="cpu", weights_only=not trust, mmap=mapped and outline.kind == "torch zip"
             )
     except pickle.UnpicklingError as error:
-        unknown = [name for name in outline.wants if name not in _stand_ins(outline.wants)]
+        unknown = [name for name in outline.wants if not is_harmless(name, outline.wants)]
         if unknown and not trust:
             raise UserError(
                 f"{path}: wants to run code ({', '.join(unknown[:4])}); pass --trust (trust=True) only if you know its"
@@ -132,7 +122,7 @@ def _stand_ins(wants: Sequence[str]) -> dict[str, Any]:
             found[path] = HistoryBuffer
         elif path == "builtins.getattr" and HISTORY in wants:
             found[path] = _named(_statistics, path)
-        elif (path.startswith("numpy") and path.endswith(NUMPY[:4])) or path.startswith(NUMPY[4]):
+        elif NUMPY.fullmatch(path):
             found |= _numpy_parts(path)
     return found
 

@@ -42,6 +42,7 @@ class Match:
         resized: groups with the same names, and shapes of other sizes.
         missing: groups that the file lacks.
         extra: groups of the file that the network lacks and no rule names.
+        absent: groups of the network that a file may lack, and this one does: heads, norms of the other use.
     """
 
     arch: str
@@ -51,6 +52,7 @@ class Match:
     resized: tuple[str, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
+    absent: tuple[str, ...]
 
     @property
     def certainty(self) -> float:
@@ -87,7 +89,8 @@ def recognize(entries: Mapping[str, Any], arch: str | None = None) -> list[Match
             for candidate, known in family["archs"].items():
                 if arch in (None, candidate):
                     matches.append(_match(candidate, name, known["network"], found, format_, known[name]))
-    return sorted(matches, key=lambda match: (-match.certainty, match.format == "mixtransfer"))
+    # Of formats that fit equally, the one that explains more wins, then the one that expects less, then the published.
+    return sorted(matches, key=lambda m: (-m.certainty, -len(m.same), len(m.absent), m.format == "mixtransfer"))
 
 
 def identify(entries: Mapping[str, Any], name: str) -> Match:
@@ -127,6 +130,7 @@ def _match(arch: str, name: str, network: str, found: Mapping[str, str], format_
         resized=tuple(group for group in shared if group not in same),
         missing=tuple(group for group in expected if group not in found and group not in optional),
         extra=tuple(group for group in found if group not in expected and rule_for(group.replace("#", "0")) is None),
+        absent=tuple(group for group in expected if group not in found and group in optional),
     )
 
 

@@ -128,7 +128,7 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
     odd = [str(key) for key, value in entries.items() if not is_tensor(value) and "." in str(key)]
     if odd:
         raise UserError(f"{name}: {len(odd)} entries are no tensors: {', '.join(odd[:6])}")
-    plain = [str(key) for key, value in entries.items() if not is_tensor(value)]
+    plain = [str(key) for key, value in entries.items() if not is_tensor(value) and key != "__metadata__"]
     if plain:
         result.dropped["not weights"] = plain
     names = {key: _without_wrappers(key) for key, value in entries.items() if is_tensor(value)}

@@ -101,7 +101,10 @@ def compare(
     classes = None if dense else 0 if head is None else len(head)
     spec = net.archs[net.arch]
     least = (network.get("window") or getattr(spec, "window", 0)) * max(family(arch=net.arch).strides)
-    size = tuple(max(side, least) + (32 if dense else 0) for side in size)
+    size = tuple(max(side, least) for side in size)
+    if dense:
+        # Libraries of classifiers pad otherwise than dense code where windows do not divide a map: no padding there.
+        size = tuple(side + 32 if key_map.dense or not least else 2 * least for side in size)
     channels = network.get("in_channels", 3)
     images = fixed_images(size, channels)
     fields = {field.name for field in dataclasses.fields(spec)}

@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
             action.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder of them")
             action.add_argument("--trust", action="store_true", help="let the checkpoint run code")
         else:
-            action.add_argument(
-                "--checkpoint", metavar="FILE", help="weights of the whole model (default: the config's)"
-            )
+            action.add_argument("--checkpoint", metavar="FILE", help="weights of the whole model")
             action.add_argument("--count", type=int, default=3, metavar="N", help="images to draw (default 3)")
             action.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws another batch")
     return main

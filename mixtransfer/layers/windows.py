@@ -118,7 +118,9 @@ def _row_tables(*key) -> tuple[Tensor | None, ...]:
     return _make_row_tables(WindowGrid(*key[:-2]), *key[-2:])
 
 
+# Tables made under inference_mode could not be saved for a later backward pass.
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _make_tables(grid: WindowGrid):
     window, shift = grid.window, grid.shift
     rows, columns = (-(-side // window) * window for side in (grid.height, grid.width))
@@ -147,6 +149,7 @@ def _make_tables(grid: WindowGrid):
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _make_row_tables(grid: WindowGrid, batch: int, heads: int):
     source, slot, pad_slots, _ = _make_tables(grid)
     windows, tokens, length = grid.windows, grid.tokens, grid.length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,13 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
         return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).numpy()
 
     seen: dict = {}
+    signature = inspect.signature(model.forward)
     hook.before_train(runner)
     hook.before_train_iter(runner, 0)
     watchers = [
-        model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True),
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.update(signature.bind(*args, **kwargs).arguments), with_kwargs=True
+        ),
         backbone.register_forward_hook(
             lambda module, args, output: seen.update(aligned=output[1], classes=hook._step.classes), prepend=True
         ),

@@ -24,9 +24,7 @@ __all__ = [
     "overlay",
     "save",
     "save_curves",
-    "save_legend",
     "save_sheet",
-    "strip",
 ]
 
 Palette = Sequence[Sequence[int]]
@@ -34,7 +32,7 @@ VOID_COLOR = (225, 225, 225)
 #: The two images of a mix: the image's own tokens and the partner's.
 OWN, PARTNER = (37, 99, 168), (240, 138, 36)
 INK, FAINT = "#22303c", "#d9dee3"
-LINES = ("#f08a24", "#2563a8", "#3c8d53", "#9b4f96")
+LINES = ("#2563a8", "#f08a24", "#3c8d53", "#9b4f96")
 
 
 def color_labels(labels: np.ndarray, palette: Palette) -> np.ndarray:
@@ -49,7 +47,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: fl
 
 
 def color_shares(shares: np.ndarray, colors: Palette) -> np.ndarray:
-    """Paint the class shares of tokens (K, h, w): the mean of the classes' colors, gray for the mass that is missing."""
+    """Paint the class shares of tokens (K, h, w): the mean of their colors, gray for missing mass."""
     missing = np.clip(1 - shares.sum(axis=0, keepdims=True), 0, 1)
     shares = np.concatenate([shares, missing])
     shares = shares / shares.sum(axis=0, keepdims=True)
@@ -103,25 +101,19 @@ def save_sheet(
     return _write(figure, path)
 
 
-def save_legend(classes: Mapping[str, Sequence[int]], path: Path, columns: int = 6) -> Path:
-    """Write the colors of the classes as a picture of their own."""
-    figure = _figure(1.2 * columns, 0.32 * math.ceil(len(classes) / columns) + 0.1)
-    _add_legend(figure, classes, columns)
-    return _write(figure, path)
-
-
 def save_curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, path: Path
 ) -> Path:
-    """Write line charts side by side: {y label: {name: (x values, y values)}}; names share one legend."""
-    figure = _figure(4.4 * len(panels), 3.3)
+    """Write line charts, one below the other: {y label: {name: (x values, y values)}}; names share one legend."""
+    figure = _figure(6.2, 2.9 * len(panels))
     for number, (label, lines) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), number)
+        axes = figure.add_subplot(len(panels), 1, number)
         for color, (name, (x, y)) in zip(LINES, lines.items(), strict=False):
             axes.plot(x, y, color=color, linewidth=2, label=name, marker="o" if len(x) < 25 else None, markersize=4)
             axes.annotate(f"{y[-1]:.3g}", (x[-1], y[-1]), (5, 0), textcoords="offset points", color=color, va="center")
         axes.set_title(label, fontsize=10.5, color=INK, loc="left")
-        axes.set_xlabel(xlabel, color=INK)
+        if number == len(panels):
+            axes.set_xlabel(xlabel, color=INK)
         axes.grid(color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_ylim(bottom=0)
@@ -133,11 +125,6 @@ def save_curves(
             axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     figure.tight_layout()
     return _write(figure, path)
-
-
-def strip(pictures: Mapping[str, np.ndarray], path: Path) -> Path:
-    """Write one row of named pictures."""
-    return save_sheet([list(pictures.values())], list(pictures), path)
 
 
 def _legend_columns(columns: int) -> int:

@@ -25,7 +25,9 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .numbers div.second b { color: var(--second); }
 .numbers span { color: var(--soft); font-size: .9rem; }
 figure { margin: .8rem 0; overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 34rem; height: auto; }
+figure img { display: block; width: 100%; height: auto; }
+figure.wide img { min-width: 36rem; }
+figure.small img { max-width: 40rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; position: sticky; left: 0; max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line); }
@@ -68,11 +70,11 @@ def headline(numbers: Sequence[tuple[str, str]]) -> str:
     return f'<div class="numbers">{"".join(boxes)}</div>'
 
 
-def figure(path: Path, caption: str) -> str:
-    """Return a picture, put into the page, with its caption."""
+def figure(path: Path, caption: str, shape: str = "") -> str:
+    """Return a picture, put into the page; on a phone a "wide" one scrolls, on a desktop a "small" one stays small."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure class="{shape}"><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

@@ -1,0 +1,131 @@
+"""Pictures say what they should: colors of labels and shares, what a mixed batch shows, a report in one file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixtransfer import demo
+from mixtransfer.cli import run_command
+from mixtransfer.cli.running import build_runner, load_config
+from mixtransfer.datasets.scenes import write_scenes
+from mixtransfer.visualization import report
+from mixtransfer.visualization.batches import mixed_batch
+from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
+
+ROOT = Path(__file__).parents[1]
+SEGMENT = str(ROOT / "configs/seg/upernet_swin_tlalign.py")
+PALETTE = [(255, 0, 0), (0, 0, 255)]
+SMALL = [option for option in demo.SHORT if "batch_size" not in option]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> str:
+    return str(write_scenes(tmp_path_factory.mktemp("data") / "scenes", 4, 1, 12, 12))
+
+
+def arguments(data: str, work_dir: Path, options: list[str]) -> Namespace:
+    return Namespace(config=SEGMENT, data=data, work_dir=str(work_dir), cfg_options=options, launcher="none")
+
+
+def test_labels_have_their_colors_and_void_is_gray():
+    labels = np.array([[0, 1], [-1, 1]])
+    assert color_labels(labels, PALETTE).tolist() == [[[255, 0, 0], [0, 0, 255]], [list(VOID_COLOR), [0, 0, 255]]]
+    half = overlay(np.zeros((2, 2, 3), np.uint8), labels, PALETTE, opacity=0.5)
+    assert half[0].tolist() == [[128, 0, 0], [0, 0, 128]]
+
+
+def test_a_token_of_two_classes_has_the_mean_of_their_colors_and_lacking_mass_is_void():
+    shares = np.array([[[0.5, 0.5]], [[0.5, 0.0]]])
+    assert color_shares(shares, PALETTE)[0, 0].tolist() == [128, 0, 128]
+    assert color_shares(shares, PALETTE)[0, 1].tolist() == [240, 112, 112]
+    assert heat(np.array([[0.0, 1.0]])).tolist() == [[list(OWN), list(PARTNER)]]
+
+
+def test_mixed_batch_is_pasted_from_image_and_partner(scenes, tmp_path):
+    options = [*SMALL, "model.backbone.init_cfg=None", "train_dataloader.batch_size=4"]
+    batch = mixed_batch(build_runner(load_config(arguments(scenes, tmp_path, options), ("train", "val"))), seed=1)
+    from_own = (batch.mixed_images == batch.images).all(-1)
+    from_partner = (batch.mixed_images == batch.images[::-1]).all(-1)
+    assert (from_own | from_partner).all() and not from_own.all()
+    labels = np.where(from_own, batch.labels, batch.labels[::-1])
+    assert (labels == batch.mixed_labels).all()
+    # What arrives in every stage is still as much as what was pasted.
+    pasted = (~from_own).mean(axis=(1, 2))
+    for share in batch.partner:
+        assert share.mean(axis=(1, 2)) == pytest.approx(pasted, abs=0.15)
+    assert [share.shape[1:] for share in batch.partner] == [(32, 32), (16, 16), (8, 8), (4, 4)]
+
+
+def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
+    options = ["--cfg-options", *SMALL, "model.backbone.init_cfg=None", "train_dataloader.batch_size=2"]
+    argv = ["align", SEGMENT, "--data", scenes, "--work-dir", str(tmp_path), "--count", "1", *options]
+    assert run_command("visualize", argv) == 0
+    assert (tmp_path / "align.png").is_file()
+    assert Image.open(tmp_path / "tiles/0_mixed.png").size == (128, 128)
+
+
+def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
+    cfg = load_config(arguments(scenes, tmp_path, ["model.backbone.init_cfg=None", *demo.SMALL]), ("test",))
+    model = build_runner(cfg).model
+    last = model.decode_head.conv_seg
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.arange(12) == 3)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "always_3.pth")
+    argv = ["predict", SEGMENT, str(tmp_path / "always_3.pth"), "IMAGE", "--data", scenes, "--work-dir", str(tmp_path)]
+    argv += ["--cfg-options", *demo.SMALL]
+    argv[3] = f"{scenes}/seg/images/validation/000000.jpg"
+    assert run_command("visualize", argv) == 0
+    assert set(np.unique(Image.open(tmp_path / "000000_labels.png"))) == {4}
+
+
+def test_predict_names_an_image_that_is_not_there(scenes, capsys):
+    assert run_command("visualize", ["predict", SEGMENT, "none.pth", "absent.jpg", "--data", scenes]) == 2
+    assert "absent.jpg: no such image" in capsys.readouterr().err
+
+
+def test_report_is_one_file(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(picture)
+    page = report.page("a < b", [report.section("s", report.figure(picture, "c")), report.table(("x",), [("<i>",)])])
+    assert re.findall(r'src="(.{15})', page) == ["data:image/png;"]
+    assert "a &lt; b" in page and "&lt;i&gt;" in page and "viewport" in page
+
+
+def test_demo_keeps_steps_and_stops_at_the_first_failure(tmp_path, monkeypatch, capsys):
+    """A step runs again only if its command or an earlier one is another; a failure stops with the step's own words."""
+    monkeypatch.setattr(demo, "WORK", tmp_path)
+    script = tmp_path / "count.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "path.parent.mkdir(exist_ok=True)\n"
+        "log = path.parents[1] / 'runs'\n"
+        "log.write_text(log.read_text() + 'x' if log.exists() else 'x')\n"
+        "sys.exit('out of luck') if len(sys.argv) > 2 else path.write_text('made')\n"
+    )
+    step = demo.Step("one", "One", (str(script), str(tmp_path / "one/made")), tmp_path / "one/made")
+    assert demo._run(step, ["a"])[1] == 0
+    assert demo._run(step, ["a"])[1] == 0
+    assert (tmp_path / "runs").read_text() == "x"
+    assert demo._run(step, ["b"])[1] == 0
+    assert (tmp_path / "runs").read_text() == "xx"
+    failing = demo.Step("two", "Two", (*step.argv, "fail"), tmp_path / "one/made")
+    assert demo._run(failing, ["b", "c"])[1] == 1
+    assert "out of luck" in capsys.readouterr().err
+
+
+def test_demo_says_where_it_must_be_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mixtransfer.demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "run it in the repository's folder" in done.stderr
