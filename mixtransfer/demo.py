@@ -174,11 +174,11 @@ def _run(step: Step, before: list[str]) -> tuple[float, int]:
         folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     # Threads that spin while they wait take the cores from each other when a machine is busy.
-    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
     tail: deque[str] = deque(maxlen=15)
     command = [sys.executable, "-W", "ignore", *step.argv]
     with (
-        open(log, "w", encoding="utf-8") as file,
+        open(log, "w", encoding="utf-8", buffering=1) as file,
         subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as process,

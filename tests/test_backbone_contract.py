@@ -126,7 +126,7 @@ def test_activation_checkpointing_changes_nothing(family):
         torch.manual_seed(1)
         maps, aligned = model(x, labels)
         sum(m.square().mean() for m in maps).backward()
-        results.append((*maps, *aligned, *(p.grad for p in model.parameters())))
+        results.append((*maps, *aligned, *(p.grad for p in model.parameters()), *model.buffers()))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 

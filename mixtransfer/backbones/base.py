@@ -13,13 +13,14 @@ declares its published variants in ``archs`` and its published key names in ``fo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.errors import UserError, unknown_name
@@ -144,7 +145,8 @@ class Backbone(BaseModule):
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+            contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
+            return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
         return block(*args)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -162,11 +164,6 @@ class Backbone(BaseModule):
         """Return checkpoint entries with size-dependent tables resampled to this network's sizes."""
         return state
 
-    def may_be_new(self, name: str) -> bool:
-        """Tell whether a pretrained checkpoint may lack entry ``name``: what this family lists, and new heads."""
-        patterns = (*self.dense_only, *self.embed_only, r"token_classifier\..+")
-        return any(re.fullmatch(pattern, name) for pattern in patterns)
-
     def _freeze(self) -> None:
         for part in self.stage_modules()[: self.frozen_stages + 1] if self.frozen_stages >= 0 else []:
             for item in part:
@@ -174,6 +171,21 @@ class Backbone(BaseModule):
                     item.requires_grad_(False)
                 else:
                     item.eval().requires_grad_(False)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Keep running statistics as they are: recomputing a block must not count its batch a second time."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    saved = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def check_out_indices(indices: Sequence[int], count: int, arch: str) -> tuple[int, ...]:

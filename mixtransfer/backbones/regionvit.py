@@ -104,6 +104,7 @@ def _masks(height: int, width: int, h: int, w: int, window: int, device: torch.d
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _make_masks(height: int, width: int, h: int, w: int, window: int, device: torch.device):
     bottom, right = h * window - height, w * window - width
     if not bottom and not right:
