@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,11 @@ from mixtransfer.checkpoints.verify import (
 from mixtransfer.checkpoints.write import SUFFIXES, file_hash, json_writer, replace_whole, write_weights
 from mixtransfer.errors import UserError, unknown_name
 
-__all__ = ["ConvertOptions", "Report", "convert_file"]
+__all__ = ["ConvertOptions", "Report", "convert_file", "convert_many", "plan"]
+
+
+#: What checkpoints in a folder are called.
+CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,48 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
     )
     _write(report, written.state, target, options)
     return report
+
+
+def convert_many(
+    sources: Sequence[Path], folder: Path, options: ConvertOptions, suffix: str = ".safetensors"
+) -> Iterator[tuple[Path, Report | UserError]]:
+    """Convert files into a folder one after another, going on after a bad one; yield each with its report or error.
+
+    Args:
+        sources: files, and folders whose checkpoints are all taken; a folder's subfolders are kept.
+        folder: where results go, under their names with ``suffix``.
+        options: see :class:`ConvertOptions`.
+        suffix: of the results.
+
+    Raises:
+        UserError: before anything is read, when two results would have one name or there is nothing to convert.
+    """
+    planned: dict[Path, Path] = {}
+    for source, target in plan(sources, folder, suffix):
+        if target in planned:
+            raise UserError(f"{source} and {planned[target]} would both become {target}; convert them separately")
+        planned[target] = source
+    for target, source in planned.items():
+        try:
+            yield source, convert_file(source, target, options)
+        except UserError as error:
+            yield source, error
+
+
+def plan(sources: Sequence[Path], folder: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """Return (source, result) for files and for the checkpoints inside folders; see :func:`convert_many`."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; several checkpoints go into a folder")
+    found = []
+    for source in sources:
+        inside = sorted(p for p in source.rglob("*") if p.name.endswith(CHECKPOINTS)) if source.is_dir() else [source]
+        root = source if source.is_dir() else source.parent
+        for path in inside:
+            name = re.sub(r"(\.pth)?\.[a-z]+$", suffix, path.name)
+            found.append((path, folder / path.relative_to(root).with_name(name)))
+    if not found:
+        raise UserError(f"{', '.join(map(str, sources))}: no {', '.join(CHECKPOINTS)} files there")
+    return found
 
 
 def _check_target(target: Path, options: ConvertOptions) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from pathlib import Path
 
-FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg")
+from mixtransfer.errors import UserError
+
+FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,8 +20,15 @@ def parser() -> argparse.ArgumentParser:
         "by a named rule, or an error; the result is loaded, run, converted back and, where a library has the network, "
         "compared with it before it is written. DST is written with a report beside it, DST with the suffix .json.",
     )
-    main.add_argument("src", metavar="SRC", help="checkpoint of a backbone, classifier, detector or segmentor")
-    main.add_argument("dst", metavar="DST", help="file to write: .safetensors, .pth or .pt")
+    main.add_argument(
+        "src",
+        nargs="+",
+        metavar="SRC",
+        help="checkpoint of a backbone, classifier, detector or segmentor; several, a folder, or a list of names (.txt)",
+    )
+    main.add_argument(
+        "dst", metavar="DST", help="file to write (.safetensors, .pth or .pt); for several a folder, of .safetensors"
+    )
     main.add_argument("--arch", metavar="A", help="architecture, e.g. swin_tiny (default: recognized)")
     main.add_argument(
         "--from",
@@ -50,5 +62,38 @@ def run(args: argparse.Namespace) -> int:
     from mixtransfer.checkpoints.files import ConvertOptions, convert_file
 
     given = {key: value for key, value in vars(args).items() if key not in ("src", "dst")}
-    print(convert_file(args.src, args.dst, ConvertOptions(**{**given, "drop": tuple(args.drop)})))
-    return 0
+    options = ConvertOptions(**{**given, "drop": tuple(args.drop)})
+    sources = [Path(source) for source in args.src]
+    if len(sources) == 1 and not sources[0].is_dir() and sources[0].suffix != ".txt":
+        print(convert_file(sources[0], args.dst, options))
+        return 0
+    return _many([path for source in sources for path in _listed(source)], Path(args.dst), options)
+
+
+def _listed(source: Path) -> list[Path]:
+    """Return the files that a list names, one a line, from where the list is; anything else as it is."""
+    if source.suffix != ".txt":
+        return [source]
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read as a list of names ({error})") from None
+    return [source.parent / line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _many(sources: list[Path], folder: Path, options) -> int:
+    from mixtransfer.checkpoints.files import convert_many, plan
+
+    total, start, failed = len(plan(sources, folder, ".safetensors")), time.monotonic(), []
+    for number, (source, result) in enumerate(convert_many(sources, folder, options), 1):
+        left = (time.monotonic() - start) / number * (total - number)
+        if isinstance(result, UserError):
+            failed.append(result)
+            text = "FAILED"
+        else:
+            text = f"{result.arch}, {' -> '.join(result.formats)}, {result.file['file']}"
+        print(f"[{number}/{total}] {source}: {text}" + (f" ({left:.0f} s left)" if number < total else ""), flush=True)
+    print(f"{total - len(failed)} converted into {folder}, {len(failed)} failed, {time.monotonic() - start:.0f} s")
+    for error in failed:
+        print(f"mixtransfer convert: error: {error}", file=sys.stderr)
+    return 1 if failed else 0
