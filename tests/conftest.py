@@ -1,4 +1,4 @@
-"""Shared fixtures: two threads at most, and torch's defaults left as each test found them."""
+"""Shared fixtures: torch's and OpenMMLab's defaults are left as each test found them."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(autouse=True)
 def _torch_defaults():
     import torch
+    from mmengine.registry import DefaultScope
 
     state, dtype = torch.get_rng_state(), torch.get_default_dtype()
     torch.manual_seed(0)
     yield
     torch.set_rng_state(state)
     torch.set_default_dtype(dtype)
+    # A runner leaves its config's scope behind, under which the next test's names would be looked up.
+    DefaultScope._instance_dict.clear()

@@ -11,7 +11,7 @@ model = dict(
     arch="swin_micro",
     num_classes=12,
     backbone=dict(drop_path_rate=0.0),
-    # Cells of 8 pixels, 8 a side; half of the steps are left unmixed, since so few steps learn faster from whole images.
+    # Cells of 8 pixels, 8 a side. Half of the steps are not mixed: so few of them learn faster from whole images.
     token=8,
     mixing=dict(prob=0.5),
     label_smoothing=0.0,

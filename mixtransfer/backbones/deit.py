@@ -240,9 +240,11 @@ def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
     )
 
 
-def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
     from torchvision.models.vision_transformer import VisionTransformer as Network
 
+    if classes is None:
+        return None
     network = Network(spec.img_size, spec.patch, spec.depth, spec.heads, spec.channels, 4 * spec.channels)
     network.heads = nn.Sequential(OrderedDict(head=nn.Linear(spec.channels, classes))) if classes else nn.Identity()
     network.conv_proj = nn.Conv2d(channels, spec.channels, spec.patch, spec.patch)

@@ -54,7 +54,7 @@ class KeyMap:
         fused: entries that this format splits, e.g. the projection to query, key and value.
         network: builds that library's network for ``(size, classes, channels)``: a row of ``archs``, the classes of its
             head (0: it answers the embedding; None: dense maps, before norms that the format has no place for), and
-            the channels of the images.
+            the channels of the images. None where the library has no such network.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -62,7 +62,7 @@ class KeyMap:
     absent: tuple[str, ...] = ()
     reorders: tuple[Reorder, ...] = ()
     fused: tuple[Fused, ...] = ()
-    network: Callable[[Any, int | None, int], nn.Module] | None = field(default=None, repr=False, compare=False)
+    network: Callable[[Any, int | None, int], nn.Module | None] | None = field(default=None, repr=False, compare=False)
     _tables: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property

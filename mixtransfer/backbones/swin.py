@@ -322,9 +322,11 @@ def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
     return Network(spec.img_size, PATCH, channels, classes or 0, **size)
 
 
-def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
     from torchvision.models.swin_transformer import SwinTransformer as Network
 
+    if classes is None:
+        return None
     network = Network(
         [PATCH] * 2, spec.channels, list(spec.depths), list(spec.heads), [spec.window] * 2, num_classes=classes or 1
     )

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from mixtransfer.errors import UserError
 
-__all__ = ["Entry", "Foreign", "Outline", "is_harmless", "read_outline"]
+__all__ = ["Entry", "Foreign", "Outline", "check_sums", "is_harmless", "read_outline"]
 
 #: Bytes of an element: of torch's types, then of the names that safetensors gives them.
 SIZES = {
@@ -169,7 +169,7 @@ def read_outline(path: str | Path) -> Outline:
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size
-            head = file.read(16)
+            head = file.read(64)
             if head.startswith(b"PK"):
                 return _read_zip(file, size)
             if head.startswith(LEGACY_HEAD):
@@ -262,6 +262,7 @@ def _read_zip(file: BinaryIO, size: int) -> Outline:
     def storage_bytes(key: str) -> int:
         return sizes.get(f"{root}data/{key}", -1)
 
+    _forgive_absent_sums(archive)
     try:
         data = archive.read(f"{root}data.pkl")
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, struct.error):
@@ -269,6 +270,25 @@ def _read_zip(file: BinaryIO, size: int) -> Outline:
     reader = _Reader(io.BytesIO(data), size, storage_bytes)
     content = reader.read()
     return Outline("torch zip", size, content, reader.wants())
+
+
+def check_sums(path: str | Path) -> None:
+    """Read a ``torch.save`` zip file once and compare its checksums, which torch itself does not.
+
+    Raises:
+        UserError: naming the first member whose bytes changed after it was written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        _forgive_absent_sums(archive)
+        bad = archive.testzip()
+    if bad is not None:
+        raise UserError(f"{path}: the bytes of {bad} do not have their checksum; the file was damaged, fetch it again")
+
+
+def _forgive_absent_sums(archive: zipfile.ZipFile) -> None:
+    # torch.serialization.set_crc32_options(False) writes zeros.
+    for member in archive.infolist():
+        member.CRC = member.CRC or None
 
 
 def _read_legacy(file: BinaryIO, size: int) -> Outline:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixtransfer.checkpoints.outline import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, is_harmless, read_outline
+from mixtransfer.checkpoints.outline import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, check_sums, is_harmless, read_outline
 from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
 from mixtransfer.errors import UserError
 
@@ -40,10 +40,14 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
     try:
         if outline.kind == "safetensors":
             return load_file(path)
+        if outline.kind == "torch zip":
+            check_sums(path)
         with _allowed(outline.wants):
             content = torch.load(
                 path, map_location="cpu", weights_only=not trust, mmap=mapped and outline.kind == "torch zip"
             )
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         unknown = [name for name in outline.wants if not is_harmless(name, outline.wants)]
         if unknown and not trust:

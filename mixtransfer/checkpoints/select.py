@@ -141,6 +141,9 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
         if any(re.fullmatch(pattern, new) for pattern in drop):
             result.dropped.setdefault("--drop", []).append(key)
             continue
+        if re.fullmatch(DROPPED["counters"], new):
+            result.dropped.setdefault("counters", []).append(key)
+            continue
         if new.startswith(inside):
             new = new[len(inside) :]
         elif not new.startswith("head."):

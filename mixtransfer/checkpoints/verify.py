@@ -38,10 +38,13 @@ class _NoInit(TorchFunctionMode):
     """Skip what fills parameters with random values: each is replaced by the checkpoint's."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        # torch.nn.init hands its tensor over by name.
+        target = args[0] if args else kwargs.get("tensor")
+        if name.endswith("_") and not name.endswith("__") and isinstance(target, nn.Parameter):
+            return target
+        return function(*args, **kwargs)
 
 
 @contextmanager
@@ -62,7 +65,7 @@ def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tupl
 
     The entries become the backbone's own parameters, without a copy where they are float32 already.
     """
-    own = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    own = {key: _single(value) for key, value in state.items()}
     backbone.load_state_dict({key: value for key, value in own.items() if key not in HEAD}, assign=True)
     backbone.eval()
     with torch.inference_mode():
@@ -73,13 +76,18 @@ def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tupl
 
 
 def compare(
-    net: Backbone, state: Mapping[str, Tensor], library: str, network: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[float, str]:
+    net: Backbone,
+    state: Mapping[str, Tensor],
+    library: str,
+    network: Mapping[str, Any],
+    size: tuple[int, int],
+    answer: tuple[Tensor, ...],
+) -> tuple[float, str] | None:
     """Feed the same images to our network and to the library's own, and return how far the answers are apart.
 
-    Both get the converted weights. Where the library's network is dense, or there is no classifier, dense maps are
-    compared, on an image somewhat larger than ``size``: where a window covers a whole map, classifiers drop the shift
-    of windows that dense networks keep.
+    Both get the converted weights. Where the library's network is dense, or the weights are, dense maps are compared,
+    on an image somewhat larger than ``size``: where a window covers a whole map, classifiers drop the shift of windows
+    that dense networks keep. Dense norms that the weights lack are the identity's, 1 and 0, in both.
 
     Args:
         net: our network, from :func:`run`.
@@ -87,68 +95,99 @@ def compare(
         library: the format.
         network: keyword arguments of the backbone that differ from the published ones.
         size: height and width of the images that the network is made for.
+        answer: what ``net`` answers on the fixed images of ``size``.
 
     Returns:
         The largest absolute difference relative to the standard deviation of the library's answer, and what was
-        compared.
+        compared; None where the library has no such network.
 
     Raises:
         UserError: the library's network does not take the weights.
     """
-    family, key_map = type(net), net.formats[library]
-    head = state.get(HEAD[0])
+    key_map, head = net.formats[library], state.get(HEAD[0])
+    if key_map.network is None:
+        return None
     dense = key_map.dense or not net.with_embedding
-    classes = None if dense else 0 if head is None else len(head)
-    spec = net.archs[net.arch]
-    least = (network.get("window") or getattr(spec, "window", 0)) * max(family(arch=net.arch).strides)
-    size = tuple(max(side, least) for side in size)
+    compared = _comparable_size(net, network, size, dense, key_map.dense)
+    images = fixed_images(compared, network.get("in_channels", 3))
     if dense:
-        # Libraries of classifiers pad otherwise than dense code where windows do not divide a map: no padding there.
-        size = tuple(side + 32 if key_map.dense or not least else 2 * least for side in size)
-    channels = network.get("in_channels", 3)
-    images = fixed_images(size, channels)
-    fields = {field.name for field in dataclasses.fields(spec)}
-    sizes = {"img_size": size[0], "window": network.get("window")}
+        ours, state = _dense_counterpart(net, state, library, {**network, "img_size": compared})
+        with torch.inference_mode():
+            answer = ours(images)
+    elif compared != size:
+        with build_without_values():
+            ours = type(net)(arch=net.arch, out_indices=(), with_embedding=True, **{**network, "img_size": compared})
+        state = ours.resize_loaded(dict(state))
+        answer = run(ours, state, images)
+    spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
+    sizes = {"img_size": compared[0], "window": network.get("window")}
     spec = dataclasses.replace(spec, **{k: v for k, v in sizes.items() if k in fields and v is not None})
-    use = {"with_embedding": not dense, **({} if dense else {"out_indices": ()})}
-    ours = family(arch=net.arch, **use, **{**network, "img_size": size}).eval()
-    own = ours.state_dict()
-    kept = {key: value.float() for key, value in state.items() if key in own}
-    ours.load_state_dict(ours.resize_loaded(kept), strict=False)
-    if dense:
-        left_out = convert(ours.state_dict(), net.arch, OURS, library).left_out
-        for name in {key.rpartition(".")[0] for key in left_out}:
-            parent, _, leaf = name.rpartition(".")
-            setattr(ours.get_submodule(parent), leaf, nn.Identity())
-    state = {**ours.state_dict(), **({} if dense or head is None else {key: state[key] for key in HEAD})}
-    theirs = key_map.network(spec, classes, channels)
+    with build_without_values():
+        theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
+    if theirs is None:
+        return None
     theirs.eval()  # OpenMMLab's Swin returns None from it
     _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
     with torch.inference_mode():
-        if dense:
-            answers = ours(images), _maps(theirs, images, ours.out_indices)
-        else:
-            answers = run(ours, state, images), _vector(theirs(images))
+        other = _maps(theirs, images, net.out_indices) if dense else _vector(theirs(images))
     what = "dense maps" if dense else "logits" if head is not None else "embedding"
-    return _largest_difference(*answers), f"{what} at {size[0]}x{size[1]}"
+    return _largest_difference(answer, other), f"{what} at {compared[0]}x{compared[1]}"
+
+
+def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int, int], dense: bool, pads: bool):
+    """Return the image size at which a library's network computes what ours does.
+
+    No map may be smaller than its windows. Dense maps need larger ones, padded as dense code pads, or, for libraries of
+    classifiers, which pad otherwise, not padded at all.
+    """
+    window = network.get("window") or getattr(net.archs[net.arch], "window", 0)
+    with torch.device("meta"):
+        least = window * max(type(net)(arch=net.arch).strides)
+    size = tuple(max(side, least) for side in size)
+    if not dense:
+        return size
+    return tuple(side + 32 if pads or not least else 2 * least for side in size)
+
+
+def _dense_counterpart(
+    net: Backbone, state: Mapping[str, Tensor], library: str, network: Mapping[str, Any]
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """Return our dense network without the norms that the library has no place for, loaded, and its entries."""
+    outputs = {"out_indices": net.out_indices} if net.out_indices else {}
+    with build_without_values():
+        ours = type(net)(arch=net.arch, **outputs, **network).eval()
+    own = ours.state_dict()
+    state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
+    for key in own.keys() - state.keys():
+        state[key] = (torch.ones_like if key.endswith("weight") else torch.zeros_like)(own[key])
+    left_out = convert(state, net.arch, OURS, library).left_out
+    for name in {key.rpartition(".")[0] for key in left_out}:
+        parent, _, leaf = name.rpartition(".")
+        setattr(ours.get_submodule(parent), leaf, nn.Identity())
+    state = {key: value for key, value in state.items() if key not in left_out}
+    ours.load_state_dict({key: _single(value) for key, value in state.items()}, assign=True)
+    return ours, state
 
 
 def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, net: Backbone) -> None:
     """Load strictly; the network may lack entries that it computes, and those of layers that are not compared."""
-    state = file_names(state, library)
-    result = theirs.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    named = {key: _single(value) for key, value in file_names(state, library).items()}
+    result = theirs.load_state_dict(named, strict=False, assign=True)
     prefix = FILE_PREFIX.get(library, "")
     missing = []
     for key in result.missing_keys:
-        bare = key.removeprefix(prefix)
-        (ours,) = convert({bare: torch.empty(0)}, net.arch, library).state or ("",)
-        if ours and not any(re.fullmatch(p, ours) for p in (*net.embed_only, *net.dense_only, r"head\..+")):
+        ours = next(iter(convert({key.removeprefix(prefix): torch.empty(0)}, net.arch, library).state), "")
+        if ours and not any(re.fullmatch(p, ours) for p in (*net.embed_only, r"head\..+")):
             missing.append(key)
     if missing or result.unexpected_keys:
         raise UserError(
             f"{library}'s {net.arch} does not take the weights: {len(missing)} missing ({some(missing)}),"
-            f" {len(result.unexpected_keys)} unexpected ({some(result.unexpected_keys)}); this is a bug of ours"
+            f" {len(result.unexpected_keys)} unexpected ({some(result.unexpected_keys)})"
         )
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def file_names(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
@@ -169,7 +208,12 @@ def _vector(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
 
 def nonfinite(state: Mapping[str, Tensor]) -> list[str]:
     """Return the entries that hold NaN or infinite values."""
-    return [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    return [
+        key
+        for key, value in state.items()
+        # One pass: the extremes are NaN where any value is.
+        if value.is_floating_point() and value.numel() and not all(x.isfinite() for x in value.aminmax())
+    ]
 
 
 def _largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -56,16 +56,17 @@ def replace_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its zip writer.
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or "the disk is full or gone"
         raise UserError(f"cannot write {path}: {reason}; nothing was left behind") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         "src",
         nargs="+",
         metavar="SRC",
-        help="checkpoint of a backbone, classifier, detector or segmentor; several, a folder, or a list of names (.txt)",
+        help="checkpoint of a backbone, classifier, detector or segmentor; several, a folder, or a list (.txt)",
     )
     main.add_argument(
         "dst", metavar="DST", help="file to write (.safetensors, .pth or .pt); for several a folder, of .safetensors"

@@ -13,8 +13,8 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="mixtransfer inspect",
         description="Say what checkpoint files are and what is in them: the network and how certain that is, the "
-        "format of its names, weights, moving average, optimizer, settings, progress and metrics. Only headers are read, and "
-        "nothing in a file is run.",
+        "format of its names, weights, moving average, optimizer, settings, progress and metrics. Only headers are "
+        "read, and nothing in a file is run.",
     )
     main.add_argument("src", nargs="+", metavar="SRC", help="checkpoint files")
     main.add_argument("--ema", dest="average", action="store_true", default=None, help="look at the moving average")

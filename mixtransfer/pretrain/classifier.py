@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones import backbone_class
 from mixtransfer.errors import UserError
+from mixtransfer.mixing import Mixing
+from mixtransfer.mixing.regions import build
 from mixtransfer.registry import MODELS
 
 __all__ = ["MixingClassifier", "smooth_one_hot", "soft_cross_entropy"]
@@ -53,7 +55,7 @@ class MixingClassifier(BaseModel):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.num_classes, self.label_smoothing, self.token = num_classes, label_smoothing, token
-        self.mixing = None if mixing is None else MODELS.build(mixing)
+        self.mixing = None if mixing is None else build(mixing, Mixing)
         lacking = [need for need in self.mixing.needs if need not in EVIDENCE] if self.mixing else []
         if lacking:
             raise UserError(
