@@ -299,7 +299,9 @@ def _read_legacy(file: BinaryIO, size: int) -> Outline:
     content = reader.read()
     keys = _Reader(file, size).read()
     expected = sum(8 + s.count * SIZES[s.dtype] for s in reader.storages.values())
-    if not isinstance(keys, list) or size - file.tell() != expected:
+    if not isinstance(keys, list) or {str(key) for key in keys} != reader.storages.keys():
+        raise UserError(f"its weights are not those that it lists; {DAMAGED}")
+    if size - file.tell() != expected:
         raise UserError(f"holds {size - file.tell()} bytes of weights where {expected} are declared; {DAMAGED}")
     return Outline("torch legacy", size, content, reader.wants())
 

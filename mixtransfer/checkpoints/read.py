@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,18 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
         raise UserError(f"{path}: {DAMAGED} ({str(error).splitlines()[0][:100]})") from None
     except (ImportError, AttributeError) as error:
         raise UserError(f"{path}: needs a package that is not installed ({error}); install it") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError):
+    except (
+        SafetensorError,
+        RuntimeError,
+        AssertionError,
+        EOFError,
+        OSError,
+        ArithmeticError,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+    ):
         raise UserError(f"{path}: {DAMAGED}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not named weights")
