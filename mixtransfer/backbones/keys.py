@@ -77,7 +77,7 @@ class KeyMap:
         for reorder in self.reorders:
             for key in ours:
                 if re.fullmatch(reorder.key, key):
-                    ours[key] = reorder.to_ours(ours[key])
+                    ours[key] = _reordered(reorder.to_ours, ours[key])
         return ours, dropped
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -87,7 +87,7 @@ class KeyMap:
         for reorder in self.reorders:
             for key in kept:
                 if re.fullmatch(reorder.key, key):
-                    kept[key] = reorder.to_theirs(kept[key])
+                    kept[key] = _reordered(reorder.to_theirs, kept[key])
         return self._rename(self._split(kept), source=1), left_out
 
     def _join(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,6 +118,13 @@ class KeyMap:
                 raise ValueError(f"two entries would both be named {new!r}; the second was {key!r}")
             renamed[new] = value
         return renamed
+
+
+def _reordered(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    try:
+        return function(value)
+    except (RuntimeError, IndexError):
+        return value  # of a form that no network has: misshapen, which the loader says by name
 
 
 def _matches(patterns: tuple[str, ...], key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -269,10 +270,10 @@ def _network(
         with torch.device("meta"):
             return {key for key in build(**given).state_dict() if _matches(family.dense_only, key)}
 
-    try:
-        norms = norms_of() if family.dense_only else set()
-    except TypeError as error:
-        raise UserError(f"{arch}: {error}; this family has no such option") from None
+    lacking = options.network().keys() - inspect.signature(family.__init__).parameters.keys()
+    if lacking:
+        raise UserError(f"{arch} has no option {', '.join(sorted(lacking))}: nothing in it depends on that")
+    norms = norms_of() if family.dense_only else set()
     if norms <= keys.keys():
         return build(), head
     # The file's network has fewer outputs, or none.

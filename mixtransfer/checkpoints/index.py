@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,25 +18,25 @@ from mixtransfer.checkpoints.write import replace_whole
 __all__ = ["make_index"]
 
 
-def make_index() -> dict[str, Any]:
-    """Return the signatures of all networks, from builds without memory."""
+def make_index(families: Sequence[type[Backbone]] = FAMILIES, archs: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the signatures of all networks, or of ``archs``, from builds without memory."""
     lines: dict[str, int] = {}
-    families = {family.family: _family(family, lines) for family in FAMILIES}
+    families = {family.family: _family(family, archs or list(family.archs), lines) for family in families}
     return {"families": families, "lines": list(lines)}
 
 
-def _family(family: type[Backbone], lines: dict[str, int]) -> dict[str, Any]:
+def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]) -> dict[str, Any]:
     names = [OURS, *family.formats]
     formats: dict[str, dict] = {
         name: {"derived": list(family.formats[name].derived) if name != OURS else [], "groups": [], "optional": []}
         for name in names
     }
     archs: dict[str, dict] = {}
-    for arch, spec in family.archs.items():
+    for arch in chosen:
         with torch.device("meta"):
             net = family(arch=arch, with_embedding=True)
             state = {**net.state_dict(), HEAD[0]: torch.empty(1, net.embed_channels), HEAD[1]: torch.empty(1)}
-        archs[arch] = {"network": re.sub(r", img_size=\d+", "", repr(spec))}
+        archs[arch] = {"network": re.sub(r", img_size=\d+", "", repr(family.archs[arch]))}
         for name in names:
             archs[arch][name] = _add(family, state, name, arch, formats[name], lines)
     for arch in archs.values():  # groups that later networks brought

@@ -14,6 +14,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 NUMPY = re.compile(r"numpy\.(ndarray|dtype|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))")
 
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+#: What Python's zipfile raises on a damaged file.
+ZIP_ERRORS = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, LookupError, struct.error, zlib.error)
 HEADER_LIMIT = 100_000_000
 REFUSED = {
     code[0]
@@ -242,7 +245,7 @@ def _safetensors_entry(key: str, value: dict) -> Entry:
 def _read_zip(file: BinaryIO, size: int) -> Outline:
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError):
+    except ZIP_ERRORS:
         raise UserError(f"its zip directory is missing or damaged: the file was cut; {DAMAGED}") from None
     members = archive.infolist()
     names = [member.filename for member in members]
@@ -265,7 +268,7 @@ def _read_zip(file: BinaryIO, size: int) -> Outline:
     _forgive_absent_sums(archive)
     try:
         data = archive.read(f"{root}data.pkl")
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, struct.error):
+    except ZIP_ERRORS:
         raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
     reader = _Reader(io.BytesIO(data), size, storage_bytes)
     content = reader.read()
@@ -280,7 +283,10 @@ def check_sums(path: str | Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         _forgive_absent_sums(archive)
-        bad = archive.testzip()
+        try:
+            bad = archive.testzip()
+        except ZIP_ERRORS as error:
+            bad = f"a member ({error})"
     if bad is not None:
         raise UserError(f"{path}: the bytes of {bad} do not have their checksum; the file was damaged, fetch it again")
 
