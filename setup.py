@@ -13,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mixtransfer", "mixtransfer.*"]),
+    package_data={"mixtransfer.checkpoints": ["index.json"]},
     install_requires=[
         "torch>=2.4",
         "torchvision",

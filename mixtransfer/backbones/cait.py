@@ -154,6 +154,13 @@ class ClassBlock(ScaledBlock):
         return token, None if labels is None else mix_labels(label, attended)
 
 
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.cait import Cait as Network
+
+    size = dict(embed_dim=spec.channels, depth=spec.depth, num_heads=spec.heads)
+    return Network(spec.img_size, in_chans=channels, num_classes=classes or 0, **size)
+
+
 @MODELS.register_module()
 class CaiT(Backbone):
     """Class-attention image transformer; outputs have stride 16, a neck makes their pyramid.
@@ -191,7 +198,7 @@ class CaiT(Backbone):
         "cait_m48_448": Spec(768, 48, 16, layer_scale=1e-6, img_size=448),
     }
     embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
-    formats: ClassVar = {"official": KeyMap(), "timm": KeyMap()}
+    formats: ClassVar = {"official": KeyMap(), "timm": KeyMap(network=_timm)}
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.keys import Fused, KeyMap
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -296,6 +296,28 @@ VisionTransformer.formats = {
             ("heads.head.{rest}", "head.{rest}"),
         ),
         network=_torchvision,
+    ),
+    # Names of published files; checked against transformers 5.24, whose modules are called otherwise.
+    "transformers": KeyMap(
+        renames=(
+            ("vit.embeddings.cls_token", "cls_token"),
+            ("vit.embeddings.position_embeddings", "pos_embed"),
+            ("vit.embeddings.patch_embeddings.projection.{rest}", "patch_embed.proj.{rest}"),
+            ("vit.encoder.layer.{i}.layernorm_before.{rest}", "blocks.{i}.norm1.{rest}"),
+            ("vit.encoder.layer.{i}.layernorm_after.{rest}", "blocks.{i}.norm2.{rest}"),
+            ("vit.encoder.layer.{i}.attention.output.dense.{rest}", "blocks.{i}.attn.proj.{rest}"),
+            ("vit.encoder.layer.{i}.attention.attention.{rest}", "blocks.{i}.attn.{rest}"),
+            ("vit.encoder.layer.{i}.intermediate.dense.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
+            ("vit.encoder.layer.{i}.output.dense.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
+            ("vit.layernorm.{rest}", "norm.{rest}"),
+            ("classifier.{rest}", "head.{rest}"),
+        ),
+        fused=(
+            Fused(
+                "blocks.{i}.attn.qkv.{rest}",
+                tuple(f"blocks.{{i}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
+            ),
+        ),
     ),
     "mmpretrain": KeyMap(
         renames=(

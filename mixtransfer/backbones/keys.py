@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixtransfer.errors import UserError
+
 __all__ = ["Fused", "KeyMap", "Reorder"]
 
 _HOLE = re.compile(r"\\\{(\w+)(?:\\\+(\d+))?\\\}")
@@ -115,7 +117,9 @@ class KeyMap:
         for key, value in state.items():
             new = _translate(key, self._tables[source])
             if new in renamed:
-                raise ValueError(f"two entries would both be named {new!r}; the second was {key!r}")
+                raise UserError(
+                    f"two entries would both be named {new!r}, the second is {key!r}; say which format it is"
+                )
             renamed[new] = value
         return renamed
 

@@ -263,6 +263,21 @@ def _init(module: nn.Module) -> None:
 
 
 _DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
+
+
+def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
+    from mmpretrain.models import ImageClassifier
+
+    if classes is None:
+        return None
+    arch = dict(embed_dims=spec.channels, depths=spec.depths, num_heads=spec.heads)
+    windows = published_windows([spec.img_size // (PATCH * 2**i) for i in range(len(spec.depths))])
+    backbone = dict(type="MixMIMTransformer", arch=arch, img_size=spec.img_size, in_channels=channels)
+    width = spec.channels * 2 ** (len(spec.depths) - 1)
+    head = dict(type="LinearClsHead", num_classes=classes, in_channels=width) if classes else None
+    return ImageClassifier(backbone | dict(window_size=windows), head=head)
+
+
 MixMIMEncoder.formats = {
     "official": KeyMap(derived=_DERIVED),
     "mmpretrain": KeyMap(
@@ -272,8 +287,10 @@ MixMIMEncoder.formats = {
             ("layers.{i}.blocks.{j}.ln2.{rest}", "layers.{i}.blocks.{j}.norm2.{rest}"),
             ("layers.{i}.blocks.{j}.ffn.layers.0.0.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
             ("layers.{i}.blocks.{j}.ffn.layers.1.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
+            ("head.fc.{rest}", "head.{rest}"),
         ),
         derived=_DERIVED,
         reorders=SwinTransformer.formats["mmpretrain"].reorders,
+        network=_mmpretrain,
     ),
 }

@@ -406,6 +406,13 @@ class PVT(Pyramid):
         return resized
 
 
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2 as Network
+
+    size = dict(depths=spec.depths, embed_dims=spec.channels, num_heads=spec.heads, mlp_ratios=spec.expansions)
+    return Network(channels, classes or 0, linear=spec.linear, **size)
+
+
 @MODELS.register_module()
 class PVTv2(Pyramid):
     """Pyramid Vision Transformer v2 with outputs at strides 4, 8, 16 and 32, each behind its stage's norm.
@@ -445,6 +452,7 @@ class PVTv2(Pyramid):
                 ("stages.{i}.blocks.{j}.{rest}", "block{i+1}.{j}.{rest}"),
                 ("stages.{i}.norm.{rest}", "norm{i+1}.{rest}"),
             ),
+            network=_timm,
         ),
     }
 

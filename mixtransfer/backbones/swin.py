@@ -27,7 +27,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap, Reorder
+from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -403,6 +403,33 @@ SwinTransformer.formats = {
         derived=_DERIVED,
         absent=(r"norm\d\..+",),
         network=_torchvision,
+    ),
+    # Names of published files; checked against transformers 5.24, whose modules are called otherwise.
+    "transformers": KeyMap(
+        renames=(
+            ("swin.embeddings.patch_embeddings.projection.{rest}", "patch_embed.proj.{rest}"),
+            ("swin.embeddings.norm.{rest}", "patch_embed.norm.{rest}"),
+            ("swin.encoder.layers.{i}.blocks.{j}.layernorm_before.{rest}", "layers.{i}.blocks.{j}.norm1.{rest}"),
+            ("swin.encoder.layers.{i}.blocks.{j}.layernorm_after.{rest}", "layers.{i}.blocks.{j}.norm2.{rest}"),
+            (
+                "swin.encoder.layers.{i}.blocks.{j}.attention.output.dense.{rest}",
+                "layers.{i}.blocks.{j}.attn.proj.{rest}",
+            ),
+            ("swin.encoder.layers.{i}.blocks.{j}.attention.self.{rest}", "layers.{i}.blocks.{j}.attn.{rest}"),
+            ("swin.encoder.layers.{i}.blocks.{j}.intermediate.dense.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
+            ("swin.encoder.layers.{i}.blocks.{j}.output.dense.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
+            ("swin.encoder.layers.{i}.downsample.{rest}", "layers.{i}.downsample.{rest}"),
+            ("swin.layernorm.{rest}", "norm.{rest}"),
+            ("classifier.{rest}", "head.{rest}"),
+        ),
+        derived=_DERIVED,
+        absent=(r"norm\d\..+",),
+        fused=(
+            Fused(
+                "layers.{i}.blocks.{j}.attn.qkv.{rest}",
+                tuple(f"layers.{{i}}.blocks.{{j}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
+            ),
+        ),
     ),
     "mmdet": _openmmlab("mmdet"),
     "mmseg": _openmmlab("mmseg"),

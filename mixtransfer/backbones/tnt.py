@@ -125,6 +125,14 @@ class WordEmbed(nn.Module):
         return words.flatten(2).transpose(1, 2), (h, w)
 
 
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.tnt import TNT as Network
+
+    size = dict(embed_dim=spec.channels, inner_dim=spec.inner_channels, depth=spec.depth)
+    heads = dict(num_heads_inner=spec.inner_heads, num_heads_outer=spec.heads)
+    return Network(spec.img_size, in_chans=channels, num_classes=classes or 0, **size, **heads)
+
+
 @MODELS.register_module()
 class TNT(Backbone):
     """Transformer in Transformer; outputs have stride 16, a neck makes their pyramid.
@@ -171,6 +179,7 @@ class TNT(Backbone):
                 ("blocks.{i}.mlp.{rest}", "blocks.{i}.outer_mlp.{rest}"),
             ),
             absent=("outer_tokens",),
+            network=_timm,
             reorders=(
                 Reorder(
                     "inner_pos",

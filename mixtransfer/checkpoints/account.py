@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixtransfer.backbones import Backbone
 from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.recognize import group_name
 from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.checkpoints.surgery import resize_input
 from mixtransfer.errors import UserError
@@ -69,6 +70,7 @@ def account_for(
             result.state[key] = value
     before = {key: tuple(value.shape) for key, value in result.state.items()}
     result.state = resize_input(_resized_tables(backbone, result.state, name), own)
+    uneven = _uneven(before, result.state, own)
     changed = {key: tuple(value.shape) for key, value in result.state.items() if before.get(key) != tuple(value.shape)}
     result.resized = {key: (before[key], shape) for key, shape in changed.items()}
     absent = [key for key in own if key not in result.state]
@@ -84,9 +86,9 @@ def account_for(
         missing=missing,
         unexpected=[key for key in result.state if key not in own],
         misshapen=[
-            f"{key} {tuple(value.shape)} instead of {own[key]}"
+            f"{key} {before[key]} instead of {own[key]}"
             for key, value in result.state.items()
-            if key in own and tuple(value.shape) != own[key]
+            if key in own and (tuple(value.shape) != own[key] or key in uneven)
         ],
     )
     kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if not value.is_floating_point()]
@@ -122,6 +124,16 @@ def _resized_tables(backbone: Backbone, state: dict[str, Tensor], name: str) -> 
         except (RuntimeError, IndexError, ValueError) as error:
             # A family resamples what has the right form; a table of another form is misshapen, not ours to guess.
             raise UserError(f"{name} does not fit {backbone.arch}: a table cannot be resampled ({error})") from None
+
+
+def _uneven(before: Mapping[str, tuple], state: Mapping[str, Tensor], own: Mapping[str, tuple]) -> set[str]:
+    """Return the resized entries whose counterparts in other blocks came with another shape: damage, not a choice."""
+    groups: dict[tuple, set[tuple]] = {}
+    for key, shape in before.items():
+        if key in own:
+            groups.setdefault((group_name(key), own[key]), set()).add(shape)
+    resized = [key for key in before if key in own and before[key] != tuple(state[key].shape)]
+    return {key for key in resized if len(groups[group_name(key), own[key]]) > 1}
 
 
 def _module(key: str) -> str:

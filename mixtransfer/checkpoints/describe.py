@@ -22,6 +22,8 @@ METRIC = re.compile(
     r"(best|max|min|val|test)?_?(acc\w*|accuracy|top1|top5|miou|map|bbox_map\w*|loss|metric|score)", re.I
 )
 PROGRESS = ("epoch", "iter", "iteration", "step", "global_step", "best_epoch")
+#: The head's weight, as the formats call it.
+HEAD = re.compile(r"(head|heads\.head|head\.fc|head\.layers\.head|classifier)\.weight")
 UNCERTAIN = 0.5
 
 
@@ -79,21 +81,23 @@ def _network(selected: Selection, matches: list[Match]) -> Iterator[tuple[str, s
         yield "network", f"not recognized{near}"
         return
     first = best[0]
-    archs = list(dict.fromkeys(m.arch for m in best))
-    also = f" (the same network: {', '.join(archs[1:])})" if archs[1:] else ""
-    yield "network", f"{first.arch}{also}, {first.certainty:.1%} certain"
+    alike = dict.fromkeys(m.arch for m in best if m.network == first.network and m.arch != first.arch)
+    others = dict.fromkeys(m.arch for m in best if m.network != first.network)
+    text = first.arch + (f" (the same network: {', '.join(alike)})" if alike else "")
+    text += f" or, of equal shapes, {', '.join(others)}" if others else ""
+    yield "network", f"{text}, {first.certainty:.1%} certain"
     formats = list(dict.fromkeys(m.format for m in best if m.arch == first.arch))
     yield "names", formats[0] + (f" (the same as {', '.join(formats[1:])})" if formats[1:] else "")
     for what in ("resized", "missing", "extra"):
         groups = getattr(first, what)
         if groups:
             yield f"  {what}", _some(groups)
-    yield "use", _use(selected, first)
+    yield "use", _use(selected)
 
 
-def _use(selected: Selection, match: Match) -> str:
-    heads = [value for key, value in selected.weights.items() if key.startswith("head") and key.endswith("weight")]
-    parts = [f"classifier of {heads[0].shape[0]} classes"] if heads and "head.weight" not in match.missing else []
+def _use(selected: Selection) -> str:
+    heads = [value for key, value in selected.weights.items() if HEAD.fullmatch(key)]
+    parts = [f"classifier of {heads[0].shape[0]} classes"] if heads else []
     dense = [rule for rule in selected.dropped if rule in ("neck and dense heads", "transformer decoder of a detector")]
     if dense:
         outside = Counter(key.removeprefix("module.").split(".")[0] for rule in dense for key in selected.dropped[rule])

@@ -18,6 +18,7 @@ from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
 from mixtransfer.checkpoints.convert import OURS, Conversion, convert
 from mixtransfer.checkpoints.load import recognize_format
+from mixtransfer.checkpoints.outline import read_outline
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import identify
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -71,7 +72,7 @@ class ConvertOptions:
     drop: tuple[str, ...] = ()
     container: str | None = None
     hashed: bool = False
-    img_size: int | None = None
+    img_size: int | tuple[int, int] | None = None
     window: int | None = None
     in_channels: int = 3
 
@@ -95,6 +96,7 @@ class Report:
     dropped: dict[str, list[str]]
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     new: list[str]
+    filled: list[str]
     left_out: list[str]
     nonfinite: list[str]
     proof: dict[str, Any]
@@ -114,6 +116,7 @@ class Report:
             *((f"dropped, {rule}", f"{len(keys)}: {some(keys, 4)}") for rule, keys in self.dropped.items()),
             *([("resized", some(sizes, 4))] if sizes else []),
             *([("absent", some(self.new, 4))] if self.new else []),
+            *([("filled", f"{some(self.filled, 4)} (the network's initial value)")] if self.filled else []),
             *([("no place there", some(self.left_out, 4))] if self.left_out else []),
             *([("not finite", some(self.nonfinite, 4))] if self.nonfinite else []),
             *self.proof.items(),
@@ -143,6 +146,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
     arch, names = _identify(selected, str(source), options)
     net, head = _network(selected.weights, arch, names, options, str(source))
     account = account_for(selected.weights, net, names, str(source), head)
+    filled = _fill(net, account)
     bad = nonfinite(account.state)
     if bad and not options.allow_nonfinite:
         raise UserError(
@@ -155,7 +159,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
         "file": source.name,
         "bytes": source.stat().st_size,
         "sha256": file_hash(source),
-        "kind": "safetensors" if source.suffix == ".safetensors" else "torch",
+        "kind": read_outline(source).kind,
         "weights": _where(selected),
     }
     report = Report(
@@ -173,6 +177,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
         dropped={**selected.dropped, **account.dropped},
         resized=account.resized,
         new=list(account.new),
+        filled=filled,
         left_out=written.left_out,
         nonfinite=bad,
         proof=proof or {"proof": "none (--no-verify)"},
@@ -226,10 +231,10 @@ def plan(sources: Sequence[Path], folder: Path, suffix: str) -> list[tuple[Path,
 def _check_target(target: Path, options: ConvertOptions) -> None:
     if target.suffix not in SUFFIXES:
         raise UserError(f"{target}: give a name that ends in {', '.join(SUFFIXES)}")
-    if not options.force:
-        for path in (target, target.with_suffix(".json")):
-            if path.exists():
-                raise UserError(f"{path} exists; pass --force to replace it, or give another name")
+    # A name with the content's hash cannot hold anything else.
+    for path in () if options.force or options.hashed else (target, target.with_suffix(".json")):
+        if path.exists():
+            raise UserError(f"{path} exists; pass --force to replace it, or give another name")
 
 
 def _identify(selected: Selection, name: str, options: ConvertOptions) -> tuple[str, str]:
@@ -260,25 +265,36 @@ def _network(
     if len(heads) == 1:
         raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
     head = len(keys[HEAD[0]]) if heads else None
-    embeds = bool(heads) or any(_matches(family.embed_only, key) for key in keys)
-
-    def build(**given: Any) -> Backbone:
-        with build_without_values():
-            return family(arch=arch, with_embedding=embeds, **options.network(), **given)
-
-    def norms_of(**given: Any) -> set[str]:
-        with torch.device("meta"):
-            return {key for key in build(**given).state_dict() if _matches(family.dense_only, key)}
+    with torch.device("meta"), build_without_values():
+        embedding = {
+            key for key in family(arch=arch, with_embedding=True).state_dict() if _matches(family.embed_only, key)
+        }
+    # Dense files may hold a part of what a classifier needs; it is left behind.
+    absent = family.formats[source].absent if source != OURS else ()
+    embeds = bool(heads) or all(key in keys for key in embedding if not _matches(absent, key))
 
     lacking = options.network().keys() - inspect.signature(family.__init__).parameters.keys()
     if lacking:
         raise UserError(f"{arch} has no option {', '.join(sorted(lacking))}: nothing in it depends on that")
-    norms = norms_of() if family.dense_only else set()
-    if norms <= keys.keys():
-        return build(), head
-    # The file's network has fewer outputs, or none.
-    outputs = range(len(norms)) if norms & keys.keys() else ()
-    return build(out_indices=tuple(i for i in outputs if norms_of(out_indices=(i,)) <= keys.keys())), head
+    dense = not embeds or any(_matches(family.dense_only, key) for key in keys)
+    outputs = {} if dense or not family.dense_only else {"out_indices": ()}
+    try:
+        with build_without_values():
+            return family(arch=arch, with_embedding=embeds, **outputs, **options.network()), head
+    except TypeError:
+        given = ", ".join(f"{key}={value}" for key, value in options.network().items())
+        raise UserError(f"{arch} does not take {given}; see its class for their form") from None
+
+
+def _fill(net: Backbone, account: Account) -> list[str]:
+    """Give entries that the source's format has no name for the value that the network starts with; return them."""
+    absent = net.formats[account.source].absent if account.source != OURS else ()
+    filled = [key for key in account.new if _matches(absent, key) and not _matches(net.dense_only, key)]
+    if filled:
+        fresh = type(net)(arch=net.arch, with_embedding=net.with_embedding).state_dict()
+        account.state |= {key: fresh[key] for key in filled}
+        account.new = tuple(key for key in account.new if key not in filled)
+    return filled
 
 
 def _prove(
@@ -296,13 +312,15 @@ def _prove(
             f" formats, or is not in {account.source} names: say --from"
         )
     size = options.img_size or getattr(net.archs[net.arch], "img_size", 224)
-    answer = run(net, account.state, fixed_images((size, size), options.in_channels))
+    size = (size, size) if isinstance(size, int) else size
+    answer = run(net, account.state, fixed_images(size, options.in_channels))
     what = "maps" if not net.with_embedding else "logits" if HEAD[0] in account.state else "embedding"
-    if not all(x.isfinite().all() for x in answer) and not options.allow_nonfinite:
+    finite = all(bool(x.isfinite().all()) for x in answer)
+    if not finite and not options.allow_nonfinite:
         raise UserError(f"{name}: {net.arch} answers with NaN or infinite {what}; these weights do not work")
     compared = {}
-    for library in sorted({account.source, options.target} - {OURS, "official"}):
-        result = compare(net, account.state, library, options.network(), (size, size), answer)
+    for library in sorted({account.source, options.target} - {OURS, "official"}) if finite else ():
+        result = compare(net, account.state, library, options.network(), size, answer)
         if result is None:
             compared[f"against {library}"] = f"not compared: no network of {library} takes these weights"
             continue
@@ -316,7 +334,7 @@ def _prove(
     return {
         **compared,
         "loads": "strictly, every entry",
-        "answers": f"finite {what} on a fixed {size}x{size} image",
+        "answers": f"{'finite' if finite else 'NaN or infinite'} {what} on a fixed {_size(size)} image",
         "goes back": f"{len(expected)} entries with the same bytes under {account.source} names",
     }
 
@@ -327,11 +345,15 @@ def _write(report: Report, state: Mapping[str, Tensor], target: Path, options: C
     if container is None:
         container = "model" if options.target == "official" else "state_dict"
     note = {"format": "pt", "arch": report.arch, "names": options.target, "made_by": report.made_by}
-    write_weights(target, state, note, container)
-    digest = file_hash(target)
-    if options.hashed:
-        named = target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}")
-        target = target.rename(named)
+    staged = target.with_name(f".staged.{target.name}") if options.hashed else target
+    try:
+        write_weights(staged, state, note, container)
+        digest = file_hash(staged)
+        if options.hashed:
+            target = staged.replace(target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}"))
+    finally:
+        if options.hashed:
+            staged.unlink(missing_ok=True)
     report.file = {"file": target.name, "bytes": target.stat().st_size, "sha256": digest, "entries": len(state)}
     with replace_whole(target.with_suffix(".json")) as partial:
         json_writer(dataclasses.asdict(report))(partial)

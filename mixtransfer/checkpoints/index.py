@@ -42,6 +42,12 @@ def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]
     for arch in archs.values():  # groups that later networks brought
         for name in names:
             arch[name] += [-1] * (len(formats[name]["groups"]) - len(arch[name]))
+    for name in family.formats:
+        alike = (formats[name][part] == formats[OURS][part] for part in ("groups", "optional"))
+        if all(alike) and all(arch[name] == arch[OURS] for arch in archs.values()):
+            formats[name] = {"derived": formats[name]["derived"], "like": OURS}
+            for arch in archs.values():
+                del arch[name]
     return {"formats": formats, "archs": archs}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.errors import UserError
 
-__all__ = ["INDEX", "Match", "identify", "recognize", "signature"]
+__all__ = ["INDEX", "Match", "group_name", "identify", "recognize", "signature"]
 
 INDEX = Path(__file__).with_name("index.json")
 #: Stands for any shape: the rows of a classifier's head.
@@ -65,8 +65,13 @@ def signature(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     for key, shape in shapes.items():
         numbers = tuple(int(number) for number in _NUMBER.findall(key))
-        groups.setdefault(_NUMBER.sub("#", key), []).append((numbers, tuple(shape)))
+        groups.setdefault(group_name(key), []).append((numbers, tuple(shape)))
     return {name: _line(sorted(members)) for name, members in groups.items()}
+
+
+def group_name(key: str) -> str:
+    """Return the name of an entry with ``#`` for the numbers of blocks and stages."""
+    return _NUMBER.sub("#", key)
 
 
 def recognize(entries: Mapping[str, Any], arch: str | None = None) -> list[Match]:
@@ -80,15 +85,17 @@ def recognize(entries: Mapping[str, Any], arch: str | None = None) -> list[Match
     matches = []
     for family in _index()["families"].values():
         for name, format_ in family["formats"].items():
+            written = format_.get("like", name)
             derived = [re.compile(pattern) for pattern in format_["derived"]]
             kept = {key: shape for key, shape in shapes.items() if not any(p.fullmatch(key) for p in derived)}
             found = signature(kept)
+            format_ = family["formats"][written]
             common = len(found.keys() & set(format_["groups"]))
             if 2 * common < len(found) or not common:
                 continue
             for candidate, known in family["archs"].items():
                 if arch in (None, candidate):
-                    matches.append(_match(candidate, name, known["network"], found, format_, known[name]))
+                    matches.append(_match(candidate, name, known["network"], found, format_, known[written]))
     # Of formats that fit equally, the one that explains more wins, then the one that expects less, then the published.
     return sorted(matches, key=lambda m: (-m.certainty, -len(m.same), len(m.absent), m.format == "mixtransfer"))
 
@@ -106,9 +113,9 @@ def identify(entries: Mapping[str, Any], name: str) -> Match:
         near = "; the nearest are " + ", ".join(_named(m) for m in matches[:3]) if matches else ""
         raise UserError(f"{name}: not recognized{near}; say --arch (and --from)")
     best = matches[0]
-    rivals = [m for m in matches if m.certainty == best.certainty and m.network != best.network]
+    rivals = [m.arch for m in matches if m.certainty == best.certainty and m.network != best.network]
     if rivals:
-        raise UserError(f"{name}: fits {best.arch} and {', '.join(m.arch for m in rivals)} alike; say --arch")
+        raise UserError(f"{name}: fits {', '.join(dict.fromkeys([best.arch, *rivals]))} alike; say --arch")
     return best
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,9 +63,11 @@ def fixed_images(size: tuple[int, int], channels: int) -> Tensor:
 def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, ...]:
     """Load the entries strictly and return what the network answers: logits, the embedding, or the dense maps.
 
-    The entries become the backbone's own parameters, without a copy where they are float32 already.
+    The entries become the backbone's own parameters, without a copy where they are float32 already. Norms that the
+    entries lack are taken out of the network.
     """
     own = {key: _single(value) for key, value in state.items()}
+    _without_layers(backbone, {key for key in backbone.state_dict() if key not in own and "." in key})
     backbone.load_state_dict({key: value for key, value in own.items() if key not in HEAD}, assign=True)
     backbone.eval()
     with torch.inference_mode():
@@ -161,12 +163,17 @@ def _dense_counterpart(
     for key in own.keys() - state.keys():
         state[key] = (torch.ones_like if key.endswith("weight") else torch.zeros_like)(own[key])
     left_out = convert(state, net.arch, OURS, library).left_out
-    for name in {key.rpartition(".")[0] for key in left_out}:
-        parent, _, leaf = name.rpartition(".")
-        setattr(ours.get_submodule(parent), leaf, nn.Identity())
+    _without_layers(ours, left_out)
     state = {key: value for key, value in state.items() if key not in left_out}
     ours.load_state_dict({key: _single(value) for key, value in state.items()}, assign=True)
     return ours, state
+
+
+def _without_layers(network: nn.Module, keys: Collection[str]) -> None:
+    """Put the identity in place of the layers that hold these entries."""
+    for name in {key.rpartition(".")[0] for key in keys}:
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, nn.Identity())
 
 
 def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, net: Backbone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -43,7 +44,10 @@ def write_weights(path: Path, state: Mapping[str, Tensor], note: Mapping[str, st
                 os.fsync(file.fileno())
         else:
             compact = {key: _contiguous(value) for key, value in state.items()}
-            torch.save({"meta": dict(note), container: compact} if container else compact, partial)
+            try:
+                torch.save({"meta": dict(note), container: compact} if container else compact, partial)
+            except RuntimeError:  # what its zip writer makes of a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 @contextlib.contextmanager
@@ -61,12 +65,8 @@ def replace_whole(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or "the disk is full or gone"
-        raise UserError(f"cannot write {path}: {reason}; nothing was left behind") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from None
 
 
 def file_hash(path: Path) -> str:

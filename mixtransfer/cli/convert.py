@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
 
 from mixtransfer.errors import UserError
 
-FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision")
+FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision", "transformers")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,12 +49,16 @@ def parser() -> argparse.ArgumentParser:
     average.add_argument("--ema", dest="average", action="store_true", help="take the moving average of the weights")
     average.add_argument("--raw", dest="average", action="store_false", help="take the raw weights, never the average")
     main.set_defaults(average=None)
-    main.add_argument("--drop", action="append", default=[], metavar="REGEX", help="leave these entries behind too")
+    main.add_argument(
+        "--drop", action="append", default=[], type=_regex, metavar="REGEX", help="leave these entries behind too"
+    )
     main.add_argument("--container", metavar="KEY", help="key that holds the entries of a .pth ('' for none)")
     main.add_argument("--hash", dest="hashed", action="store_true", help="put the content's hash into DST's name")
-    main.add_argument("--img-size", type=int, metavar="N", help="resample position tables to images of N pixels")
-    main.add_argument("--window", type=int, metavar="N", help="resample relative-position tables to windows of N")
-    main.add_argument("--in-channels", type=int, default=3, metavar="N", help="1 for grey, 4 for color and depth, ...")
+    main.add_argument(
+        "--img-size", type=_size, metavar="N or HxW", help="resample position tables to images of this size"
+    )
+    main.add_argument("--window", type=_count, metavar="N", help="resample relative-position tables to windows of N")
+    main.add_argument("--in-channels", type=_count, default=3, metavar="N", help="1 for grey, 4 for color and depth, …")
     return main
 
 
@@ -68,6 +73,27 @@ def run(args: argparse.Namespace) -> int:
         print(convert_file(sources[0], args.dst, options))
         return 0
     return _many([path for source in sources for path in _listed(source)], Path(args.dst), options)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1")
+    return int(text)
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    sides = tuple(_count(side) for side in text.split("x"))
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: give N or HxW")
+    return sides if len(sides) == 2 else sides[0]
 
 
 def _listed(source: Path) -> list[Path]:
