@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.layers.labels import pool_labels
 
 __all__ = ["Backbone", "TokenClassifier"]
 
@@ -104,7 +105,10 @@ class Backbone(BaseModule):
         self._freeze()
 
     def dense(self, images: Tensor, labels: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels."""
+        """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels.
+
+        A family whose ``label_rule`` is pooling is never given labels here: :meth:`forward` pools them onto its maps.
+        """
         raise NotImplementedError
 
     def embedding(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -132,6 +136,9 @@ class Backbone(BaseModule):
 
     def forward(self, images: Tensor, token_labels: Tensor | None = None):
         """Return the dense maps, with ``token_labels`` the pair (maps, aligned labels); see the module's docstring."""
+        if token_labels is not None and self.label_rule == "pooling":
+            maps, _ = self.dense(images, None)
+            return maps, tuple(pool_labels(token_labels.detach(), tuple(m.shape[2:])) for m in maps)
         maps, aligned = self.dense(images, token_labels)
         return maps if token_labels is None else (maps, aligned)
 

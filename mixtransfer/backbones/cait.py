@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention import ClassAttention, mix_labels
 from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table
@@ -79,27 +80,6 @@ class TalkingHeadAttention(nn.Module):
         attention = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1)
         out = self.proj_w(attention) @ v
         attended = None if labels is None else attention.detach().mean(dim=1, dtype=labels.dtype) @ labels
-        return self.proj(out.transpose(1, 2).flatten(2)), attended
-
-
-class ClassAttention(nn.Module):
-    """Attention of the class token, the first, to all tokens."""
-
-    def __init__(self, channels: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the new class token (B, 1, C) and the label it attended to (B, 1, K)."""
-        q, k, v = (
-            linear(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for linear, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        )
-        out, attended = attend(q, k, v, labels)
         return self.proj(out.transpose(1, 2).flatten(2)), attended
 
 
@@ -232,7 +212,7 @@ class CaiT(Backbone):
             self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
             self.blocks_token_only = nn.ModuleList(ClassBlock(spec) for _ in range(CLASS_BLOCKS))
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [spec.channels] * len(self.out_indices),
             [PATCH] * len(self.out_indices),
@@ -286,9 +266,3 @@ class CaiT(Backbone):
         if side * side != table.size(1):
             return state
         return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -28,6 +28,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import Fused, KeyMap
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table
@@ -159,7 +160,7 @@ class VisionTransformer(Backbone):
         self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for rate in rates)
         if with_embedding:
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [spec.channels] * len(self.out_indices),
             [spec.patch] * len(self.out_indices),
@@ -212,12 +213,6 @@ class VisionTransformer(Backbone):
         if table.dim() != 3 or side * side + 1 != table.size(1):
             return state
         return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _even_blocks(depth: int) -> list[int]:

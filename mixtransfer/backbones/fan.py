@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.registry import MODELS
 
@@ -292,27 +293,6 @@ class Block(nn.Module):
         return x + (branch * keep_mask(len(x), self.drop_path, x) if drops else branch), labels
 
 
-class ClassAttention(nn.Module):
-    """Attention of the class token to itself and all patches."""
-
-    def __init__(self, channels: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the new class token (B, 1, D) of tokens (B, 1+N, D), and the label it attended to (B, 1, K)."""
-        q, k, v = (
-            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        )
-        out, attended = attend(q, k, v, labels)
-        return self.proj(out.transpose(1, 2).flatten(2)), attended
-
-
 class ClassBlock(nn.Module):
     """u = t + γ₁ [class attention(LN t), LN of the patches], then LN u + [γ₂ MLP(LN u) of the class token, LN u].
 
@@ -428,7 +408,7 @@ class FAN(Backbone):
         if spec.out_norms:
             for index in self.out_indices:
                 self.add_module(f"out_norm{index}", nn.LayerNorm(channels[index]))
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [channels[i] for i in self.out_indices],
             [strides[i] for i in self.out_indices],
@@ -494,9 +474,3 @@ class FAN(Backbone):
 def _as_map(x: Tensor, rows: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Return tokens (B, N, D) as a map (B, h, w, D), and label rows as one (B, K, h, w)."""
     return x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

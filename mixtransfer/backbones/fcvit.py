@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.registry import MODELS
 
@@ -239,7 +239,7 @@ class FCViT(Backbone):
     def dense(self, images, labels):  # noqa: D102
         stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
         maps = tuple(getattr(self, f"norm{2 * i}")(x) for i, x in stages if i in self.out_indices)
-        return maps, None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(self.depths))
@@ -267,9 +267,7 @@ class FCViT(Backbone):
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
+    init_linear(module)
+    if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=math.sqrt(2 * module.groups / module.weight[:, 0].numel()))
         nn.init.zeros_(module.bias)

@@ -214,7 +214,7 @@ class HireMLP(Backbone):
     def dense(self, images, labels):  # noqa: D102
         stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
         maps = tuple(getattr(self, f"norm{2 * i}")(x) for i, x in stages if i in self.out_indices)
-        return maps, None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(self.depths))

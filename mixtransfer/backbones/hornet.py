@@ -31,7 +31,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
-from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.labels import image_label
 from mixtransfer.registry import MODELS
 
 __all__ = ["HorNet"]
@@ -267,9 +267,7 @@ class HorNet(Backbone):
             for index, x in enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
             if index in self.out_indices
         )
-        if labels is None:
-            return maps, None
-        return maps, tuple(pool_labels(labels.detach(), tuple(m.shape[2:])) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.run(images, len(self.stages))

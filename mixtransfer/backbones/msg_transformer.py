@@ -33,6 +33,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
@@ -252,7 +253,7 @@ class MSGTransformer(Backbone):
         )
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
-        self.apply(_init)
+        self.apply(init_linear)
         if count - 1 not in self.out_indices:
             # The last messenger reads no position, so without the last patches these get no gradient.
             last = self.layers[-1].blocks[-1].attn
@@ -345,9 +346,3 @@ class MSGTransformer(Backbone):
             else value
             for key, value in state.items()
         }
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

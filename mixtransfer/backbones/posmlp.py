@@ -346,7 +346,7 @@ class PosMLP(Backbone):
     def dense(self, images, labels):  # noqa: D102
         levels = enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
         maps = tuple(x.permute(0, 3, 1, 2) for index, x in levels if index in self.out_indices)
-        return maps, None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.run(images, len(self.levels))

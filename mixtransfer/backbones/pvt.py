@@ -35,6 +35,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
@@ -180,12 +181,6 @@ def mean_labels(labels: Tensor, cell: int) -> Tensor:
     return F.avg_pool2d(labels, [min(cell, side) for side in labels.shape[-2:]])
 
 
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
 class Pyramid(Backbone):
     """What both versions share: four stages of patch embedding and blocks, under the published names."""
 
@@ -217,7 +212,7 @@ class Pyramid(Backbone):
 
     def complete(self, frozen_stages: int, token_classifier: dict | None) -> None:
         """Initialize, declare the outputs and freeze; the end of a version's constructor."""
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [self.channels[i] for i in self.out_indices],
             [STRIDES[i] for i in self.out_indices],

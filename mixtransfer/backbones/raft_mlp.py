@@ -246,7 +246,7 @@ class RaftMLP(Backbone):
             if index in self.out_indices:
                 chosen = embedded if index == 0 and self.first_output == "embedding" else x
                 maps.append(chosen.permute(0, 3, 1, 2))
-        return tuple(maps), None if labels is None else tuple(pool_labels(labels.detach(), m.shape[2:]) for m in maps)
+        return tuple(maps), None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (_, x) = self.run(images, len(self.levels))

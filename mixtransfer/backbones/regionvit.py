@@ -33,6 +33,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.positions import resize_relative_table
 from mixtransfer.registry import MODELS
@@ -367,7 +368,7 @@ class RegionViT(Backbone):
             self.dense_only = (*self.dense_only, r"layers\.\d\.peg\.weight")
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
-        self.apply(_init)
+        self.apply(init_linear)
         if count - 1 not in self.out_indices:
             # Without the last local map the last positions are read by no output, so they get no gradient.
             self.layers[-1].block[-1].attn.rel_pos.requires_grad_(False)
@@ -488,9 +489,3 @@ def _replace_first(windows: Tensor, first: Tensor) -> Tensor:
 def _whole(labels: Tensor) -> Tensor:
     """Return labels (…, K+1) divided by their last channel, which counts how much of them is there."""
     return labels / labels[..., -1:]
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -29,7 +29,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.layers.channels_last import Patches
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
-from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.labels import image_label
 from mixtransfer.registry import MODELS
 
 __all__ = ["Sequencer2D"]
@@ -177,9 +177,7 @@ class Sequencer2D(Backbone):
         maps = tuple(
             x.permute(0, 3, 1, 2) for index, x in enumerate(self.stages(images, count)) if index in self.out_indices
         )
-        if labels is None:
-            return maps, None
-        return maps, tuple(pool_labels(labels.detach(), tuple(m.shape[2:])) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(STRIDES))

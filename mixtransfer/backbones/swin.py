@@ -30,6 +30,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
@@ -232,7 +233,7 @@ class SwinTransformer(Backbone):
             self.add_module(f"norm{index}", nn.LayerNorm(channels[index]))
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
-        self.apply(partial(_init, std=spec.init_std))
+        self.apply(partial(init_linear, std=spec.init_std))
         self.finish(
             [channels[i] for i in self.out_indices],
             [PATCH * 2**i for i in self.out_indices],
@@ -295,13 +296,6 @@ class SwinTransformer(Backbone):
             else value
             for key, value in state.items()
         }
-
-
-def _init(module: nn.Module, std: float) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 # nn.Unfold, which OpenMMLab merges patches with, orders a row by channel, then row-major in the 2 × 2 cell.

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.swin import PatchMerging
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
-from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -185,7 +186,7 @@ class SwinMLP(Backbone):
         )
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [channels[i] for i in self.out_indices],
             [strides[i] for i in self.out_indices],
@@ -208,9 +209,7 @@ class SwinMLP(Backbone):
     def dense(self, images, labels):  # noqa: D102
         stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
         maps = tuple(x.permute(0, 3, 1, 2) for index, x in stages if index in self.out_indices)
-        if labels is None:
-            return maps, None
-        return maps, tuple(pool_labels(labels.detach(), tuple(m.shape[2:])) for m in maps)
+        return maps, None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(self.layers))
@@ -247,10 +246,3 @@ def _window(value: Tensor, heads: int) -> int:
     """Return the window side of a spatial weight or bias with ``heads`` heads, or 0 where it is none of these."""
     side = math.isqrt(value.size(0) // heads)
     return side if value.shape in ((heads * side**2, side**2, 1), (heads * side**2,)) else 0
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -30,6 +30,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap, Reorder
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import resize_position_table
@@ -230,7 +231,7 @@ class TNT(Backbone):
             self.norm = nn.LayerNorm(spec.channels)
             # In every published checkpoint and parameter count; zeros that the published network does not read either.
             self.outer_tokens = nn.Parameter(torch.zeros(1, patches, spec.channels), requires_grad=False)
-        self.apply(_init)
+        self.apply(init_linear)
         self.finish(
             [spec.channels] * len(self.out_indices),
             [PATCH] * len(self.out_indices),
@@ -290,10 +291,3 @@ class TNT(Backbone):
         if "outer_tokens" in state:
             state["outer_tokens"] = resize_position_table(state["outer_tokens"], (side, side), self.grid)
         return state
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
 
 #: Cases of ``benchmark speed``: functions of mixtransfer.evaluation.contests.
@@ -67,7 +68,6 @@ def _speed(args: argparse.Namespace) -> int:
     import torch
     from mmengine.logging import MMLogger
 
-    from mixtransfer.cli.data import progress_line
     from mixtransfer.evaluation import contests
     from mixtransfer.evaluation.speed import environment, measure, table
 
@@ -97,7 +97,6 @@ def _complexity(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from mixtransfer.backbones import backbone_class
-    from mixtransfer.cli.data import progress_line
     from mixtransfer.evaluation.complexity import complexity, table
     from mixtransfer.zoo import list_archs
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 
+from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
 
 
@@ -51,29 +49,6 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run ``data scenes`` or ``data check``."""
     return {"scenes": _scenes, "check": _check}[args.action](args)
-
-
-def progress_line(label: str, every: float = 0.5) -> Callable[[int, int], None]:
-    """Return ``progress(done, total)`` that keeps one line on stderr, with the time left, once work takes a second.
-
-    Where stderr is no terminal it prints a line every ten seconds instead.
-    """
-    start = shown = time.monotonic()
-    terminal = sys.stderr.isatty()
-    written = False
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown, written
-        now = time.monotonic()
-        if done == total and written and terminal:
-            print(f"\r{label}: {done}/{total} in {now - start:.0f} s{' ' * 16}", file=sys.stderr)
-        elif done < total and now - start > 1 and now - shown > (every if terminal else 10):
-            shown, written = now, True
-            left = (now - start) / done * (total - done)
-            line = f"{label}: {done}/{total}, {left:.0f} s left"
-            print(f"\r{line:<60}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-    return progress
 
 
 def _scenes(args: argparse.Namespace) -> int:

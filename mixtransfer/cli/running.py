@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what train and test have in common."""
+    """Add what every command on a config takes, the config first."""
+    parser.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")
     parser.add_argument(
@@ -46,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change entries of the config, e.g. train_dataloader.batch_size=4",
     )
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how distributed processes were started")
+    parser.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
 
 
 def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     """Return the config that ``args`` describe: file, options, dataset and work directory, all checked.
 
     Args:
-        args: parsed arguments of :func:`add_arguments` and ``config``.
+        args: parsed arguments of :func:`add_arguments`.
         splits: the splits that will be read, "train", "val" or "test"; their data must be there.
     """
     cfg = read_config(args.config)
@@ -162,7 +164,7 @@ def use_data(cfg: Config, data: str | None, splits: Sequence[str]) -> None:
     if data is None:
         require_dataset(cfg, splits)
     else:
-        apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=_show_progress))
+        apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=progress_line("preparing the dataset")))
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:
@@ -191,8 +193,8 @@ def make_work_dir(path: str | Path) -> Path:
     return path
 
 
-def build_runner(cfg: Config) -> TransferRunner:
-    """Build the runner of a checked config."""
+def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:
+    """Build the runner of a checked config; with ``trust`` the checkpoints that it reads may run code."""
     from mmengine.runner.utils import set_random_seed
 
     from mixtransfer.datasets.label_check import add_label_check
@@ -205,7 +207,9 @@ def build_runner(cfg: Config) -> TransferRunner:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": 0}
     set_random_seed(cfg.randomness.seed)
     fit_channels(cfg)
-    return TransferRunner.from_cfg(cfg)
+    runner = TransferRunner.from_cfg(cfg)
+    runner.trust = trust
+    return runner
 
 
 @contextlib.contextmanager
@@ -231,13 +235,6 @@ def one_line_errors(name: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = str(error.args[0] if error.args and isinstance(error, KeyError) else error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty() or done == total:
-        print(
-            f"\rpreparing the dataset: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True
-        )
 
 
 def plain(value: Any) -> Any:

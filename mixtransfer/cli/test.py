@@ -17,11 +17,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="test", description="Measure a checkpoint; print the metrics and save them as JSON."
     )
-    options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     add_arguments(options)
-    options.add_argument(
-        "--trust", action="store_true", help="let checkpoints run code (only if you know their author)"
-    )
     options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
     options.add_argument("--out", metavar="FILE", help="where the metrics go (WORK_DIR/metrics.json)")
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")
@@ -35,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args, splits=("test",))
 
     from mixtransfer.evaluation.metrics import measure_classes
-    from mixtransfer.transfer.runner import TransferRunner
     from mixtransfer.visualization.predictions import PredictionPictures
 
     measure_classes(cfg)
@@ -44,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
         cfg.model.backbone.init_cfg = None
     cfg.load_from, cfg.resume = args.checkpoint, False
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("TokenMixHook")]
-    TransferRunner.trust = args.trust
     with one_line_errors(args.config):
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, args.trust)
         if args.show_dir:
             runner.register_hook(PredictionPictures(args.show_dir))
         metrics = plain(runner.test())

@@ -17,11 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train the model of a config. Logs, checkpoints and the final config go to the work directory."
         " Ctrl-C saves and stops; --resume goes on as if nothing had happened.",
     )
-    options.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     add_arguments(options)
-    options.add_argument(
-        "--trust", action="store_true", help="let checkpoints run code (only if you know their author)"
-    )
     options.add_argument(
         "--resume",
         nargs="?",
@@ -48,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mixtransfer.checkpoints import read_checkpoint
     from mixtransfer.transfer.guards import Interrupted, InterruptHook, latest_checkpoint
-    from mixtransfer.transfer.runner import TransferRunner, is_resumable
+    from mixtransfer.transfer.runner import is_resumable
 
     cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
     if args.amp:
@@ -79,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         require_pretrained(cfg.model)
 
-    TransferRunner.trust = args.trust
     with one_line_errors(args.config):
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, args.trust)
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:

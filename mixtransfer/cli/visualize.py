@@ -26,14 +26,10 @@ def parser() -> argparse.ArgumentParser:
         ("predict", "a model's predictions", "Draw what a trained model sees in images."),
     ):
         action = actions.add_parser(name, help=help_text, description=description)
-        action.add_argument(
-            "config", metavar="CONFIG", help="a config with a TokenMixHook" if name != "predict" else ""
-        )
         add_arguments(action)
         if name == "predict":
             action.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
             action.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder of them")
-            action.add_argument("--trust", action="store_true", help="let the checkpoint run code")
         else:
             action.add_argument("--checkpoint", metavar="FILE", help="weights of the whole model")
             action.add_argument("--count", type=int, default=3, metavar="N", help="images to draw (default 3)")
@@ -55,7 +51,7 @@ def _draw_batch(args: argparse.Namespace) -> int:
         cfg.model.backbone.init_cfg = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, args.trust)
     if args.checkpoint:
         runner.load_checkpoint(args.checkpoint)
     else:

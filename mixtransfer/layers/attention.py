@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["attend", "attend_windows", "mix_labels"]
+__all__ = ["ClassAttention", "attend", "attend_windows", "mix_labels"]
 
 COLUMN_MULTIPLE = 8  # the CPU flash kernel is fastest when a head's width is a multiple of the vector width
 
@@ -66,6 +66,27 @@ def attend_windows(
 def mix_labels(labels: Tensor, attended: Tensor) -> Tensor:
     """Apply the token-label rule: the mean of a token's own label and of the labels it attended to."""
     return (labels + attended) / 2
+
+
+class ClassAttention(nn.Module):
+    """Attention of the class token, the first, to itself and all patches (CaiT, arXiv 2103.17239, section 3)."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the new class token (B, 1, C) of tokens (B, 1+N, C), and the label it attended to (B, 1, K)."""
+        q, k, v = (
+            linear(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for linear, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        )
+        out, attended = attend(q, k, v, labels)
+        return self.proj(out.transpose(1, 2).flatten(2)), attended
 
 
 @torch.no_grad()

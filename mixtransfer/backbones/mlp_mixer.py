@@ -1,0 +1,276 @@
+"""MLP-Mixer: one MLP over the positions of all patches, the same for every channel, and one over the channels.
+
+Papers: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS 2021, arXiv 2105.01601; Kang et al.,
+"OAMixer: Object-aware Mixing Layer for Vision Transformers", CVPRW 2022, arXiv 2212.06595, which trains the sizes S and
+B. Code: google-research/vision_transformer and alinlab/OAMixer (both Apache-2.0); the latter, and the names here, are
+timm's. timm computes the same numbers for images of one size, so the network is written here.
+
+Shapes: B batch, h × w a map's patches, N = P·Q positions that the token mixers are made for, C channels.
+
+Kept from the published code: LayerNorm with eps 1e-6, stochastic depth the same in all blocks, the mean of the
+normalized tokens as the image embedding; timm's initialization.
+Different: any image size. Sides that a patch does not divide are padded. A map of another size than P × Q is resampled
+to it (bilinear, averaging where it shrinks) for the token mixer alone, whose answer is resampled back: the residual
+stream keeps its size. Loading the weights of another size folds these resamplings into them, so that the function stays
+what it was. No dense code is published: the maps are the un-normalized tokens after the blocks of ``out_indices``.
+
+Patch masks: ``Block.forward`` takes a ``gate`` on what positions take from each other, which
+:mod:`mixtransfer.pretrain.oamixer` sets; published ``mask_scale`` entries are its own, the network without masks has
+none. No attention: token labels are pooled to each output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, lecun_normal_
+from torch import Tensor, nn
+
+from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.registry import MODELS
+
+__all__ = ["MLPMixer"]
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One published size."""
+
+    channels: int
+    depth: int
+    patch: int
+    img_size: int = 224
+
+
+# A compiled graph takes the table as a constant; it cannot trace a cache.
+@torch.compiler.assume_constant_result
+def resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the (new, old) matrix that resamples a line: linear, over the area behind a pixel where it shrinks."""
+    return _make_resampling(old, new, device, dtype)
+
+
+# Tables made in inference mode could not be used in training.
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _make_resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    lines = torch.eye(old, dtype=torch.float64).view(1, old, old, 1)
+    matrix = F.interpolate(lines, size=(new, 1), mode="bilinear", align_corners=False, antialias=True)
+    return matrix[0, :, :, 0].t().contiguous().to(device, dtype)
+
+
+def resample(x: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resample the grid of tokens (B, h·w, C) from ``old`` to ``new``."""
+    if old == new:
+        return x
+    batch, _, channels = x.shape
+    with torch.autocast(x.device.type, enabled=False):
+        x = resampling(old[0], new[0], x.device, x.dtype) @ x.reshape(batch, old[0], -1)
+        x = resampling(old[1], new[1], x.device, x.dtype) @ x.view(batch, new[0], old[1], channels)
+    return x.flatten(1, 2)
+
+
+class TokenMixer(nn.Module):
+    """MLP over the N positions of a grid P × Q, the same for every channel."""
+
+    def __init__(self, grid: tuple[int, int], hidden: int):
+        super().__init__()
+        self.grid = grid
+        positions = grid[0] * grid[1]
+        self.fc1 = nn.Linear(positions, hidden)
+        self.fc2 = nn.Linear(hidden, positions)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], gate: Tensor | None = None) -> Tensor:
+        """Return the mixed tokens (B, h·w, C) of a map of size ``grid``.
+
+        ``gate`` (B, N, N) multiplies what the linear part of the MLP, W = W₂W₁, carries from position j to i; what the
+        activation adds to it is left as it is (OAMixer, section 3.2).
+        """
+        x = resample(x, grid, self.grid)
+        out = _columns(F.gelu(_columns(x, self.fc1)), self.fc2)
+        if gate is not None:
+            out = torch.baddbmm(out, (gate - 1) * (self.fc2.weight @ self.fc1.weight), x.to(out.dtype))
+        return resample(out, self.grid, grid)
+
+
+def _columns(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Apply a linear layer to the columns of (B, in, C) without transposing them: (B, out, C)."""
+    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
+
+
+class Block(nn.Module):
+    """x + token MLP(LN x), then x + channel MLP(LN x), each with stochastic depth."""
+
+    def __init__(self, channels: int, grid: tuple[int, int], drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp_tokens = TokenMixer(grid, channels // 2)
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.mlp_channels = Mlp(channels, 4 * channels)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, grid: tuple[int, int], gate: Tensor | None = None) -> Tensor:
+        """Return tokens (B, h·w, C); ``gate`` is one of :class:`TokenMixer`."""
+        if gate is None:
+            x = add_branch(x, lambda y: self.mlp_tokens(self.norm1(y), grid), self.drop_path, self.training)
+        else:
+            # The gate has a row for every sample, so all of them are mixed.
+            branch = self.mlp_tokens(self.norm1(x), grid, gate)
+            if self.training and self.drop_path:
+                branch = branch * keep_mask(len(x), self.drop_path, x)
+            x = x + branch
+        return add_branch(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
+
+
+@MODELS.register_module()
+class MLPMixer(Backbone):
+    """MLP-Mixer; outputs have the stride of a patch, a neck makes their pyramid.
+
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        img_size: side (or height and width) that the token mixers are made for; other maps are resampled to theirs.
+        out_indices: blocks whose tokens are returned; default four evenly spaced ones.
+        drop_path_rate: stochastic depth of every block.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n blocks.
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the last norm, which only ``embed`` reads.
+        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+    """
+
+    family = "mlp_mixer"
+    label_rule = "pooling"
+    # Table 1 of the paper; OAMixer's own networks are the same ones.
+    archs: ClassVar = {
+        "mixer_s32": Spec(512, 8, 32),
+        "mixer_s16": Spec(512, 8, 16),
+        "mixer_b32": Spec(768, 12, 32),
+        "mixer_b16": Spec(768, 12, 16),
+        "mixer_l32": Spec(1024, 24, 32),
+        "mixer_l16": Spec(1024, 24, 16),
+        "mixer_h14": Spec(1280, 32, 14),
+        "oamixer_mixer_s32": Spec(512, 8, 32),
+        "oamixer_mixer_s16": Spec(512, 8, 16),
+        "oamixer_mixer_b32": Spec(768, 12, 32),
+        "oamixer_mixer_b16": Spec(768, 12, 16),
+    }
+    embed_only = (r"norm\..+",)
+
+    def __init__(
+        self,
+        arch: str = "mixer_b16",
+        *,
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
+        spec = self.archs[arch]
+        size = img_size or spec.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = (-(-height // spec.patch), -(-width // spec.patch))
+        self.depth, self.embed_channels = spec.depth, spec.channels
+        if out_indices is None:
+            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
+        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+
+        self.stem = PatchEmbed(in_channels, spec.channels, spec.patch)
+        self.blocks = nn.ModuleList(Block(spec.channels, grid, drop_path_rate) for _ in range(spec.depth))
+        if with_embedding:
+            self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        self.apply(_init)
+        self.finish(
+            [spec.channels] * len(self.out_indices),
+            [spec.patch] * len(self.out_indices),
+            frozen_stages=frozen_stages,
+            token_classifier=token_classifier,
+        )
+
+    def dense(self, images, labels):  # noqa: D102
+        x, grid = self.stem(images)
+        maps = []
+        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+            x = self.checkpointed(block, x, grid)
+            if index in self.out_indices:
+                maps.append(x.transpose(1, 2).unflatten(2, grid))
+        return tuple(maps), None
+
+    def embedding(self, images, labels):  # noqa: D102
+        x, grid = self.stem(images)
+        for block in self.blocks:
+            x = self.checkpointed(block, x, grid)
+        return self.norm(x).mean(dim=1), None if labels is None else image_label(labels)
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.stem], *([block] for block in self.blocks)]
+
+    def layer_of(self, name):  # noqa: D102
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith("stem.") else self.depth + 1
+
+    def resize_loaded(self, state):  # noqa: D102
+        resized = dict(state)
+        for index, block in enumerate(self.blocks):
+            mixer = block.mlp_tokens
+            for name in ("fc1.weight", "fc2.weight", "fc2.bias"):
+                key = f"blocks.{index}.mlp_tokens.{name}"
+                value, own = state.get(key), mixer.get_parameter(name)
+                if value is not None and value.shape != own.shape and value.dim() == own.dim():
+                    resized[key] = resize_token_mixer(value, name, mixer.grid)
+        return resized
+
+
+def resize_token_mixer(value: Tensor, name: str, grid: tuple[int, int]) -> Tensor:
+    """Fold the resampling of a map of size ``grid`` into a token mixer's weight or bias, made for a square grid."""
+    rows = value.t() if name == "fc2.weight" else value.reshape(-1, value.size(-1))
+    side = math.isqrt(rows.size(1))
+    if side * side != rows.size(1):
+        return value
+    old, new = (side, side), grid
+    # fc1 reads the map resampled to its grid; the answer of fc2 is resampled to the map.
+    ends = (new, old) if name == "fc1.weight" else (old, new)
+    y, x = (resampling(a, b, value.device, torch.float64) for a, b in zip(*ends, strict=True))
+    rows = rows.double().unflatten(1, old)
+    sums = "opq,ph,qw->ohw" if name == "fc1.weight" else "opq,hp,wq->ohw"
+    rows = torch.einsum(sums, rows, y, x).flatten(1).to(value.dtype)
+    return {"fc1.weight": rows, "fc2.weight": rows.t().contiguous(), "fc2.bias": rows[0]}[name]
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.normal_(module.bias, std=1e-6)
+    elif isinstance(module, nn.Conv2d):
+        lecun_normal_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer as Network
+
+    return Network(classes or 0, spec.img_size, channels, spec.patch, spec.depth, spec.channels)
+
+
+MLPMixer.formats = {
+    "official": KeyMap(derived=(r"blocks\.\d+\.mlp_tokens\.mask_scale",)),
+    "timm": KeyMap(network=_timm),
+}
