@@ -16,7 +16,7 @@ $(VENV)/.installed: requirements/tested.txt setup.py
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m mixtransfer.demo
+	$(BIN)/python -W ignore -m mixtransfer.demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -58,7 +58,7 @@ def _check_kernels() -> None:
         # registers the kernels; with a torch that does not fit, either this fails or the kernels are missing after it
         import torchvision  # noqa: F401
 
-        torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        torch.ops.torchvision.nms(torch.zeros(1, 4, device="cpu"), torch.zeros(1, device="cpu"), 0.5)
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -22,8 +22,8 @@ def _child(parent: root.Registry, *locations: str) -> root.Registry:
 
 
 MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")
-HOOKS = _child(root.HOOKS, "transfer")
-OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "transfer")
+HOOKS = _child(root.HOOKS, "transfer", "pretrain")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "transfer", "pretrain")
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load")
 DATASETS = _child(root.DATASETS, "datasets")
 TRANSFORMS = _child(root.TRANSFORMS, "datasets")

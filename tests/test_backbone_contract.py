@@ -11,7 +11,7 @@ from mixtransfer.errors import UserError
 
 SIZES = [(64, 64), (75, 101), (33, 160), (1, 1)]
 #: Families whose published dense code floors sides that its strides do not divide; no side gets smaller than 1.
-FLOORS = {"fan", "hornet", "pvt", "sequencer2d"}
+FLOORS = {"dynamicvit_convnext", "fan", "hornet", "pvt", "sequencer2d"}
 families = pytest.mark.parametrize("family", sorted(TOYS))
 
 
@@ -204,11 +204,13 @@ def test_labels_are_linear_in_the_map(family):
 def test_bfloat16_autocast_runs_close_to_float32(family):
     net = build_toy(family)
     x, labels = images(), shares()
+    torch.manual_seed(1)  # sparsified networks draw what they keep
     with torch.autocast("cpu", torch.bfloat16):
         maps, aligned = net(x, labels)
         sum(m.float().square().mean() for m in maps).backward()
     assert all(label.dtype == torch.float32 for label in aligned)
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    torch.manual_seed(1)
     for low, full in zip(maps, net(x), strict=True):
         assert (low.float() - full).abs().mean() / full.std() < 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
 from mixtransfer.cli import run_command
-from mixtransfer.cli.running import read_config
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("train_cfg.max_iters=1", "train_cfg.val_begin=9")
@@ -109,6 +109,12 @@ def test_a_work_dir_that_cannot_be_written(scenes, tmp_path, error):
     (tmp_path / "file").touch()
     assert train(tiny_config("seg", tmp_path), scenes, tmp_path / "file" / "run") == 2
     assert f"--work-dir {tmp_path / 'file' / 'run'}: cannot be written to: Not a directory" in error()
+
+
+def test_a_training_shorter_than_its_warmup(scenes, tmp_path, error):
+    recipe, work = str(ROOT / "configs/pretrain/swin.py"), ("--data", str(scenes), "--work-dir", str(tmp_path / "run"))
+    assert run_command("train", [recipe, *work, "--cfg-options", "train_cfg.max_epochs=3"]) == 2
+    assert re.search(r"param_scheduler\.1 begins at epoch \d+ and training ends at epoch 3", error())
 
 
 def test_missing_pretrained_weights_name_the_way_out(scenes, tmp_path, error):
@@ -260,18 +266,3 @@ def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
     visualizer.dataset_meta = {"classes": ("ball", "box")}
     PredictionPictures(tmp_path / "out").after_test_iter(SimpleNamespace(visualizer=visualizer), 0, outputs=samples)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball_0.png", "box_0.png"]
-
-
-def test_every_recipe_is_read_and_built_at_full_size():
-    from mixtransfer.registry import MODELS
-    from mixtransfer.transfer import fit_channels
-
-    for name in ("seg/upernet_swin_tlalign", "det/mask_rcnn_swin_tlalign", "det/mask_rcnn_swin_tlalign_3x"):
-        cfg = read_config(ROOT / "configs" / f"{name}.py")
-        before = cfg.model.to_dict()
-        fit_channels(cfg)
-        # The numbers written for other tools are those that the backbone declares.
-        assert cfg.model.to_dict() == before
-        cfg.model.backbone.init_cfg = None
-        with torch.device("meta"):
-            MODELS.build({**cfg.model, "_scope_": cfg.default_scope})

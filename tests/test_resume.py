@@ -1,8 +1,9 @@
-"""A run that was stopped by Ctrl-C and resumed has the losses of one that was not, bit for bit."""
+"""A run that was stopped by Ctrl-C or SIGTERM and resumed has the losses of one that was not, bit for bit."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ def scenes(tmp_path_factory):
 
 
 # Detection stops in the second of two epochs of eight iterations, segmentation on a validation iteration.
-@pytest.mark.parametrize("task, stop_after", [("seg", 3), ("det", 11)])
-def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, scenes, tmp_path, capfd):
+@pytest.mark.parametrize("task, stop_after, stop", [("seg", 3, signal.SIGINT), ("det", 11, signal.SIGTERM)])
+def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop, scenes, tmp_path, capfd):
     config = tiny_config(task, tmp_path)
     ProbeHook.reset()
     assert train(config, scenes, tmp_path / "straight") == 0
@@ -28,7 +29,7 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, scen
     assert any(losses["loss_token"] > 0 for losses in straight)
 
     # Other numbers of workers: a sample's randomness must not depend on who loads it.
-    ProbeHook.reset(stop_after=stop_after)
+    ProbeHook.reset(stop_after=stop_after, stop_signal=stop)
     assert train(config, scenes, tmp_path / "cut", workers=2) == 130
     assert f"stopped after iteration {stop_after}" in capfd.readouterr().out
     assert ProbeHook.losses == straight[:stop_after]

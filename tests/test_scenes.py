@@ -156,6 +156,15 @@ def test_second_call_reuses_and_other_parameters_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
+def test_scenes_of_an_older_generator_are_drawn_anew_without_being_asked(written, tmp_path):
+    root = write_scenes(tmp_path / "scenes", **SMALL)
+    stored = json.loads((root / "scenes.json").read_text())
+    (root / "scenes.json").write_text(json.dumps({**stored, "generator": stored["generator"] - 1}))
+    (root / "seg/images/training/000000.jpg").write_bytes(b"an older picture")
+    write_scenes(root, **SMALL)
+    assert _bytes(root) == _bytes(written)
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def stop(done, total):
         if done == 5:

@@ -114,13 +114,13 @@ def test_demo_keeps_steps_and_stops_at_the_first_failure(tmp_path, monkeypatch, 
         "sys.exit('out of luck') if len(sys.argv) > 2 else path.write_text('made')\n"
     )
     step = demo.Step("one", "One", (str(script), str(tmp_path / "one/made")), tmp_path / "one/made")
-    assert demo._run(step, ["a"])[1] == 0
-    assert demo._run(step, ["a"])[1] == 0
+    assert demo._run(step, ["a"], demo.Screen())[1] == 0
+    assert demo._run(step, ["a"], demo.Screen())[1] == 0
     assert (tmp_path / "runs").read_text() == "x"
-    assert demo._run(step, ["b"])[1] == 0
+    assert demo._run(step, ["b"], demo.Screen())[1] == 0
     assert (tmp_path / "runs").read_text() == "xx"
     failing = demo.Step("two", "Two", (*step.argv, "fail"), tmp_path / "one/made")
-    assert demo._run(failing, ["b", "c"])[1] == 1
+    assert demo._run(failing, ["b", "c"], demo.Screen())[1] == 1
     assert "out of luck" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 from mmengine.hooks import Hook
 
 from mixtransfer.cli import run_command
@@ -76,11 +77,12 @@ class ProbeHook(Hook):
 
     losses: list[dict[str, float]] = []
     stop_after = 0
+    stop_signal = signal.SIGINT
     poison_at = 0
 
     @classmethod
-    def reset(cls, stop_after: int = 0, poison_at: int = 0) -> None:
-        cls.losses, cls.stop_after, cls.poison_at = [], stop_after, poison_at
+    def reset(cls, stop_after: int = 0, poison_at: int = 0, stop_signal: int = signal.SIGINT) -> None:
+        cls.losses, cls.stop_after, cls.poison_at, cls.stop_signal = [], stop_after, poison_at, stop_signal
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter + 1 == self.poison_at:
@@ -89,7 +91,23 @@ class ProbeHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         type(self).losses.append({key: float(value) for key, value in outputs.items()})
         if runner.iter + 1 == self.stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.stop_signal)
+
+
+@HOOKS.register_module()
+class WeightsHook(Hook):
+    """Write what a process saw and holds at the end of training: its losses and its parameters."""
+
+    def __init__(self, folder: str):
+        self.folder, self.losses = Path(folder), []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append({key: float(value) for key, value in outputs.items()})
+
+    def after_train(self, runner):
+        # Without a GPU the running statistics of BatchNorm are each process's own.
+        weights = {name: value.detach() for name, value in runner.model.module.named_parameters()}
+        torch.save({"losses": self.losses, "weights": weights}, self.folder / f"rank{runner.rank}.pt")
 
 
 def small_scenes(root: Path) -> Path:

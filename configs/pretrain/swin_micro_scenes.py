@@ -19,7 +19,7 @@ model = dict(
 
 train_dataloader = dict(
     batch_size=32,
-    num_workers=0,
+    num_workers=1,
     dataset=dict(
         pipeline=[
             dict(type="LoadImageFromFile"),

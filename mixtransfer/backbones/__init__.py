@@ -3,12 +3,16 @@
 from mixtransfer.backbones.base import Backbone, TokenClassifier
 from mixtransfer.backbones.cait import CaiT
 from mixtransfer.backbones.cmt import CMT
+from mixtransfer.backbones.convmixer import ConvMixer
 from mixtransfer.backbones.deit import VisionTransformer
+from mixtransfer.backbones.dynamicvit import DynamicViT
+from mixtransfer.backbones.dynamicvit_dense import DynamicConvNeXt, DynamicSwin
 from mixtransfer.backbones.fan import FAN
 from mixtransfer.backbones.fcvit import FCViT
 from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
 from mixtransfer.backbones.mixmim import MixMIMEncoder
+from mixtransfer.backbones.mlp_mixer import MLPMixer
 from mixtransfer.backbones.msg_transformer import MSGTransformer
 from mixtransfer.backbones.posmlp import PosMLP
 from mixtransfer.backbones.pvt import PVT, PVTv2
@@ -29,9 +33,14 @@ __all__ = [
     "TNT",
     "Backbone",
     "CaiT",
+    "ConvMixer",
+    "DynamicConvNeXt",
+    "DynamicSwin",
+    "DynamicViT",
     "FCViT",
     "HireMLP",
     "HorNet",
+    "MLPMixer",
     "MSGTransformer",
     "MixMIMEncoder",
     "PVTv2",
@@ -69,6 +78,11 @@ FAMILIES: tuple[type[Backbone], ...] = (
     FAN,
     FCViT,
     Sequencer2D,
+    MLPMixer,
+    ConvMixer,
+    DynamicViT,
+    DynamicSwin,
+    DynamicConvNeXt,
 )
 
 

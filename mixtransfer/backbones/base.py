@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.layers.labels import pool_labels
 
@@ -70,12 +71,18 @@ class Backbone(BaseModule):
 
     family: ClassVar[str]
     archs: ClassVar[Mapping[str, Any]]
+    #: What the authors print about the variants; a variant may be missing.
+    published: ClassVar[Mapping[str, Published]] = {}
     formats: ClassVar[Mapping[str, KeyMap]] = {"official": KeyMap()}
     label_rule: ClassVar[str]
     #: Regular expressions of entries that only ``forward`` reads and published classifiers lack.
     dense_only: ClassVar[tuple[str, ...]] = ()
     #: Regular expressions of entries that only ``embed`` reads and published dense checkpoints lack.
     embed_only: ClassVar[tuple[str, ...]] = ()
+
+    #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
+    #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
+    token_head: bool = False
 
     arch: str
     depth: int

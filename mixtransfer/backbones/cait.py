@@ -22,21 +22,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import ClassAttention, mix_labels
 from mixtransfer.layers.drop_path import add_branch, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["CaiT"]
 
+README = "distilled: facebookresearch/deit, README_cait.md"
+LISTED = "distilled: arXiv 2103.17239 as listed by Papers with Code"
+QUOTED = "distilled: arXiv 2103.17239 as quoted by arXiv 2110.04869, table 3"
 NORM_EPS = 1e-6
 PATCH = 16
 CLASS_BLOCKS = 2
@@ -69,10 +74,10 @@ class TalkingHeadAttention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = Linear(channels, 3 * channels)
         self.proj_l = TalkingHeads(heads, heads)
         self.proj_w = TalkingHeads(heads, heads)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
@@ -176,6 +181,16 @@ class CaiT(Backbone):
         "cait_m36_384": Spec(768, 36, 16, layer_scale=1e-6, img_size=384),
         "cait_m48": Spec(768, 48, 16, layer_scale=1e-6),
         "cait_m48_448": Spec(768, 48, 16, layer_scale=1e-6, img_size=448),
+    }
+    published: ClassVar = {
+        "cait_xxs36_384": Published(17.3, 14.3, 82.2, sources=(LISTED,)),
+        "cait_xs24": Published(26.6, 5.4, 82.0, sources=(QUOTED,)),
+        "cait_xs24_384": Published(27, 19.3, 84.1, sources=(README,)),
+        "cait_s24": Published(47, 9.4, 83.5, sources=(README,)),
+        "cait_s24_384": Published(47, 32.2, 85.1, sources=(README,)),
+        "cait_s36_384": Published(68, 48.0, 85.4, sources=(README,)),
+        "cait_m36_384": Published(271, 173.3, 86.1, sources=(README,)),
+        "cait_m48_448": Published(356, 329.6, 86.5, sources=(README,)),
     }
     embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
     formats: ClassVar = {"official": KeyMap(), "timm": KeyMap(network=_timm)}

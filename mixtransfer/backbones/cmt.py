@@ -26,16 +26,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend_windows, mix_labels
-from mixtransfer.layers.channels_last import Conv, Pointwise
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask
+from mixtransfer.layers.channels_last import Pointwise, strips
+from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, linear
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.registry import MODELS
 
 __all__ = ["CMT"]
 
+README = "ggjy/CMT.pytorch, README; parameters and multiply-accumulates: arXiv 2107.06263, table 1"
+RETINANET = "COCO: RetinaNet, arXiv 2107.06263, abstract"
+MORE = "not explained: the published code builds as many as ours, which are the paper's at the other sizes"
 NORM_EPS = 1e-6
 STRIDES = (4, 8, 16, 32)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, r in the paper
@@ -77,6 +82,18 @@ def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
     return -(-size[0] // reduction), -(-size[1] // reduction)
 
 
+def plus_depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return x + conv(x) on a map (B, C, H, W) by one depthwise 3 × 3 convolution: the center takes x along."""
+    center = F.pad(conv.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+    return F.conv2d(x, conv.weight + center, conv.bias, padding=1, groups=conv.groups)
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the factor and the summand of each channel of a norm that does not learn its statistics."""
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor
+
+
 def mean_labels(labels: Tensor, cell: int) -> Tensor:
     """Return the mean of each cell of a label map (B, K, H, W); padding at an odd border has none."""
     return F.avg_pool2d(labels, cell, ceil_mode=True, count_include_pad=False)
@@ -88,10 +105,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
         self.heads, self.reduction = heads, reduction
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels)
+        self.k = Linear(channels, channels)
+        self.v = Linear(channels, channels)
+        self.proj = Linear(channels, channels)
         if reduction > 1:
             conv = nn.Conv2d(channels, channels, reduction, reduction, groups=channels)
             self.sr = nn.Sequential(conv, nn.BatchNorm2d(channels))
@@ -123,9 +140,19 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return new tokens."""
-        x = self.conv1(x.permute(0, 3, 1, 2))
-        x = self.conv2(self.proj_bn(F.gelu(self.proj(x) + x)))
-        return x.permute(0, 2, 3, 1)
+        return self.rows(x) if self.training else strips(self.rows, x, self.proj.in_channels)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return new tokens of a part of the map."""
+        x = F.gelu(plus_depthwise(self.proj, self.conv1(x.permute(0, 3, 1, 2))))
+        conv, norm = self.conv2
+        if norm.training or self.proj_bn.training:
+            return norm(conv(self.proj_bn(x))).permute(0, 2, 3, 1)
+        # Fixed statistics are an affine map on either side of the convolution, and join it.
+        (factor, summand), (scale, shift) = affine(self.proj_bn), affine(norm)
+        weight = scale[:, None] * conv.weight.flatten(1)
+        bias = scale * conv.bias + shift + weight @ summand
+        return linear(x.permute(0, 2, 3, 1), weight * factor, bias)
 
 
 class Block(nn.Module):
@@ -133,7 +160,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, heads: int, reduction: int, hidden: int, drop_path: float):
         super().__init__()
-        self.proj = Conv(channels, channels, 3, padding=1, groups=channels)
+        self.proj = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.attn = Attention(channels, heads, reduction)
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
@@ -143,11 +170,13 @@ class Block(nn.Module):
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return x + branch with stochastic depth, for a branch that was computed for the whole batch."""
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
-        return x + branch * keep_mask(len(x), self.drop_path, x) if self.training and self.drop_path else x + branch
+        if self.training and self.drop_path:
+            branch = branch * keep_mask(len(x), self.drop_path, x)
+        return add(x, branch)
 
     def forward(self, x: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, H, W, C) and their labels (B, N, K) or None."""
-        x = x + self.proj(x)
+        x = plus_depthwise(self.proj, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         branch, attended = self.attn(self.norm1(x), bias, labels)
         x = self.add(x, branch)
         x = self.add(x, self.mlp(self.norm2(x)))
@@ -192,6 +221,12 @@ class CMT(Backbone):
         "cmt_xs": Spec((52, 104, 208, 416), (3, 3, 12, 3), 3.77, stem=16, img_size=192),
         "cmt_s": Spec((64, 128, 256, 512), (3, 3, 16, 3), 4, stem=32, img_size=224),
         "cmt_b": Spec((76, 152, 304, 608), (4, 4, 20, 4), 4, stem=38, img_size=256),
+    }
+    published: ClassVar = {
+        "cmt_ti": Published(9.49, 0.6, 79.0, sources=(README,)),
+        "cmt_xs": Published(15.24, 1.5, 81.8, sources=(README,)),
+        "cmt_s": Published(25.14, 4.0, 83.5, 44.3, sources=(README, RETINANET), reason=MORE),
+        "cmt_b": Published(45.72, 9.3, 84.5, sources=(README,)),
     }
     embed_only = (r"_fc\..+", r"_bn\..+")
 

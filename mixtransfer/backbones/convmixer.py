@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.drop_path import drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.patches import pad_to_multiple
@@ -39,20 +40,26 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["ConvMixer"]
 
+QUOTED = "arXiv 2201.09792 as quoted by Rishit-dagli/ConvMixer-torch2tf, README"
 #: Positions up to which a product with the N × N matrix of a kernel is faster than its convolution.
-MATRIX_POSITIONS = 256
+MATRIX_POSITIONS = 512
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One published size; ``shared``: one kernel for all channels."""
+    """One published size; ``shared``: one kernel for all channels; ``relu``: ReLU in place of GELU."""
 
     channels: int
     depth: int
     patch: int
     kernel: int = 9
-    activation: type[nn.Module] = nn.GELU
     shared: bool = False
+    relu: bool = False
+
+    @property
+    def activation(self) -> type[nn.Module]:
+        """Class of the activations."""
+        return nn.ReLU if self.relu else nn.GELU
 
 
 # A compiled graph takes the table as a constant; it cannot trace a cache.
@@ -73,63 +80,68 @@ def _make_kernel_places(size: tuple[int, int], kernel: int, device: torch.device
     return torch.where(inside, dy * kernel + dx, kernel**2).flatten(2).flatten(0, 1)
 
 
-class SharedConv(nn.Conv2d):
-    """One k × k convolution for all channels, zeros around the map: (B, C, H, W) -> (B, C, H, W)."""
+class Mixer(nn.Module):
+    """k × k convolution with a kernel for each channel, or one for all of them: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, kernel: int):
-        super().__init__(1, 1, kernel, padding=kernel // 2)
+    def __init__(self, channels: int, kernel: int, shared: bool):
+        super().__init__()
+        self.shared = shared
+        width = 1 if shared else channels
+        self.conv = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
 
     def matrix(self, size: tuple[int, int]) -> Tensor:
-        """Return the convolution of maps of ``size`` as a matrix (N, N), rows are outputs."""
-        entries = F.pad(self.weight.flatten(), (0, 1))
-        return entries[kernel_places(size, self.kernel_size[0], self.weight.device)]
+        """Return the convolution of maps of ``size`` with the shared kernel as a matrix (N, N), rows are outputs."""
+        weight = self.conv.weight
+        return F.pad(weight.flatten(), (0, 1))[kernel_places(size, weight.size(2), weight.device)]
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Return the filtered map; ``gate`` (B, N, N) multiplies what position i takes from j."""
-        size = (x.size(2), x.size(3))
+        """Return the filtered map; ``gate`` (B, N, N) multiplies what position i takes from j by the shared kernel."""
+        if not self.shared:
+            return self.conv(x)
+        channels, size = x.size(1), (x.size(2), x.size(3))
+        weight, bias = self.conv.weight, self.conv.bias
         if gate is None and size[0] * size[1] > MATRIX_POSITIONS:
-            channels = x.size(1)
-            weight, bias = self.weight.expand(channels, -1, -1, -1), self.bias.expand(channels)
-            return F.conv2d(x, weight, bias, padding=self.padding, groups=channels)
-        matrix = self.matrix(size) if gate is None else gate * self.matrix(size)
-        return (x.flatten(2) @ matrix.transpose(-1, -2) + self.bias).unflatten(2, size)
+            weight, bias = weight.expand(channels, -1, -1, -1), bias.expand(channels)
+            return F.conv2d(x, weight, bias, padding=self.conv.padding, groups=channels)
+        x = x.flatten(2)
+        if gate is None:
+            x = F.linear(x, self.matrix(size), bias.expand(x.size(2)))
+        else:
+            x = torch.baddbmm(bias.view(1, 1, 1), x, (gate * self.matrix(size)).transpose(1, 2))
+        return x.unflatten(2, size)
 
 
-class Block(nn.Module):
-    """x + BN(GELU(mix x)), then BN(GELU(project x))."""
+class Residual(nn.Module):
+    """x + BN(GELU(mix x)), with stochastic depth."""
 
     def __init__(self, spec: Spec, drop_path: float):
         super().__init__()
-        channels, kernel = spec.channels, spec.kernel
-        depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.mix = SharedConv(kernel) if spec.shared else depthwise
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.project = nn.Conv2d(channels, channels, 1)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.activation = spec.activation()
+        mixer = Mixer(spec.channels, spec.kernel, spec.shared)
+        self.fn = nn.Sequential(mixer, spec.activation(), nn.BatchNorm2d(spec.channels))
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Return a map of the same shape (B, C, H, W); ``gate`` is one of :class:`SharedConv`."""
-        branch = self.norm1(self.activation(self.mix(x) if gate is None else self.mix(x, gate)))
+    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        """Return a map of the same shape (B, C, H, W)."""
+        mixer, activation, norm = self.fn
+        branch = norm(activation(mixer(x, gate)))
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
-        if self.training and self.drop_path:
-            branch = branch * keep_mask(len(x), self.drop_path, x)
-        return self.norm2(self.activation(self.project(x + branch)))
+        return x + branch * keep_mask(len(x), self.drop_path, x) if self.training and self.drop_path else x + branch
 
 
-class Stem(nn.Module):
-    """BN(GELU(patches)), sides padded to whole patches."""
+class Block(nn.Module):
+    """The residual mixing, then BN(GELU(1 × 1 convolution))."""
 
-    def __init__(self, in_channels: int, spec: Spec):
+    def __init__(self, spec: Spec, drop_path: float):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, spec.channels, spec.patch, spec.patch)
-        self.norm = nn.BatchNorm2d(spec.channels)
-        self.activation = spec.activation()
+        channels = spec.channels
+        self.block = nn.Sequential(
+            Residual(spec, drop_path), nn.Conv2d(channels, channels, 1), spec.activation(), nn.BatchNorm2d(channels)
+        )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the map (B, C, H, W)."""
-        return self.norm(self.activation(self.proj(pad_to_multiple(images, self.proj.stride[0]))))
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Return a map of the same shape (B, C, H, W); ``gate`` is one of :class:`Mixer`."""
+        residual, project, activation, norm = self.block
+        return norm(activation(project(residual(x, gate))))
 
 
 @MODELS.register_module()
@@ -139,7 +151,7 @@ class ConvMixer(Backbone):
     Args:
         arch: one of ``archs``.
         in_channels: channels of the images.
-        img_size: taken for the sake of the other families; nothing here depends on it.
+        img_size: as in all families; no table of this one depends on it.
         out_indices: blocks whose maps are returned; default four evenly spaced ones.
         drop_path_rate: stochastic depth of the last block's mixing, rising linearly from 0.
         frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n blocks.
@@ -154,12 +166,17 @@ class ConvMixer(Backbone):
     # Table 1 of the ConvMixer paper, by timm's names, and OAMixer's repository, with and without its --no-share-conv.
     archs: ClassVar = {
         "convmixer_1536_20": Spec(1536, 20, 7),
-        "convmixer_768_32": Spec(768, 32, 7, kernel=7, activation=nn.ReLU),
+        "convmixer_768_32": Spec(768, 32, 7, kernel=7, relu=True),
         "convmixer_1024_20_ks9_p14": Spec(1024, 20, 14),
         "oamixer_convmixer_s32": Spec(512, 8, 32, shared=True),
         "oamixer_convmixer_s16": Spec(512, 8, 16, shared=True),
         "oamixer_convmixer_s32_depthwise": Spec(512, 8, 32),
         "oamixer_convmixer_s16_depthwise": Spec(512, 8, 16),
+    }
+    published: ClassVar = {
+        "convmixer_1536_20": Published(51.6, None, 81.37, sources=(QUOTED,)),
+        "convmixer_768_32": Published(21.1, None, 80.16, sources=(QUOTED,)),
+        "convmixer_1024_20_ks9_p14": Published(24.4, None, 76.94, sources=(QUOTED,)),
     }
 
     def __init__(
@@ -182,7 +199,11 @@ class ConvMixer(Backbone):
         if out_indices is None:
             out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
         self.out_indices = check_out_indices(out_indices, spec.depth, arch)
-        self.stem = Stem(in_channels, spec)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, spec.channels, spec.patch, spec.patch),
+            spec.activation(),
+            nn.BatchNorm2d(spec.channels),
+        )
         self.blocks = nn.ModuleList(Block(spec, rate) for rate in drop_path_rates(drop_path_rate, spec.depth))
         self.finish(
             [spec.channels] * len(self.out_indices),
@@ -191,8 +212,12 @@ class ConvMixer(Backbone):
             token_classifier=token_classifier,
         )
 
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Return the map of patches (B, C, H, W), sides padded to whole ones."""
+        return self.stem(pad_to_multiple(images, self.stem[0].stride[0]))
+
     def dense(self, images, labels):  # noqa: D102
-        x, maps = self.stem(images), []
+        x, maps = self.embed_patches(images), []
         for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
             x = self.checkpointed(block, x)
             if index in self.out_indices:
@@ -200,7 +225,7 @@ class ConvMixer(Backbone):
         return tuple(maps), None
 
     def embedding(self, images, labels):  # noqa: D102
-        x = self.stem(images)
+        x = self.embed_patches(images)
         for block in self.blocks:
             x = self.checkpointed(block, x)
         return x.mean(dim=(2, 3)), None if labels is None else image_label(labels)
@@ -212,7 +237,7 @@ class ConvMixer(Backbone):
         parts = name.split(".")
         if parts[0] == "blocks":
             # The last norm is part of a block here, and counts with what follows the blocks, as it does elsewhere.
-            last = int(parts[1]) == self.depth - 1 and parts[2] == "norm2"
+            last = int(parts[1]) == self.depth - 1 and parts[2:4] == ["block", "3"]
             return int(parts[1]) + 1 + last
         return 0 if parts[0] == "stem" else self.depth + 1
 
@@ -226,25 +251,12 @@ def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
     return Network(*size, in_chans=channels, num_classes=classes or 0, act_layer=spec.activation)
 
 
-_STEM = (("stem.0.{rest}", "stem.proj.{rest}"), ("stem.2.{rest}", "stem.norm.{rest}"))
 ConvMixer.formats = {
-    "official": KeyMap(
-        renames=(
-            *_STEM,
-            ("blocks.{i}.block.0.fn.0.conv.{rest}", "blocks.{i}.mix.{rest}"),
-            ("blocks.{i}.block.0.fn.2.{rest}", "blocks.{i}.norm1.{rest}"),
-            ("blocks.{i}.block.1.{rest}", "blocks.{i}.project.{rest}"),
-            ("blocks.{i}.block.3.{rest}", "blocks.{i}.norm2.{rest}"),
-        ),
-        derived=(r"blocks\.\d+\.block\.0\.fn\.0\.mask_scale",),
-    ),
+    "official": KeyMap(derived=(r"blocks\.\d+\.block\.0\.fn\.0\.mask_scale",)),
     "timm": KeyMap(
         renames=(
-            *_STEM,
-            ("blocks.{i}.0.fn.0.{rest}", "blocks.{i}.mix.{rest}"),
-            ("blocks.{i}.0.fn.2.{rest}", "blocks.{i}.norm1.{rest}"),
-            ("blocks.{i}.1.{rest}", "blocks.{i}.project.{rest}"),
-            ("blocks.{i}.3.{rest}", "blocks.{i}.norm2.{rest}"),
+            ("blocks.{i}.0.fn.0.{rest}", "blocks.{i}.block.0.fn.0.conv.{rest}"),
+            ("blocks.{i}.{rest}", "blocks.{i}.block.{rest}"),
         ),
         network=_timm,
     ),

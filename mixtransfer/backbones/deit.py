@@ -21,21 +21,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import Fused, KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["VisionTransformer"]
 
+DEIT = "facebookresearch/deit, README_deit.md; multiply-accumulates and parameters: arXiv 2102.12122, table 2"
+DEIT_384 = "facebookresearch/deit, README_deit.md"
+VIT = "parameters: arXiv 2106.10270, table 1"
+VIT_384 = "top-1 after pre-training on ImageNet-21k: google-research/vision_transformer, README"
+AT_384 = "the paper's count is that with the position table of 384 pixels"
 NORM_EPS = 1e-6
 
 
@@ -56,14 +64,20 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return new tokens (B, 1+N, C) and the labels each of them attended to (B, 1+N, K)."""
+    def forward(self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return new tokens (B, 1+N, C) and the labels each of them attended to (B, 1+N, K).
+
+        ``bias`` (B, 1+N, 1+N) is added to the products of queries and keys; no labels travel then.
+        """
         batch, tokens, channels = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x, attended = attend(q, k, v, labels)
+        if bias is None:
+            x, attended = attend(q, k, v, labels)
+        else:
+            x, attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None].to(q.dtype)), None
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels)), attended
 
 
@@ -78,16 +92,16 @@ class Block(nn.Module):
         self.mlp = Mlp(channels, 4 * channels)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None."""
-        if labels is None:
+    def forward(self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None; ``bias`` is one of :class:`Attention`."""
+        if labels is None and bias is None:
             x = add_branch(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), labels)
+            branch, attended = self.attn(self.norm1(x), labels, bias)
             if self.training and self.drop_path:
                 branch = branch * keep_mask(len(x), self.drop_path, x)
-            x, labels = x + branch, mix_labels(labels, attended)
+            x, labels = x + branch, None if attended is None else mix_labels(labels, attended)
         return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
@@ -125,6 +139,21 @@ class VisionTransformer(Backbone):
         "vit_base_p8": Spec(768, 12, 12, patch=8),
         "vit_large": Spec(1024, 24, 16),
         "vit_large_384": Spec(1024, 24, 16, img_size=384),
+        # OAMixer's, arXiv 2212.06595: the same two, trained with masks on their attention.
+        "oamixer_deit_t": Spec(192, 12, 3),
+        "oamixer_deit_s": Spec(384, 12, 6),
+    }
+    published = {
+        "deit_tiny": Published(5.7, 1.3, 72.2, sources=(DEIT,)),
+        "deit_small": Published(22.1, 4.6, 79.9, sources=(DEIT,)),
+        "deit_base": Published(86.6, 17.6, 81.8, sources=(DEIT,)),
+        "deit_base_384": Published(87, None, 82.9, sources=(DEIT_384,)),
+        "vit_tiny": Published(5.8, sources=(VIT,), reason=AT_384),
+        "vit_small": Published(22.2, sources=(VIT,)),
+        "vit_base": Published(86, sources=(VIT,)),
+        "vit_base_384": Published(86, None, 85.49, sources=(VIT, VIT_384)),
+        "vit_large": Published(307, sources=(VIT,)),
+        "vit_large_384": Published(307, None, 85.59, sources=(VIT, VIT_384)),
     }
     embed_only = (r"norm\..+",)
 
@@ -274,7 +303,8 @@ _OPENMMLAB = (
     ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
 )
 VisionTransformer.formats = {
-    "official": KeyMap(),
+    # OAMixer's masks, which a network without them has no use for.
+    "official": KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale",)),
     "timm": KeyMap(network=_timm),
     "torchvision": KeyMap(
         renames=(

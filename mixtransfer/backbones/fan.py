@@ -28,20 +28,28 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
+from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.registry import MODELS
 
 __all__ = ["FAN"]
 
+README = "NVlabs/FAN, README (COCO: Cascade Mask R-CNN)"
+FLOPS = "multiply-accumulates: arXiv 2204.12451 as quoted by arXiv 2401.03844"
+STL = "token labels from a labeler: NVlabs/STL, README, and arXiv 2401.03844"
+ROUNDED = "the paper prints 28.3"
+MORE = "not explained: ours are all products that the network needs"
+HEAD = "parameters: a second head of its training (0.3 M of Tiny's remain); multiply-accumulates: not explained"
 NORM_EPS = 1e-6
 STEM_CHANNELS = (128, 256)
 COARSE_CHANNELS = 768
@@ -195,14 +203,14 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(channels, 2 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels)
+        self.kv = Linear(channels, 2 * channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return new tokens (B, N, D) and the labels each of them attended to (B, N, K)."""
-        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weight, bias = torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias])
+        q, k, v = linear(x, weight, bias).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out, attended = attend(q, k, v, labels)
         return self.proj(out.transpose(1, 2).flatten(2)), attended
 
@@ -230,10 +238,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.dwconv = DepthwiseBranch(hidden)
         self.gamma = nn.Parameter(torch.ones(hidden))
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return new tokens (B, N, D)."""
@@ -251,7 +259,7 @@ class ChannelProcessing(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.mlp_v = ConvMlp(channels, 4 * channels)
         self.norm_v = nn.LayerNorm(channels)
@@ -361,6 +369,20 @@ class FAN(Backbone):
         **_HYBRID,
         **{f"{name}_seg": replace(spec, coarse=False) for name, spec in _HYBRID.items()},
         **{f"{name}_token": replace(spec, out_norms=True) for name, spec in _HYBRID.items()},
+    }
+    published: ClassVar = {
+        "fan_vit_tiny": Published(7.3, None, 79.2, sources=(README,)),
+        "fan_vit_small": Published(28.0, None, 82.5, sources=(README,), reason=ROUNDED),
+        "fan_vit_base": Published(54.0, None, 83.6, sources=(README,)),
+        "fan_vit_large": Published(80.5, None, 83.9, sources=(README,)),
+        "fan_hybrid_tiny": Published(7.4, 3.5, 80.1, 50.2, sources=(README, FLOPS), reason=MORE),
+        "fan_hybrid_small": Published(26.3, 6.7, 83.5, 53.3, sources=(README, FLOPS), reason=MORE),
+        "fan_hybrid_base": Published(50.4, 11.3, 83.9, 54.2, sources=(README, FLOPS), reason=MORE),
+        "fan_hybrid_large": Published(76.8, 16.9, 84.3, 55.1, sources=(README, FLOPS), reason=MORE),
+        "fan_hybrid_tiny_token": Published(8.0, 3.6, 79.9, sources=(STL,), reason=HEAD),
+        "fan_hybrid_small_token": Published(26.5, 6.8, 83.4, sources=(STL,), reason=HEAD),
+        "fan_hybrid_base_token": Published(50.9, 11.4, 84.5, sources=(STL,), reason=MORE),
+        "fan_hybrid_large_token": Published(77.3, None, 84.7, sources=(STL,)),
     }
     dense_only = (r"learnable_downsample\..+", r"out_norm\d\..+")
     embed_only = (r"norm\..+", "cls_token", r"cls_attn_blocks\.\d\.((attn|mlp)\..+|gamma2)")

@@ -3,7 +3,7 @@
 Paper: Ma et al., "A Close Look at Spatial Modeling: From Attention to Convolution", arXiv 2212.12552. Code:
 ma-xu/FCViT (Apache-2.0), on PoolFormer's skeleton. No installed library ships the network.
 
-Shapes: B batch, C channels in h = 8 heads of d channels, H × W a stage's map, n = H·W.
+Shapes: B batch, C channels in h = 8 heads of d channels, H × W a stage's map, n = H·W; maps are (B, H, W, C) inside.
 
 Kept from the published code: norms are over a whole image (GroupNorm of one group), so that padding an image changes
 all of its features; similarities to the mean token are standardized over heads and positions together, with the
@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.published import Published
+from mixtransfer.layers.channels_last import Conv, Pointwise, strips
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
@@ -33,6 +35,8 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["FCViT"]
 
+README = "ma-xu/FCViT, READMEs (COCO: Mask R-CNN, 12 epochs; ADE20K: Semantic FPN, 40k iterations)"
+MORE = "not explained: the published code builds as many as ours"
 HEADS = 8
 KERNEL = 11
 REDUCTION = 8
@@ -50,6 +54,23 @@ class Spec:
     layer_scale: float = 1e-5
 
 
+def by_head(x: Tensor) -> Tensor:
+    """Return vectors (B, C) as matrices (B, h, C) whose row of a head is zero but in the head's channels."""
+    heads = x.unflatten(1, (1, HEADS, -1)) * torch.eye(HEADS, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    return heads.flatten(2)
+
+
+class MapNorm(nn.GroupNorm):
+    """GroupNorm of one group on a map (B, H, W, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class GlobalContext(nn.Module):
     """Add a vector that is computed from the mean token, weighted at each position by the similarity to that token."""
 
@@ -61,26 +82,23 @@ class GlobalContext(nn.Module):
         self.fc2 = nn.Linear(channels // REDUCTION, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x plus its context, (B, C, H, W)."""
-        tokens = x.reshape(len(x) * HEADS, x.size(1) // HEADS, -1)  # (B·h, d, n)
-        mean = tokens.mean(dim=2)
-        context = self.fc2(self.fc1(mean.view(len(x), -1)).unflatten(1, (2, -1)).amax(dim=1))
+        """Return x plus its context, (B, H, W, C)."""
+        tokens = x.flatten(1, 2)  # (B, n, C)
+        mean = tokens.mean(dim=1)
+        context = by_head(self.fc2(self.fc1(mean).unflatten(1, (2, -1)).amax(dim=1)))
         weights = self.similarity(tokens, mean).to(tokens.dtype)
-        return torch.baddbmm(tokens, context.view(len(tokens), -1, 1).to(tokens.dtype), weights).view(x.shape)
+        return torch.baddbmm(tokens, weights, context.to(tokens.dtype)).view(x.shape)
 
     def similarity(self, tokens: Tensor, mean: Tensor) -> Tensor:
-        """Return the standardized, rescaled similarity of tokens (B·h, d, n) to their mean, (B·h, 1, n)."""
+        """Return the standardized, rescaled similarity of tokens (B, n, C) to their mean (B, C), (B, n, h)."""
         # The deviation is small beside the mean that is subtracted.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):
-            scale = tokens.size(1) ** -0.5
-            similarity = torch.bmm(mean.to(dtype).unsqueeze(1) * scale, tokens.to(dtype)).view(
-                -1, HEADS, tokens.size(2)
-            )
+            scale = (tokens.size(2) // HEADS) ** -0.5
+            similarity = torch.bmm(tokens.to(dtype), by_head(mean.to(dtype) * scale).transpose(1, 2))
             std, center = torch.std_mean(similarity, dim=(1, 2), keepdim=True)
-            slope = self.rescale_weight.unsqueeze(1) / (std + STD_EPS)
-            rescaled = similarity * slope + (self.rescale_bias.unsqueeze(1) - center * slope)
-        return rescaled.view(len(tokens), 1, -1)
+            slope = self.rescale_weight / (std + STD_EPS)
+            return similarity * slope + (self.rescale_bias - center * slope)
 
 
 class TokenMixer(nn.Module):
@@ -91,16 +109,14 @@ class TokenMixer(nn.Module):
         hidden = max(channels // REDUCTION, LEAST_HIDDEN)
 
         def bottleneck() -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU(), nn.Conv2d(hidden, channels, 1))
+            return nn.Sequential(Pointwise(channels, hidden), nn.GELU(), Pointwise(hidden, channels))
 
         self.gc1, self.gc2 = GlobalContext(channels), GlobalContext(channels)
-        self.dw1, self.dw2 = (
-            nn.Conv2d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels) for _ in range(2)
-        )
+        self.dw1, self.dw2 = (Conv(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels) for _ in range(2))
         self.fc1, self.fc2 = bottleneck(), bottleneck()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mixed map (B, C, H, W)."""
+        """Return the mixed map (B, H, W, C)."""
         x = F.gelu(self.fc1(self.dw1(self.gc1(x))))
         return F.gelu(self.fc2(self.dw2(self.gc2(x))))
 
@@ -111,13 +127,13 @@ class ChannelMixer(nn.Module):
     def __init__(self, channels: int, ratio: int):
         super().__init__()
         hidden = ratio * channels
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.fc1 = Pointwise(channels, hidden)
+        self.dwconv = Conv(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mixed map (B, C, H, W)."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+        """Return the mixed map (B, H, W, C)."""
+        return strips(lambda y: self.fc2(F.gelu(self.dwconv(self.fc1(y)))), x, self.fc1.out_channels)
 
 
 class Block(nn.Module):
@@ -127,21 +143,21 @@ class Block(nn.Module):
         super().__init__()
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), layer_scale))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), layer_scale))
-        self.norm1, self.norm2 = nn.GroupNorm(1, channels), nn.GroupNorm(1, channels)
+        self.norm1, self.norm2 = MapNorm(channels), MapNorm(channels)
         self.token_mixer = TokenMixer(channels)
         self.channel_mixer = ChannelMixer(channels, ratio)
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape (B, C, H, W)."""
+        """Return a map of the same shape (B, H, W, C)."""
         x = add_branch(x, self.mix_tokens, self.drop_path, self.training)
         return add_branch(x, self.mix_channels, self.drop_path, self.training)
 
     def mix_tokens(self, x: Tensor) -> Tensor:
-        return self.layer_scale_1.view(-1, 1, 1) * self.token_mixer(self.norm1(x))
+        return self.layer_scale_1 * self.token_mixer(self.norm1(x))
 
     def mix_channels(self, x: Tensor) -> Tensor:
-        return self.layer_scale_2.view(-1, 1, 1) * self.channel_mixer(self.norm2(x))
+        return self.layer_scale_2 * self.channel_mixer(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
@@ -153,8 +169,8 @@ class PatchEmbed(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the smaller map."""
-        return self.norm(self.proj(x))
+        """Return the smaller map, (B, h, w, C') for (B, H, W, C)."""
+        return self.norm(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
 @MODELS.register_module()
@@ -181,6 +197,12 @@ class FCViT(Backbone):
         "fcvit_b12": Spec((2, 2, 6, 2), (64, 128, 320, 512)),
         "fcvit_b24": Spec((4, 4, 12, 4), (64, 128, 320, 512)),
         "fcvit_b48": Spec((8, 8, 24, 8), (64, 128, 320, 512)),
+    }
+    published = {
+        "fcvit_tiny": Published(4.6, None, 74.9, sources=(README,), reason=MORE),
+        "fcvit_b12": Published(14, None, 80.9, 42.3, 38.6, 43.3, (README,), MORE),
+        "fcvit_b24": Published(25.7, None, 82.5, 44.1, 39.9, 45.5, (README,), MORE),
+        "fcvit_b48": Published(49.1, None, 83.6, sources=(README,), reason=MORE),
     }
     # Numbered by the position in `network`, as published.
     dense_only = (r"norm[0246]\..+",)
@@ -214,9 +236,9 @@ class FCViT(Backbone):
             size = (channels, spec.ratios[stage], spec.layer_scale)
             self.network.append(nn.Sequential(*(Block(*size, next(rates)) for _ in range(depth))))
         for index in self.out_indices:
-            self.add_module(f"norm{2 * index}", nn.GroupNorm(1, spec.channels[index]))
+            self.add_module(f"norm{2 * index}", MapNorm(spec.channels[index]))
         if with_embedding:
-            self.norm = nn.GroupNorm(1, spec.channels[-1])
+            self.norm = MapNorm(spec.channels[-1])
         self.apply(_init)
         self.finish(
             [spec.channels[i] for i in self.out_indices],
@@ -226,8 +248,8 @@ class FCViT(Backbone):
         )
 
     def stages(self, images: Tensor, count: int):
-        """Yield the map (B, C_i, H_i, W_i) of each of the first ``count`` stages."""
-        x = self.patch_embed(images)
+        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` stages."""
+        x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
         for position, part in enumerate(self.network[: max(2 * count - 1, 0)]):
             if position % 2:
                 x = part(x)
@@ -238,13 +260,13 @@ class FCViT(Backbone):
 
     def dense(self, images, labels):  # noqa: D102
         stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
-        maps = tuple(getattr(self, f"norm{2 * i}")(x) for i, x in stages if i in self.out_indices)
-        return maps, None
+        maps = ((i, x) for i, x in stages if i in self.out_indices)
+        return tuple(getattr(self, f"norm{2 * i}")(x).permute(0, 3, 1, 2) for i, x in maps), None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(self.depths))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[2:]))
-        return self.norm(x).mean(dim=(2, 3)), label
+        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
+        return self.norm(x).mean(dim=(1, 2)), label
 
     def stage_modules(self):  # noqa: D102
         parts = [[self.patch_embed]]

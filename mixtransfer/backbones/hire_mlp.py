@@ -3,12 +3,13 @@
 Paper: Guo et al., "Hire-MLP: Vision MLP via Hierarchical Rearrangement", CVPR 2022, arXiv 2108.13341. Code:
 ggjy/Hire-Wave-MLP.pytorch (MIT; its mmseg folder Apache-2.0). No installed library ships the network.
 
-Shapes: B batch, C channels, H × W a stage's map, p rows of a region, n = ceil(H / p) regions, s the cross-region step.
+Shapes: B batch, C channels, H × W a stage's map, p rows of a region, n = ceil(H / p) regions; maps are (B, H, W, C)
+inside.
 
 Kept from the published code: the circular padding up to whole regions takes rows of the map that is already shifted;
 the weights of the three branches lie channel-major, (C, 3); BatchNorm everywhere, over the whole batch also under
 stochastic depth; the patch embedding floors, to (H + 1) // 4 rows, later stages ceil.
-Different: shift, padding and regrouping are one gather, so that maps lower than a step or a region work too (rows are
+Different: shift and padding are one gather, so that maps lower than a step or a region work too (rows are
 taken modulo H, where the published padding stops); images lower than 3 pixels are padded to 3.
 
 No attention: token labels are pooled to each output.
@@ -26,12 +27,16 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask
+from mixtransfer.backbones.published import Published
+from mixtransfer.layers.channels_last import Conv, Pointwise
+from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.linear import linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]
 
+README = "ggjy/Hire-Wave-MLP.pytorch, README"
 PIXELS = (4, 3, 3, 2)
 STEP_STRIDES = (2, 2, 3, 2)
 STEP_DILATIONS = (2, 2, 1, 1)
@@ -49,17 +54,16 @@ class Spec:
 # Tables made in inference mode could not be used in training.
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def region_rows(height: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return where regrouped rows come from and where a map's rows are found among them.
+def region_lines(side: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return the lines of a map that its regions are made of, (n·p,), and where a map's lines are among them, (side,).
 
-    A map of H rows is shifted down by ``step``, padded at the bottom with its own first rows to n·p rows, and row
-    p·i + j is put at place j·n + i. Returns the source of each place, (n·p,), and the place of each row, (H,).
+    A map is shifted by ``step`` and padded at its end with its own first lines to n·p. None where nothing changes.
     """
-    regions = -(-height // pixel)
+    regions = -(-side // pixel)
+    if step % side == 0 and regions * pixel == side:
+        return None
     place = torch.arange(regions * pixel, device=device)
-    source = (place % regions * pixel + place // regions - step) % height
-    shifted = (torch.arange(height, device=device) + step) % height
-    return source, shifted % pixel * regions + shifted // pixel
+    return (place - step) % side, (place[:side] + step) % side
 
 
 class HireMixer(nn.Module):
@@ -75,26 +79,47 @@ class HireMixer(nn.Module):
         self.mlp_w1 = nn.Conv2d(wide, half, 1, bias=False)
         self.mlp_w1_norm = nn.BatchNorm2d(half)
         self.mlp_w2 = nn.Conv2d(half, wide, 1)
-        self.mlp_c = nn.Conv2d(channels, channels, 1)
+        self.mlp_c = Pointwise(channels, channels)
         self.reweight = Mlp(channels, channels // 4, 3 * channels, use_conv=True)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.proj = Pointwise(channels, channels)
 
-    def mix_rows(self, x: Tensor, first: nn.Module, norm: nn.Module, second: nn.Module) -> Tensor:
-        """Mix the p rows of each region of (B, C, H, W) with all channels; same shape."""
-        batch, channels, height, width = x.shape
-        source, place = region_rows(height, self.pixel, self.step, x.device)
-        x = x.index_select(2, source).reshape(batch, channels * self.pixel, -1, width)
-        x = second(F.relu(norm(first(x))))
-        return x.reshape(batch, channels, -1, width).index_select(2, place)
+    def mix_lines(self, x: Tensor, axis: int, first: nn.Conv2d, norm: nn.Module, second: nn.Conv2d) -> Tensor:
+        """Mix the p rows (axis 1) or columns (axis 2) of each region of (B, H, W, C) with all channels; same shape."""
+        lines = region_lines(x.size(axis), self.pixel, self.step, x.device)
+        x = (x if lines is None else x.index_select(axis, lines[0])).unflatten(axis, (-1, self.pixel))
+        if axis == 1:
+            x = x.transpose(2, 3)  # (B, n, W, p, C), as (B, H, n, p, C) along columns
+        # Published channel-major, (C, p); here the weights are turned, which are smaller than the map.
+        weight = first.weight.view(len(first.weight), -1, self.pixel).transpose(1, 2).flatten(1)
+        x = F.relu(normalized(norm, linear(x.flatten(3), weight, None)))
+        weight = second.weight.view(-1, self.pixel, second.in_channels).transpose(0, 1).flatten(0, 1)
+        x = linear(x, weight, second.bias.view(-1, self.pixel).t().flatten()).unflatten(3, (self.pixel, -1))
+        if axis == 1:
+            x = x.transpose(2, 3)
+        x = x.flatten(axis, axis + 1)
+        return x if lines is None else x.index_select(axis, lines[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mixed map (B, C, H, W)."""
-        rows = self.mix_rows(x, self.mlp_h1, self.mlp_h1_norm, self.mlp_h2)
-        columns = self.mix_rows(x.transpose(2, 3), self.mlp_w1, self.mlp_w1_norm, self.mlp_w2).transpose(2, 3)
+        """Return the mixed map (B, H, W, C)."""
+        rows = self.mix_lines(x, 1, self.mlp_h1, self.mlp_h1_norm, self.mlp_h2)
+        columns = self.mix_lines(x, 2, self.mlp_w1, self.mlp_w1_norm, self.mlp_w2)
         own = self.mlp_c(x)
-        mean = sum(branch.mean(dim=(2, 3), keepdim=True) for branch in (rows, columns, own))
-        shares = self.reweight(mean).unflatten(1, (-1, 3)).softmax(dim=2)
-        return self.proj(rows * shares[:, :, 0] + columns * shares[:, :, 1] + own * shares[:, :, 2])
+        mean = sum(branch.mean(dim=(1, 2)) for branch in (rows, columns, own))
+        shares = self.reweight(mean[:, :, None, None]).view(len(x), 1, 1, -1, 3).softmax(dim=4)
+        return self.proj(rows * shares[..., 0] + columns * shares[..., 1] + own * shares[..., 2])
+
+
+class PointwiseMlp(nn.Module):
+    """1 × 1 convolution, GELU, 1 × 1 convolution, on the last axis."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = Pointwise(channels, hidden)
+        self.fc2 = Pointwise(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (…, C)."""
+        return piecewise(lambda y: self.fc2(F.gelu(self.fc1(y))), x, self.fc1.out_channels)
 
 
 class Block(nn.Module):
@@ -105,17 +130,19 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels)
         self.attn = HireMixer(channels, pixel, step)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.mlp = Mlp(channels, 4 * channels, use_conv=True)
+        self.mlp = PointwiseMlp(channels, 4 * channels)
         self.drop_path = drop_path
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
-        return x + branch * keep_mask(len(x), self.drop_path, x) if self.training and self.drop_path else x + branch
+        if self.training and self.drop_path:
+            branch = branch * keep_mask(len(x), self.drop_path, x)
+        return add(x, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape (B, C, H, W)."""
-        x = self.add(x, self.attn(self.norm1(x)))
-        return self.add(x, self.mlp(self.norm2(x)))
+        """Return a map of the same shape (B, H, W, C)."""
+        x = self.add(x, self.attn(normalized(self.norm1, x)))
+        return self.add(x, self.mlp(normalized(self.norm2, x)))
 
 
 class ConvEmbed(nn.Module):
@@ -123,12 +150,17 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, padding: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, channels, kernel, stride, padding)
+        self.proj = Conv(in_channels, channels, kernel, stride, padding)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the smaller map."""
-        return F.relu(self.norm(self.proj(x)))
+        """Return the smaller map, (B, h, w, C') for (B, H, W, C)."""
+        return F.relu(normalized(self.norm, self.proj(x)))
+
+
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm over the channels of (B, C, H, W) to a map (B, H, W, C)."""
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 @MODELS.register_module()
@@ -155,6 +187,12 @@ class HireMLP(Backbone):
         "hire_mlp_small": Spec((3, 4, 10, 3), (64, 128, 320, 512)),
         "hire_mlp_base": Spec((4, 6, 24, 3), (64, 128, 320, 512)),
         "hire_mlp_large": Spec((4, 6, 24, 3), (96, 192, 384, 768)),
+    }
+    published = {
+        "hire_mlp_tiny": Published(18, 2.1, 79.7, sources=(README,)),
+        "hire_mlp_small": Published(33, 4.2, 82.1, sources=(README,)),
+        "hire_mlp_base": Published(58, 8.1, 83.2, sources=(README,)),
+        "hire_mlp_large": Published(96, 13.4, 83.8, sources=(README,)),
     }
     # Numbered by the position in `network`, as published.
     dense_only = (r"norm[0246]\..+",)
@@ -200,9 +238,10 @@ class HireMLP(Backbone):
         )
 
     def stages(self, images: Tensor, count: int):
-        """Yield the map (B, C_i, H_i, W_i) of each of the first ``count`` stages."""
+        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` stages."""
         short = [max(MIN_SIDE - side, 0) for side in images.shape[2:]]
-        x = self.patch_embed(F.pad(images, (0, short[1], 0, short[0])) if any(short) else images)
+        images = F.pad(images, (0, short[1], 0, short[0])) if any(short) else images
+        x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
         for position, part in enumerate(self.network[: max(2 * count - 1, 0)]):
             if position % 2:
                 x = part(x)
@@ -213,13 +252,13 @@ class HireMLP(Backbone):
 
     def dense(self, images, labels):  # noqa: D102
         stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
-        maps = tuple(getattr(self, f"norm{2 * i}")(x) for i, x in stages if i in self.out_indices)
-        return maps, None
+        maps = ((i, x.permute(0, 3, 1, 2)) for i, x in stages if i in self.out_indices)
+        return tuple(getattr(self, f"norm{2 * i}")(x) for i, x in maps), None
 
     def embedding(self, images, labels):  # noqa: D102
         *_, x = self.stages(images, len(self.depths))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[2:]))
-        return self.norm(x).mean(dim=(2, 3)), label
+        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
+        return self.norm(x.permute(0, 3, 1, 2)).mean(dim=(2, 3)), label
 
     def stage_modules(self):  # noqa: D102
         parts = [[self.patch_embed]]

@@ -29,13 +29,19 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.linear import Linear, linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["HorNet"]
 
+README = "raoyongming/HorNet, README"
+DENSE = "raoyongming/HorNet, dense READMEs (COCO: Cascade Mask R-CNN, 36 epochs; ADE20K: UPerNet, 160k iterations)"
+IN22K = "dense ones pre-trained on ImageNet-22k, ADE20K at 640 × 640"
+HEAD_22K = "the published file is that of ImageNet-22k, whose head is larger"
 NORM_EPS = 1e-6
 SCALE = 1 / 3  # of the gates, section 3.1: keeps their recursive product from growing
 STRIDES = (4, 8, 16, 32)
@@ -75,9 +81,11 @@ class LocalFilter(nn.Conv2d):
 class GlobalLocalFilter(nn.Module):
     """Half the channels through a depthwise 3 × 3 convolution, half through a filter of all frequencies.
 
-    ``(B, H, W, D) -> (B, H, W, D)``, normalized before and after, times ``SCALE``. ``grid`` is the map that the filter
+    ``(B, H, W, D) -> (B, H, W, D)``, normalized before and after, times ``scale``. ``grid`` is the map that the filter
     is learned for; it holds the frequencies of a real transform, (h, w // 2 + 1).
     """
+
+    scale: ClassVar[float] = SCALE
 
     def __init__(self, channels: int, grid: tuple[int, int]):
         super().__init__()
@@ -114,7 +122,7 @@ class GlobalLocalFilter(nn.Module):
         # The halves alternate: local channel k becomes 2k, the global one 2k + 1.
         x = torch.stack([local, planes.permute(0, 2, 3, 1).to(local.dtype)], dim=-1).flatten(-2)
         norm = self.post_norm
-        return F.layer_norm(x, norm.normalized_shape, SCALE * norm.weight, SCALE * norm.bias, norm.eps)
+        return F.layer_norm(x, norm.normalized_shape, self.scale * norm.weight, self.scale * norm.bias, norm.eps)
 
 
 class GnConv(nn.Module):
@@ -137,8 +145,8 @@ class GnConv(nn.Module):
         # Two products instead of one: the depthwise filter would have to copy its part of a common output.
         first = self.parts[0]
         weight, bias = self.proj_in.weight.flatten(1), self.proj_in.bias
-        gates = self.dwconv(F.linear(x, weight[first:], bias[first:])).split(self.parts, dim=-1)
-        x = F.linear(x, weight[:first], bias[:first]) * gates[0]
+        gates = self.dwconv(linear(x, weight[first:], bias[first:])).split(self.parts, dim=-1)
+        x = linear(x, weight[:first], bias[:first]) * gates[0]
         for pointwise, gate in zip(self.pws, gates[1:], strict=True):
             x = pointwise(x) * gate
         return self.proj_out(x)
@@ -153,8 +161,8 @@ class Block(nn.Module):
         self.gnconv = GnConv(channels, order, grid)
         self.gamma1 = nn.Parameter(torch.full((channels,), 1e-6))
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv1 = Linear(channels, 4 * channels)
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma2 = nn.Parameter(torch.full((channels,), 1e-6))
         self.drop_path = drop_path
 
@@ -165,7 +173,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Return the MLP of each token."""
-        return self.pwconv2(F.gelu(self.pwconv1(x)))
+        return piecewise(lambda y: self.pwconv2(F.gelu(self.pwconv1(y))), x, self.pwconv1.out_features)
 
 
 @MODELS.register_module()
@@ -199,6 +207,17 @@ class HorNet(Backbone):
         "hornet_large_7x7": Spec(192),
         "hornet_large_gf": Spec(192, global_filter=True),
         "hornet_large_gf_img384": Spec(192, global_filter=True, img_size=384),
+    }
+    published: ClassVar = {
+        "hornet_tiny_7x7": Published(22, 4.0, 82.8, 51.7, 44.8, 48.1, (README, DENSE)),
+        "hornet_tiny_gf": Published(23, 3.9, 83.0, 52.4, 45.6, 49.2, (README, DENSE)),
+        "hornet_small_7x7": Published(50, 8.8, 83.8, 52.7, 45.6, 49.2, (README, DENSE)),
+        "hornet_small_gf": Published(50, 8.7, 84.0, 53.3, 46.3, 50.0, (README, DENSE)),
+        "hornet_base_7x7": Published(87, 15.6, 84.2, 53.3, 46.1, 50.0, (README, DENSE)),
+        "hornet_base_gf": Published(88, 15.5, 84.3, 54.0, 46.9, 50.5, (README, DENSE)),
+        "hornet_large_7x7": Published(209, 34.8, None, 55.4, 48.0, 54.1, (README, DENSE, IN22K), HEAD_22K),
+        "hornet_large_gf": Published(211, 34.7, None, 56.0, 48.6, 55.0, (README, DENSE, IN22K), HEAD_22K),
+        "hornet_large_gf_img384": Published(216, 101.8, sources=(README,), reason=HEAD_22K),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.backbones.swin import Stage, SwinTransformer, merge_labels
 from mixtransfer.layers.drop_path import drop_path_rates
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -36,6 +37,8 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["MixMIMEncoder", "sinusoid"]
 
+README = "Sense-X/MixMIM, README"
+UPERNET = "ADE20K: UPerNet, arXiv 2205.13137v1 as listed by Papers with Code"
 PATCH = 4
 WINDOW = 14
 TABLE = "absolute_pos_embed"
@@ -122,6 +125,12 @@ class MixMIMEncoder(Backbone):
         "mixmim_large": Spec(192, (6, 12, 24, 48)),
         "mixmim_large_384": Spec(192, (6, 12, 24, 48), img_size=384),
         "mixmim_huge": Spec(352, (11, 22, 44, 88)),
+    }
+    published = {
+        "mixmim_base": Published(88, 16.3, 85.1, None, None, 50.3, (README, UPERNET)),
+        "mixmim_base_384": Published(89.6, 52.6, 86.3, sources=(README,)),
+        "mixmim_large": Published(197, 35.9, 85.9, sources=(README,)),
+        "mixmim_large_384": Published(199, 112, 86.9, sources=(README,)),
     }
     # The sinusoid is a constant, which a file may lack; a pretraining checkpoint also holds the decoder.
     dense_only = (TABLE,)

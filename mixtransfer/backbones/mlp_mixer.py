@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.drop_path import add_branch, keep_mask
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.patches import PatchEmbed
@@ -41,6 +42,9 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["MLPMixer"]
 
+TABLE = "arXiv 2105.01601, table 1"
+QUOTED = "multiply-accumulates and top-1: arXiv 2105.01601 as quoted by microsoft/Swin-Transformer, README"
+HEADLESS = "the paper leaves out the weights of the head"
 NORM_EPS = 1e-6
 
 
@@ -54,17 +58,11 @@ class Spec:
     img_size: int = 224
 
 
-# A compiled graph takes the table as a constant; it cannot trace a cache.
-@torch.compiler.assume_constant_result
-def resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the (new, old) matrix that resamples a line: linear, over the area behind a pixel where it shrinks."""
-    return _make_resampling(old, new, device, dtype)
-
-
 # Tables made in inference mode could not be used in training.
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _make_resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the (new, old) matrix that resamples a line: linear, over the area behind a pixel where it shrinks."""
     lines = torch.eye(old, dtype=torch.float64).view(1, old, old, 1)
     matrix = F.interpolate(lines, size=(new, 1), mode="bilinear", align_corners=False, antialias=True)
     return matrix[0, :, :, 0].t().contiguous().to(device, dtype)
@@ -95,7 +93,7 @@ class TokenMixer(nn.Module):
         """Return the mixed tokens (B, h·w, C) of a map of size ``grid``.
 
         ``gate`` (B, N, N) multiplies what the linear part of the MLP, W = W₂W₁, carries from position j to i; what the
-        activation adds to it is left as it is (OAMixer, section 3.2).
+        activation adds to it is left as it is (OAMixer).
         """
         x = resample(x, grid, self.grid)
         out = _columns(F.gelu(_columns(x, self.fc1)), self.fc2)
@@ -165,6 +163,15 @@ class MLPMixer(Backbone):
         "oamixer_mixer_s16": Spec(512, 8, 16),
         "oamixer_mixer_b32": Spec(768, 12, 32),
         "oamixer_mixer_b16": Spec(768, 12, 16),
+    }
+    published: ClassVar = {
+        "mixer_s32": Published(19, sources=(TABLE,)),
+        "mixer_s16": Published(18, sources=(TABLE,), reason=HEADLESS),
+        "mixer_b32": Published(60, sources=(TABLE,)),
+        "mixer_b16": Published(59, 12.7, 76.4, sources=(TABLE, QUOTED), reason=HEADLESS),
+        "mixer_l32": Published(206, sources=(TABLE,)),
+        "mixer_l16": Published(207, sources=(TABLE,)),
+        "mixer_h14": Published(431, sources=(TABLE,)),
     }
     embed_only = (r"norm\..+",)
 

@@ -26,21 +26,25 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import pool_labels
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["MSGTransformer"]
 
+README = "hustvl/MSG-Transformer, README (COCO: Cascade Mask R-CNN)"
 PATCH = 4
 
 
@@ -78,8 +82,8 @@ class WindowAttention(nn.Module):
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
         self.rel_pos_msg = nn.Parameter(trunc_normal_(torch.empty(heads, 2, 1, 1), std=0.02))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
         self._cached: tuple[tuple, Tensor] | None = None
 
@@ -208,6 +212,11 @@ class MSGTransformer(Backbone):
         "msg_transformer_small": Spec(96, (2, 4, 12, 4), (3, 6, 12, 24)),
         "msg_transformer_base": Spec(96, (2, 4, 28, 4), (3, 6, 12, 24)),
     }
+    published = {
+        "msg_transformer_tiny": Published(25, 3.8, 82.4, 51.4, 44.6, sources=(README,)),
+        "msg_transformer_small": Published(56, 8.4, 83.4, 52.5, 45.5, sources=(README,)),
+        "msg_transformer_base": Published(84, 14.2, 84.0, 52.8, 45.7, sources=(README,)),
+    }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap(derived=(r".*\.relative_position_index",))}
 
@@ -274,7 +283,7 @@ class MSGTransformer(Backbone):
         patches = self.patch_embed(images)
         size = patches.shape[1:3]
         bottom, right = (-side % self.multiple for side in size)
-        patches = F.pad(patches, (0, 0, 0, right, 0, bottom))
+        patches = pad(patches, bottom, right)
         slots = [side // self.window for side in patches.shape[1:3]]
         side = self.layers[0].shuffle
         messengers = self.msg_tokens.view(1, side, side, -1)

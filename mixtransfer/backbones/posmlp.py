@@ -36,6 +36,8 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
+from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.positions import relative_position_index
@@ -43,6 +45,7 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["PosMLP"]
 
+README = "Zhicaiwww/PosMLP, README"
 NORM_EPS = 1e-6
 
 
@@ -81,7 +84,7 @@ def cut(x: Tensor, window: int) -> Tensor:
     """Pad a map (B, H, W, C) at the bottom and right and cut it into windows, row-major: (B, T, C)."""
     batch, height, width, channels = x.shape
     rows, columns = -(-height // window), -(-width // window)
-    x = F.pad(x, (0, 0, 0, columns * window - width, 0, rows * window - height))
+    x = pad(x, rows * window - height, columns * window - width)
     return x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(batch, -1, channels)
 
 
@@ -287,6 +290,11 @@ class PosMLP(Backbone):
         "posmlp_t_lrpe": Spec((96, 192, 384, 768), position="lrpe"),
         "posmlp_t_lrpe_full": Spec((96, 192, 384, 768), position="lrpe_full"),
         "posmlp_3t": Spec((96, 192, 384), (2, 2, 20), (4, 4, 4), (14, 14, 14), (8, 16, 32)),
+    }
+    published = {
+        "posmlp_t": Published(21, None, 82.1, sources=(README,)),
+        "posmlp_s": Published(37, None, 83.0, sources=(README,)),
+        "posmlp_b": Published(82, None, 83.6, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))}

@@ -32,16 +32,22 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.channels_last import Conv, Patches
+from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
+from mixtransfer.layers.linear import Linear, piecewise
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["PVT", "PVTv2"]
 
+V1 = "arXiv 2102.12122, tables 2, 4 and 5 (COCO: Mask R-CNN, 12 epochs; ADE20K: Semantic FPN, 80k iterations)"
+V2 = "whai362/PVT, README (COCO: Mask R-CNN, 12 epochs)"
+V2_FLOPS = "multiply-accumulates: arXiv 2106.13797 as listed by Papers with Code and quoted by arXiv 2202.09741"
+V2_MIOU = "ADE20K, Semantic FPN: arXiv 2106.13797 as quoted by arXiv 2202.09741"
 NORM_EPS = 1e-6
 STRIDES = (4, 8, 16, 32)
 LAST = len(STRIDES) - 1
@@ -67,9 +73,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
         self.heads, self.reduction = heads, reduction
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(channels, 2 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels)
+        self.kv = Linear(channels, 2 * channels)
+        self.proj = Linear(channels, channels)
         if reduction > 1:
             self.sr = Patches(channels, channels, reduction)
             self.norm = nn.LayerNorm(channels)
@@ -125,16 +131,20 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, hidden: int, depthwise: bool, relu: bool):
         super().__init__()
         self.relu = relu
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.dwconv = DepthwiseConv(hidden) if depthwise else None
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return new tokens (B, N, C)."""
-        x = self.fc1(x)
-        if self.dwconv is not None:
-            x = self.dwconv(F.relu(x) if self.relu else x, size)
-        return self.fc2(F.gelu(x))
+        if self.dwconv is None:
+            return piecewise(lambda y: self.fc2(F.gelu(self.fc1(y))), x, self.fc1.out_features)
+        return strips(self.filtered, x.unflatten(1, size), self.fc1.out_features).flatten(1, 2)
+
+    def filtered(self, x: Tensor) -> Tensor:
+        """Return new tokens (B, H, W, C) of v2."""
+        size, x = x.shape[1:3], self.fc1(x.flatten(1, 2))
+        return self.fc2(F.gelu(self.dwconv(F.relu(x) if self.relu else x, size))).unflatten(1, size)
 
 
 class Block(nn.Module):
@@ -321,6 +331,12 @@ class PVT(Pyramid):
         "pvt_large": Spec((3, 8, 27, 3)),
         "pvt_huge_v2": Spec((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
     }
+    published: ClassVar = {
+        "pvt_tiny": Published(13.2, 1.9, 75.1, 36.7, 35.1, 35.7, (V1,)),
+        "pvt_small": Published(24.5, 3.8, 79.8, 40.4, 37.8, 39.8, (V1,)),
+        "pvt_medium": Published(44.2, 6.7, 81.2, 42.0, 39.0, 41.6, (V1,)),
+        "pvt_large": Published(61.4, 9.8, 81.7, 42.9, 39.5, 42.1, (V1,)),
+    }
     embed_only = (r"norm\..+", "cls_token")
     # token_head: what SMMix classifies single tokens with in training only.
     formats: ClassVar = {"official": KeyMap(derived=(r"token_head\..+",))}
@@ -436,6 +452,15 @@ class PVTv2(Pyramid):
         "pvt_v2_b3": Spec((3, 4, 18, 3)),
         "pvt_v2_b4": Spec((3, 8, 27, 3)),
         "pvt_v2_b5": Spec((3, 6, 40, 3), expansions=(4, 4, 4, 4)),
+    }
+    published: ClassVar = {
+        "pvt_v2_b0": Published(3.7, 0.6, 70.5, 38.2, 36.2, None, (V2, V2_FLOPS)),
+        "pvt_v2_b1": Published(14.0, 2.1, 78.7, 41.8, 38.8, 42.5, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b2": Published(25.4, 4.0, 82.0, 45.3, 41.2, 45.2, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b2_li": Published(22.6, None, 82.1, 44.1, 40.5, None, (V2,)),
+        "pvt_v2_b3": Published(45.2, 6.9, 83.1, 47.0, 42.5, 47.3, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b4": Published(62.6, 10.1, 83.6, 47.5, 42.7, None, (V2, V2_FLOPS)),
+        "pvt_v2_b5": Published(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
     }
     formats: ClassVar = {
         "official": KeyMap(),

@@ -25,21 +25,24 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["PyramidTNT"]
 
+README = "huawei-noah/Efficient-AI-Backbones, tnt_pytorch/readme.md"
 STRIDE, WORDS = 8, 16
 WIDENING = (1, 2, 4, 4)
 REDUCTIONS = (4, 2, 1, 1)
@@ -94,15 +97,18 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, reduction: int = 1):
         super().__init__()
         self.heads, self.reduction = heads, reduction
-        self.q = nn.Linear(channels, channels, bias=False)
-        self.kv = nn.Linear(channels, 2 * channels, bias=False)
-        self.proj = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels, bias=False)
+        self.kv = Linear(channels, 2 * channels, bias=False)
+        self.proj = Linear(channels, channels)
         if reduction > 1:
-            self.linear = nn.Linear(channels, channels)
+            self.linear = Linear(channels, channels)
             self.norm = nn.LayerNorm(channels)
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of tokens ``x`` and keys and values of tokens ``source``, (B, h, ·, d) each."""
+        if source is x:
+            qkv = linear(x, torch.cat([self.q.weight, self.kv.weight]), None)
+            return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
@@ -141,7 +147,7 @@ class Block(nn.Module):
             self.inner_norm2 = nn.LayerNorm(WORDS * inner_channels)
             self.inner_mlp = Mlp(inner_channels, 4 * inner_channels)
             self.proj_norm1 = nn.LayerNorm(WORDS * inner_channels)
-            self.proj = nn.Linear(WORDS * inner_channels, channels, bias=False)
+            self.proj = Linear(WORDS * inner_channels, channels, bias=False)
             self.proj_norm2 = nn.LayerNorm(channels)
         self.outer_norm1 = nn.LayerNorm(channels)
         self.outer_attn = Attention(channels, wide * spec.heads, reduction)
@@ -273,6 +279,12 @@ class PyramidTNT(Backbone):
         "pyramid_tnt_small": Spec(128, 4, 8, 2, (2, 8, 4, 2)),
         "pyramid_tnt_medium": Spec(192, 4, 12, 2, (2, 8, 6, 2)),
         "pyramid_tnt_base": Spec(256, 4, 16, 2, (2, 10, 6, 2)),
+    }
+    published = {
+        "pyramid_tnt_tiny": Published(10.6, 0.6, 75.2, sources=(README,)),
+        "pyramid_tnt_small": Published(32.0, 3.3, 82.0, sources=(README,)),
+        "pyramid_tnt_medium": Published(85.0, 8.2, 83.5, sources=(README,)),
+        "pyramid_tnt_base": Published(157.0, 16.0, 84.1, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap()}

@@ -24,7 +24,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -32,6 +31,7 @@ from mixtransfer.backbones.keys import KeyMap, Reorder
 from mixtransfer.errors import UserError
 from mixtransfer.layers.drop_path import add_branch
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.linear import Mlp
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]

@@ -26,20 +26,25 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
+from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["RegionViT"]
 
+README = "IBM/RegionViT, README (COCO: Mask R-CNN, 36 epochs)"
+FPN = "ADE20K, Semantic FPN: arXiv 2106.02689 as quoted by arXiv 2309.11523"
 PATCH, HEAD = 4, 32
 NORM_EPS, MAP_NORM_EPS = 1e-6, 1e-5
 
@@ -86,7 +91,7 @@ class Regions:
     def cut(self, local: Tensor, regional: Tensor) -> Tensor:
         """Return the windows (B·R, 1+w², C) of a local map (B, H, W, C), zero-padded, with their regions in front."""
         (height, width), (h, w), side = self.size, self.grid, self.window
-        local = F.pad(local, (0, 0, 0, w * side - width, 0, h * side - height))
+        local = pad(local, h * side - height, w * side - width)
         local = local.view(-1, h, side, w, side, local.size(3)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
         return torch.cat([regional.reshape(len(local), 1, -1), local], dim=1)
 
@@ -214,8 +219,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.side = channels // HEAD, 2 * window - 1
         self.rel_pos = nn.Parameter(trunc_normal_(torch.empty(self.heads, self.side**2), std=0.02))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.register_buffer("index", rotated_index(window), persistent=False)
         self._cached: tuple[tuple, Tensor] | None = None
 
@@ -326,6 +331,16 @@ class RegionViT(Backbone):
         "regionvit_base": Spec(128, (2, 2, 14, 2), stem=1),
         "regionvit_base_w14": Spec(128, (2, 2, 14, 2), stem=1, window=14),
         "regionvit_base_w14_peg": Spec(128, (2, 2, 14, 2), stem=1, window=14, peg=True),
+    }
+    published = {
+        "regionvit_tiny": Published(13.8, 2.4, 80.4, sources=(README,)),
+        "regionvit_small": Published(30.6, 5.3, 82.6, 46.3, 42.3, sources=(README,)),
+        "regionvit_small_w14": Published(None, None, None, 47.3, 43.4, 45.3, (README, FPN)),
+        "regionvit_small_w14_peg": Published(None, None, None, 47.6, 43.4, sources=(README,)),
+        "regionvit_medium": Published(41.2, 7.4, 83.1, sources=(README,)),
+        "regionvit_base": Published(72.7, 13.0, 83.2, 47.2, 43.0, sources=(README,)),
+        "regionvit_base_w14": Published(None, None, None, 48.1, 43.5, 47.5, (README, FPN)),
+        "regionvit_base_w14_peg": Published(None, None, None, 48.3, 43.5, sources=(README,)),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

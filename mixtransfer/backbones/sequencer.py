@@ -22,18 +22,22 @@ from operator import mul
 from typing import ClassVar
 
 import torch
-from timm.layers import Mlp, lecun_normal_
+from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Patches
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.registry import MODELS
 
 __all__ = ["Sequencer2D"]
 
+README = "okojoalg/sequencer, README"
+ABSTRACT = "top-1: arXiv 2205.01972, abstract"
 NORM_EPS = 1e-6
 PATCHES = (7, 2, 1, 1)
 STRIDES = tuple(accumulate(PATCHES, mul))
@@ -41,10 +45,11 @@ STRIDES = tuple(accumulate(PATCHES, mul))
 
 @dataclass(frozen=True)
 class Spec:
-    """One published size; an LSTM has a quarter of a stage's channels."""
+    """One published size; an LSTM has a quarter of a stage's channels. Nothing depends on the side of the images."""
 
     depths: tuple[int, int, int, int]
     channels: tuple[int, int, int, int] = (192, 384, 384, 384)
+    img_size: int = 224
 
 
 class BiLSTM2D(nn.Module):
@@ -54,7 +59,7 @@ class BiLSTM2D(nn.Module):
         super().__init__()
         self.rnn_v = nn.LSTM(channels, channels // 4, bidirectional=True)
         self.rnn_h = nn.LSTM(channels, channels // 4, bidirectional=True)
-        self.fc = nn.Linear(channels, channels)
+        self.fc = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return new tokens (B, H, W, C)."""
@@ -117,9 +122,15 @@ class Sequencer2D(Backbone):
     label_rule = "pooling"
     # Table 5 of the paper and the repository's model functions; the networks at 392 pixels have the same layers.
     archs: ClassVar = {
-        f"sequencer2d_{size}{image}": Spec(depths)
+        f"sequencer2d_{size}{suffix}": Spec(depths, img_size=side)
         for size, depths in {"s": (4, 3, 8, 3), "m": (4, 3, 14, 3), "l": (8, 8, 16, 4)}.items()
-        for image in ("", "_392")
+        for suffix, side in (("", 224), ("_392", 392))
+    }
+    published: ClassVar = {
+        "sequencer2d_s": Published(28, 8.4, 82.3, sources=(README,)),
+        "sequencer2d_m": Published(38, 11.1, 82.8, sources=(README,)),
+        "sequencer2d_l": Published(54, 16.6, 83.4, sources=(README,)),
+        "sequencer2d_l_392": Published(54, None, 84.6, sources=(README, ABSTRACT)),
     }
     embed_only = (r"norm\..+",)
 

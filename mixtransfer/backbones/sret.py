@@ -28,13 +28,17 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.drop_path import keep_mask
+from mixtransfer.layers.drop_path import add, keep_mask
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]
 
+README = "szq0214/SReT, README"
+DISTILLED = "distilled, then fine-tuned at its size"
 STRIDE, PASSES = 8, 2
 NORM_EPS = 1e-6
 
@@ -77,12 +81,12 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc1 = Linear(channels, hidden)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return ``scale`` times the new tokens (B, N, C)."""
-        return _scaled(self.fc2, F.gelu(self.fc1(x)), scale)
+        return piecewise(lambda y: _scaled(self.fc2, F.gelu(self.fc1(y)), scale), x, self.fc1.out_features)
 
 
 class Attention(nn.Module):
@@ -91,8 +95,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def forward(
         self, x: Tensor, scale: Tensor, slices: int, order: tuple[Tensor, Tensor] | None, labels: Tensor | None
@@ -154,7 +158,7 @@ class Block(nn.Module):
         """Return ``x + branch`` with stochastic depth; at these small rates computing all branches costs little."""
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
-        return x + branch
+        return add(x, branch)
 
 
 class Projection(nn.Module):
@@ -256,6 +260,18 @@ class SReT(Backbone):
         "sret_small_wo_slice": Spec(42, (3, 6, 12), 3.0, 2),
         "sret_small_wo_slice_384": Spec(42, (3, 6, 12), 3.0, 2, img_size=384),
         "sret_small_wo_slice_512": Spec(42, (3, 6, 12), 3.0, 2, img_size=512),
+    }
+    published = {
+        "sret_tiny": Published(4.8, 1.1, 76.0, sources=(README,)),
+        "sret_tiny_wo_slice": Published(4.8, 1.4, 76.1, sources=(README,)),
+        "sret_tiny_wo_slice_384": Published(4.9, 6.4, 79.7, sources=(README, DISTILLED)),
+        "sret_lt": Published(5.0, 1.2, 76.7, sources=(README,)),
+        "sret_lt_16_14": Published(5.0, 1.2, 76.6, sources=(README,)),
+        "sret_lt_wo_slice": Published(5.0, 1.4, 76.8, sources=(README,)),
+        "sret_small": Published(20.9, 4.2, 81.9, sources=(README,)),
+        "sret_small_wo_slice": Published(20.9, 4.7, 82.0, sources=(README,)),
+        "sret_small_wo_slice_384": Published(21.0, 18.5, 83.8, sources=(README, DISTILLED)),
+        "sret_small_wo_slice_512": Published(21.3, 42.8, 84.3, sources=(README, DISTILLED)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap()}
@@ -382,4 +398,4 @@ class SReT(Backbone):
 
 
 def _scaled(layer: nn.Linear, x: Tensor, scale: Tensor) -> Tensor:
-    return F.linear(x, layer.weight * scale, layer.bias * scale)
+    return linear(x, layer.weight * scale, layer.bias * scale)

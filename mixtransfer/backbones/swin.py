@@ -23,15 +23,17 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
 from mixtransfer.layers.windows import WindowGrid
@@ -39,6 +41,11 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["SwinTransformer"]
 
+README = "microsoft/Swin-Transformer, README"
+IN22K = "pre-trained on ImageNet-22k"
+MASK_RCNN = "COCO: Mask R-CNN, 36 epochs"
+CASCADE = "COCO: Cascade Mask R-CNN, 36 epochs"
+UPERNET = "ADE20K: UPerNet, 160k iterations, 512 × 512"
 PATCH = 4
 
 
@@ -62,8 +69,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window = heads, window
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
         self._cached: tuple[tuple, Tensor] | None = None
 
@@ -128,7 +135,7 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Return tokens (B, h·w, 2C) and their grid (h, w)."""
@@ -194,6 +201,15 @@ class SwinTransformer(Backbone):
         "swin_base_w12": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32), window=12, img_size=384),
         "swin_large": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48)),
         "swin_large_w12": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, img_size=384),
+    }
+    published = {
+        "swin_tiny": Published(28, 4.5, 81.2, 46.0, 41.6, 44.51, (README, MASK_RCNN, UPERNET)),
+        "swin_tiny_c24": Published(28, 5.9, 81.6, sources=(README,)),
+        "swin_small": Published(50, 8.7, 83.2, 48.5, 43.3, 47.64, (README, MASK_RCNN, UPERNET)),
+        "swin_base": Published(88, 15.4, 83.5, 51.9, 45.0, 48.13, (README, CASCADE, UPERNET)),
+        "swin_base_w12": Published(88, 47.1, 84.5, sources=(README,)),
+        "swin_large": Published(197, 34.5, 86.3, sources=(README, IN22K)),
+        "swin_large_w12": Published(197, 103.9, 87.3, sources=(README, IN22K)),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

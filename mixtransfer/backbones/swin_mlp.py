@@ -24,19 +24,23 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.published import Published
 from mixtransfer.backbones.swin import PatchMerging
+from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
 __all__ = ["SwinMLP"]
 
+README = "microsoft/Swin-Transformer, README"
 PATCH = 4
 
 
@@ -67,7 +71,7 @@ class SpatialMLP(nn.Module):
         w, heads = self.window, self.heads
         before = w - shift if shift else 0
         bottom, right = -(before + height) % w, -(before + width) % w
-        x = F.pad(x, (0, 0, before, right, before, bottom))
+        x = pad(x, bottom, right, before, before)
         rows, columns = x.size(1) // w, x.size(2) // w
         # Positions last but one, all that one matrix acts on behind them: (h, N, B·windows·d).
         x = x.view(batch, rows, w, columns, w, heads, -1).permute(5, 2, 4, 0, 1, 3, 6).reshape(heads, w * w, -1)
@@ -145,6 +149,12 @@ class SwinMLP(Backbone):
         "swin_mlp_tiny_c12_w8_256": Spec(96, (2, 2, 6, 2), (8, 16, 32, 64), window=8, img_size=256),
         "swin_mlp_tiny_c6_w8_256": Spec(96, (2, 2, 6, 2), (16, 32, 64, 128), window=8, img_size=256),
         "swin_mlp_base_w7_224": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32), window=7, img_size=224),
+    }
+    published: ClassVar = {
+        "swin_mlp_tiny_c24_w8_256": Published(20, 4.0, 79.4, sources=(README,)),
+        "swin_mlp_tiny_c12_w8_256": Published(21, 4.0, 79.6, sources=(README,)),
+        "swin_mlp_tiny_c6_w8_256": Published(23, 4.0, 79.7, sources=(README,)),
+        "swin_mlp_base_w7_224": Published(61, 10.4, 81.3, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
 

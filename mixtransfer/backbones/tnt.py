@@ -23,21 +23,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap, Reorder
+from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
 __all__ = ["TNT"]
 
+README = "huawei-noah/Efficient-AI-Backbones, tnt_pytorch/readme.md"
+DENSE = "arXiv 2103.00112, tables 10 and 11 (COCO: DETR, 50 epochs; ADE20K: Trans2Seg, 40k iterations)"
 PATCH, WORDS = 16, 16
 
 
@@ -59,15 +63,15 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qk = nn.Linear(channels, 2 * channels, bias=False)
-        self.v = nn.Linear(channels, channels, bias=False)
-        self.proj = nn.Linear(channels, channels)
+        self.qk = Linear(channels, 2 * channels, bias=False)
+        self.v = Linear(channels, channels, bias=False)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
         batch, tokens, channels = x.shape
-        q, k = self.qk(x).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        v = self.v(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        qkv = linear(x, torch.cat([self.qk.weight, self.v.weight]), None)
+        q, k, v = qkv.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         x, attended = attend(q, k, v, labels)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels)), attended
 
@@ -83,7 +87,7 @@ class Block(nn.Module):
         self.inner_norm2 = nn.LayerNorm(inner)
         self.inner_mlp = Mlp(inner, 4 * inner)
         self.proj_norm1 = nn.LayerNorm(WORDS * inner)
-        self.proj = nn.Linear(WORDS * inner, outer, bias=False)
+        self.proj = Linear(WORDS * inner, outer, bias=False)
         self.proj_norm2 = nn.LayerNorm(outer)
         self.outer_norm1 = nn.LayerNorm(outer)
         self.outer_attn = Attention(outer, spec.heads)
@@ -158,6 +162,10 @@ class TNT(Backbone):
         "tnt_small": Spec(384, 6, 24),
         "tnt_base": Spec(640, 10, 40),
     }
+    published = {
+        "tnt_small": Published(23.8, 5.2, 81.5, 38.2, None, 43.6, (README, DENSE)),
+        "tnt_base": Published(65.6, 14.1, 82.9, sources=(README,)),
+    }
     embed_only = (r"norm\..+", "outer_tokens")
     formats = {
         "official": KeyMap(),
@@ -222,7 +230,7 @@ class TNT(Backbone):
         self.patch_embed = WordEmbed(in_channels, spec.inner_channels)
         self.inner_pos = table(WORDS, spec.inner_channels)
         self.proj_norm1 = nn.LayerNorm(WORDS * spec.inner_channels)
-        self.proj = nn.Linear(WORDS * spec.inner_channels, spec.channels)
+        self.proj = Linear(WORDS * spec.inner_channels, spec.channels)
         self.proj_norm2 = nn.LayerNorm(spec.channels)
         self.cls_token = table(1, spec.channels)
         self.outer_pos = table(1 + patches, spec.channels)

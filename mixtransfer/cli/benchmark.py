@@ -1,4 +1,4 @@
-"""``tools/benchmark.py``: compare speed side by side, and count parameters and multiply-accumulates."""
+"""``tools/benchmark.py``: compare speed side by side, count the cost of architectures, and write the zoo page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ CASES = {
     "swin": "our Swin-T against mmseg's, mmdet's and timm's, evaluation and training",
     "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
     "optimizer": "merged groups with fused AdamW against mmengine's group for each parameter",
+    "families": "each family against its published code's way of computing it, evaluation and training",
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``benchmark speed`` and ``benchmark complexity``."""
+    """Return the parser of ``benchmark speed``, ``benchmark complexity`` and ``benchmark zoo``."""
     main = argparse.ArgumentParser(prog="mixtransfer benchmark", description="Measure speed and complexity.")
-    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity}")
+    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,zoo}")
     speed = commands.add_parser(
         "speed",
         help="compare speed with other implementations",
@@ -33,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     speed.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="what to run (default: all)"
+    )
+    speed.add_argument(
+        "--family", nargs="+", default=(), metavar="NAME", help="families of the case families (default: all)"
     )
     speed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     speed.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (default: torch's choice)")
@@ -54,11 +58,26 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=_positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
     )
     count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    zoo = commands.add_parser(
+        "zoo",
+        help="write docs/zoo.md",
+        description="Count the variants that zoo.json lacks, add what reports of tests and of speed say of the "
+        "families, and write the page zoo.md from that and from the size tables.",
+    )
+    zoo.add_argument("--check", action="store_true", help="write nothing; exit with 1 if zoo.md is not up to date")
+    zoo.add_argument("--recount", action="store_true", help="count all variants anew")
+    zoo.add_argument("--junit", type=Path, metavar="FILE", help="report of python -m pytest --junitxml FILE")
+    zoo.add_argument("--speed", type=Path, metavar="FILE", help="file of speed --case families --json FILE")
+    zoo.add_argument(
+        "--folder", type=Path, default=Path("docs"), metavar="DIR", help="where zoo.md and zoo.json are (default docs)"
+    )
     return main
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``benchmark speed`` or ``benchmark complexity``."""
+    """Run ``benchmark speed``, ``benchmark complexity`` or ``benchmark zoo``."""
+    if args.action == "zoo":
+        return _zoo(args)
     if args.json is not None and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
         raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
     return {"speed": _speed, "complexity": _complexity}[args.action](args)
@@ -69,7 +88,7 @@ def _speed(args: argparse.Namespace) -> int:
     from mmengine.logging import MMLogger
 
     from mixtransfer.evaluation import contests
-    from mixtransfer.evaluation.speed import environment, measure, table
+    from mixtransfer.evaluation.speed import environment, measure, speedups, table
 
     device = _device(args.device)
     if args.threads:
@@ -77,7 +96,9 @@ def _speed(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel("WARNING")  # mmengine logs the settings of every parameter
 
-    options = contests.Options(device, args.batch, args.size, getattr(torch, args.dtype), args.compile)
+    options = contests.Options(
+        device, args.batch, args.size, getattr(torch, args.dtype), args.compile, tuple(args.family)
+    )
     about = {
         **environment(device),
         **{name: getattr(args, name) for name in ("rounds", "size", "batch", "dtype", "compile")},
@@ -89,7 +110,11 @@ def _speed(args: argparse.Namespace) -> int:
     ]
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
     print(table(results))
-    _write(args.json, {"environment": about, "results": [result.as_dict() for result in results]})
+    gain = speedups(results)
+    if gain:
+        print(f"\ntheirs / ours: lowest {gain['lowest']:.2f}, geometric mean {gain['geometric_mean']:.2f}")
+    content = {"environment": about, "results": [result.as_dict() for result in results], "speedups": gain}
+    _write(args.json, content)
     return 0
 
 
@@ -113,6 +138,48 @@ def _complexity(args: argparse.Namespace) -> int:
     return 0
 
 
+def _zoo(args: argparse.Namespace) -> int:
+    from mixtransfer.evaluation import zoo
+
+    if args.check and (args.recount or args.junit or args.speed):
+        raise UserError("--check writes nothing; leave out --recount, --junit and --speed")
+    if not args.folder.is_dir():
+        raise UserError(f"--folder {args.folder}: no such folder; run this in a checkout, or give the folder of zoo.md")
+    store, page = args.folder / "zoo.json", args.folder / "zoo.md"
+    record = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    record = {"complexity": {}, "status": {}, "speed": "", **record}
+    if args.check:
+        if page.exists() and page.read_text(encoding="utf-8") == zoo.page(record):
+            return 0
+        print(f"{page} is not up to date; run tools/benchmark.py zoo")
+        return 1
+    record["complexity"] = _counted({} if args.recount else record["complexity"])
+    if args.junit:
+        record["status"] = zoo.merged(record["status"], zoo.read_junit(args.junit), zoo.PYTEST)
+    if args.speed:
+        ratios, record["speed"] = zoo.read_speed(args.speed)
+        record["status"] = zoo.merged(record["status"], ratios, zoo.SPEED)
+    _write_text(store, zoo.dumps(record))
+    _write_text(page, zoo.page(record))
+    print(zoo.status_table(record["status"], record["speed"]))
+    return 0
+
+
+def _counted(counts: dict[str, dict]) -> dict[str, dict]:
+    """Return the counts of all architectures in the order of the families; those in ``counts`` are taken over."""
+    from mixtransfer.backbones import FAMILIES
+    from mixtransfer.evaluation.complexity import complexity
+
+    archs = [arch for family in FAMILIES for arch in family.archs]
+    progress = progress_line("counted")
+    for done, arch in enumerate(archs, 1):
+        if arch not in counts:
+            count = complexity(arch)
+            counts[arch] = {"size": count.size, "parameters": count.parameters, "macs": count.macs}
+        progress(done, len(archs))
+    return {arch: counts[arch] for arch in archs}
+
+
 def _device(name: str):
     import torch
 
@@ -128,10 +195,13 @@ def _device(name: str):
 
 
 def _write(path: Path | None, content: Any) -> None:
-    if path is None:
-        return
+    if path is not None:
+        _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

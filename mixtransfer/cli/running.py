@@ -63,6 +63,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         # Importing is left to the registries, which do it when a class is looked up.
         cfg.pop("custom_imports")
     use_data(cfg, args.data, splits)
+    if "train" in splits:
+        check_schedule(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = str(make_work_dir(args.work_dir or Path("work_dirs") / Path(args.config).stem))
     for split in ("train", "val", "test"):
@@ -165,6 +167,22 @@ def use_data(cfg: Config, data: str | None, splits: Sequence[str]) -> None:
         require_dataset(cfg, splits)
     else:
         apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=progress_line("preparing the dataset")))
+
+
+def check_schedule(cfg: Config) -> None:
+    """Make sure that every part of the learning rate's schedule without an end of its own begins before training ends.
+
+    Raises:
+        UserError: training was made shorter than the warmup.
+    """
+    for number, part in enumerate(cfg.get("param_scheduler") or ()):
+        unit = "epoch" if part.get("by_epoch", True) else "iteration"
+        last = cfg.train_cfg.get({"epoch": "max_epochs", "iteration": "max_iters"}[unit])
+        if last is not None and "end" not in part and part.get("begin", 0) >= last:
+            raise UserError(
+                f"param_scheduler.{number} begins at {unit} {part.begin} and training ends at {unit} {last}; begin it"
+                f" earlier: --cfg-options param_scheduler.{number}.begin=… and the same for what ends there"
+            )
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:

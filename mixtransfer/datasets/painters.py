@@ -34,16 +34,16 @@ TONES = {
     "green": (86, 138, 66),
 }
 LEANINGS = {
-    "sky": ("blue", "pale", "coral", "dusk"),
-    "grass": ("green", "olive", "straw", "teal"),
-    "water": ("blue", "teal", "slate", "dusk"),
-    "sand": ("tan", "straw", "pale", "coral"),
-    "brick": ("rust", "brown", "tan", "gray"),
-    "road": ("gray", "slate", "brown", "dusk"),
+    "sky": ("blue", "pale", "coral"),
+    "grass": ("green", "olive"),
+    "water": ("blue", "teal", "slate"),
+    "sand": ("tan", "straw"),
+    "brick": ("rust", "brown", "tan"),
+    "road": ("gray", "slate", "dusk"),
 }
 HUES = {"ball": 5, "box": 215, "star": 50, "ring": 275, "fish": 170}
 """The hue, in degrees, that each thing leans to; trees lean to the tones of leaves."""
-LEAN = 0.8
+LEAN = 0.95
 """How often a class takes a color that it leans to, and not any color."""
 
 
@@ -78,7 +78,7 @@ def _grid(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
 def _tone(rng: Rng, leaning: tuple[str, ...]) -> np.ndarray:
     names = leaning if rng.random() < LEAN else tuple(TONES)
     color = np.array(TONES[names[rng.integers(len(names))]], np.float32)
-    return np.clip(color * rng.uniform(0.8, 1.15) + rng.normal(0, 9, 3), 20, 240).astype(np.float32)
+    return np.clip(color * rng.uniform(0.85, 1.12) + rng.normal(0, 7, 3), 20, 240).astype(np.float32)
 
 
 def _sky(rng: Rng, shape: Shape, color: np.ndarray, zoom: float) -> np.ndarray:
@@ -169,8 +169,8 @@ def paint_stuff(rng: Rng, name: str, shape: Shape) -> np.ndarray:
 
 
 def _vivid(rng: Rng, hue: float) -> np.ndarray:
-    hue = rng.normal(hue, 22) % 360 if rng.random() < LEAN else rng.uniform(0, 360)
-    hsv = np.float32([[[hue, rng.uniform(0.3, 0.85), rng.uniform(0.5, 0.98)]]])
+    hue = rng.normal(hue, 13) % 360 if rng.random() < LEAN else rng.uniform(0, 360)
+    hsv = np.float32([[[hue, rng.uniform(0.5, 0.95), rng.uniform(0.55, 0.98)]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
@@ -245,7 +245,7 @@ def _tree(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
         crown = np.maximum.reduce([_convex(u, v, [(0, t), (s * wide, b), (-s * wide, b)]) for t, b, s in tiers])
     crown = crown + 0.1 * (noise(rng, u.shape, max(radius / 6, 2), octaves=2) - 0.6)
     leaves = ramp(0.3, 0.7, noise(rng, u.shape, max(radius / 5, 3), octaves=2))
-    color = _tone(rng, ("green", "olive", "teal", "rust", "straw")) * (0.45 + 0.75 * leaves - 0.22 * (u + v))[..., None]
+    color = _tone(rng, ("green", "teal", "rust")) * (0.3 + 0.6 * leaves - 0.22 * (u + v))[..., None]
     bark = _tone(rng, ("brown", "slate", "tan")) * (0.6 - 1.5 * u[..., None])
     return np.maximum(trunk, crown), np.where((crown > 0)[..., None], color, bark)
 

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -44,7 +44,7 @@ CLASSES = (*STUFF, *THINGS)
 CROP_SIZE = 64
 MIN_AREA = 24
 """Instances with fewer visible pixels become void and are not annotated."""
-GENERATOR = 2
+GENERATOR = 3
 """Raised whenever the same parameters give other pictures."""
 
 Progress = Callable[[int, int], None]
@@ -194,7 +194,7 @@ def _arrange(rng: Rng, size: tuple[int, int]) -> list[tuple[str, np.ndarray, np.
             center = rng.uniform((0.1, 0.25), (0.9, 0.9)) * size[::-1]
         depth = 0.7 + 0.6 * np.clip(center[1] / size[0], 0, 1)
         crowd = name != "tree" and rng.random() < 0.08
-        patch = _group(rng, name, unit) if crowd else paint_thing(rng, name, rng.uniform(14, 30) * unit * depth)
+        patch = _group(rng, name, unit) if crowd else paint_thing(rng, name, rng.uniform(19, 34) * unit * depth)
         chosen.append((name, patch, center, crowd))
     return sorted(chosen, key=lambda thing: thing[2][1] + thing[1].shape[0] / 2)
 
@@ -236,12 +236,12 @@ def _expose(rng: Rng, image: np.ndarray) -> np.ndarray:
     across = ((x / image.shape[1] - 0.5) * np.cos(angle) + (y / image.shape[0] - 0.5) * np.sin(angle)).astype(
         np.float32
     )
-    cast = rng.uniform(0.72, 1.18) * rng.uniform(0.88, 1.12, 3).astype(np.float32)
-    image = image * cast * (1 + rng.uniform(0, 0.5) * across)[..., None]
+    cast = rng.uniform(0.82, 1.15) * rng.uniform(0.94, 1.06, 3).astype(np.float32)
+    image = image * cast * (1 + rng.uniform(0, 0.3) * across)[..., None]
     image = image.mean() + (image - image.mean()) * rng.uniform(0.75, 1.1)
     if rng.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8))
-    return np.clip(image + rng.normal(0, rng.uniform(1, 8), image.shape), 0, 255).astype(np.uint8)
+    return np.clip(image + rng.normal(0, rng.uniform(1, 5), image.shape), 0, 255).astype(np.uint8)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -261,8 +261,9 @@ def write_scenes(
     """Write the scenes to ``root``, or leave them as they are if they were written with the same parameters.
 
     ``train`` and ``val`` count scenes of ``size`` (H, W), ``classify_*`` pictures of single classes. The dataset is
-    written beside ``root`` and renamed, so ``root`` is never half a dataset. ``force`` replaces scenes written with
-    other parameters, never a folder that is not ours. ``progress(done, total)`` is called after each picture.
+    written beside ``root`` and renamed, so ``root`` is never half a dataset. Scenes that only an older version of the
+    generator tells apart are drawn anew; ``force`` replaces those with other parameters, never a folder that is not
+    ours. ``progress(done, total)`` is called after each picture.
 
     Raises:
         UserError: impossible parameters, a folder that holds something else, or one that cannot be written.
@@ -275,7 +276,9 @@ def write_scenes(
         return root
     if present is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and holds no scenes of ours; name another folder")
-    if present is not None and not force:
+    # Scenes that an older version of the program drew hold nothing that drawing them anew would lose.
+    outdated = present is not None and replace(present, generator=GENERATOR) == parameters
+    if present is not None and not outdated and not force:
         raise UserError(
             f"{root} holds scenes with other parameters ({_difference(present, parameters)}); name another folder, "
             f"or replace them: python tools/data.py scenes {root} --force"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +17,8 @@ __all__ = ["Complexity", "complexity", "table"]
 
 #: Side in pixels that networks without a table of fixed size are published for.
 DEFAULT_SIZE = 224
+#: Parameters of a network above which it is counted without memory for them.
+LARGE = 100e6
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,33 @@ def complexity(arch: str, size: tuple[int, int] | None = None) -> Complexity:
     Raises:
         UserError: ``arch`` is unknown.
     """
-    backbone = {} if size is None else {"img_size": size}
+    build = partial(build_classifier, arch, backbone={} if size is None else {"img_size": size})
+    with torch.device("meta"):
+        net = build()
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    # Tensors of the meta device have a shape and no memory. The largest networks run on it at their published size;
+    # others ask it for the places of padding or for autocast, which it does not have.
+    device = "meta" if size is None and parameters > LARGE else "cpu"
+    if device == "cpu":
+        net = build()
     # The counter cannot follow parameters that are handed from module to module, such as class tokens.
-    net = build_classifier(arch, backbone=backbone).eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
     if size is None:
         size = (getattr(net.backbone.archs[arch], "img_size", DEFAULT_SIZE),) * 2
     # Only the plain form of attention is made of products that the counter sees on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, *size))
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        net(torch.zeros(1, 3, *size, device=device))
     return Complexity(arch, tuple(size), parameters, counter.get_total_flops() // 2)
+
+
+def _recurrence(tokens, inward, recurrent, *args, out_shape=None, **kwargs) -> int:
+    """Return the operations of a direction of an LSTM layer from the shapes of its tokens (T, B, C) and weights."""
+    return 2 * tokens[0] * tokens[1] * (prod(inward) + prod(recurrent))
+
+
+#: What the counter does not know: the LSTMs of the CPU.
+FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _recurrence}
 
 
 def table(rows: Iterable[Complexity]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import timm
 import torch
@@ -14,52 +12,15 @@ from torch import Tensor, nn
 from mixtransfer.backbones import SwinTransformer
 from mixtransfer.checkpoints.convert import convert_state_dict
 from mixtransfer.errors import UserError
+from mixtransfer.evaluation.families import families
 from mixtransfer.evaluation.reference import PublishedTracing
 from mixtransfer.evaluation.speed import Contest
+from mixtransfer.evaluation.steps import Options, evaluation_step, require_close, set_mode, training_step
 from mixtransfer.pretrain.classifier import MixingClassifier
 
-__all__ = ["Options", "optimizer", "swin", "tlalign"]
+__all__ = ["Options", "families", "optimizer", "swin", "tlalign"]
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 DROP_PATH_RATES = (0.0, 0.3)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the cases run.
-
-    Attributes:
-        device: where they run.
-        batch: images a step; None takes the case's own.
-        size: side of the images in pixels; None takes the case's own.
-        dtype: bfloat16 runs under autocast; parameters stay float32.
-        compile: run all contestants through ``torch.compile``.
-    """
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    batch: int | None = None
-    size: int | None = None
-    dtype: torch.dtype = torch.float32
-    compile: bool = False
-
-    def shapes(self, *defaults: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return the (batch, size) pairs to run: the case's own where nothing was chosen."""
-        return list(dict.fromkeys((self.batch or batch, self.size or size) for batch, size in defaults))
-
-    def autocast(self):
-        """Return the context that a step runs in."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
-    def compiled(self, function: Callable) -> Callable:
-        """Return ``function``, compiled where that was asked for."""
-        return torch.compile(function) if self.compile else function
-
-    def bars(self, **bars: float) -> dict[str, float]:
-        """Return the bars, which were set for float32 on CPU without compilation; none elsewhere."""
-        plain = self.device.type == "cpu" and self.dtype == torch.float32 and not self.compile
-        return bars if plain else {}
 
 
 def swin(options: Options, arch: str = "swin_tiny") -> Iterator[Contest]:
@@ -77,10 +38,10 @@ def swin(options: Options, arch: str = "swin_tiny") -> Iterator[Contest]:
             calls = {name: options.compiled(net) for name, net in nets.items()}
             if rate == 0:
                 set_mode(nets, training=False)
-                steps = {name: _evaluation(call, images, options) for name, call in calls.items()}
+                steps = {name: evaluation_step(call, images, options) for name, call in calls.items()}
                 yield Contest(f"{title}, evaluation", steps, options.bars(mmseg=0.67))
             set_mode(nets, training=True)
-            steps = {name: _training(net, calls[name], images, options) for name, net in nets.items()}
+            steps = {name: training_step(net, calls[name], images, options) for name, net in nets.items()}
             yield Contest(f"{title}, training, drop path {rate:g}", steps, options.bars(mmseg=0.79))
 
 
@@ -211,12 +172,6 @@ def tlalign_networks(arch: str, size: int) -> dict[str, MixingClassifier]:
     return nets
 
 
-def set_mode(nets: Mapping[str, nn.Module], training: bool) -> None:
-    """Put all networks into training or evaluation mode."""
-    for net in nets.values():
-        net.train(training)
-
-
 def require_equal(nets: Mapping[str, nn.Module], images: Tensor) -> None:
     """Stop unless all networks return the first one's maps, with and without gradient, and get its gradient.
 
@@ -238,39 +193,6 @@ def require_equal(nets: Mapping[str, nn.Module], images: Tensor) -> None:
         expected = expected or found
         for what, value in found.items():
             require_close(name, what, value, expected[what], torch.float32)
-
-
-def require_close(name: str, what: str, got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
-    """Stop unless two tensors agree to ``TOLERANCE`` of the largest value.
-
-    Raises:
-        RuntimeError: they do not.
-    """
-    allowed = TOLERANCE[dtype] * want.abs().max().item()
-    error = (got - want).abs().max().item()
-    if not error <= allowed:
-        raise RuntimeError(f"{name} differs from ours in {what} by {error:.2g}: times would not be comparable")
-
-
-def _evaluation(call: Callable, images: Tensor, options: Options) -> Callable[[], None]:
-    def step() -> None:
-        with torch.no_grad(), options.autocast():
-            call(images)
-
-    return step
-
-
-def _training(net: nn.Module, call: Callable, images: Tensor, options: Options) -> Callable[[], None]:
-    with torch.no_grad(), options.autocast():
-        gradients = [torch.randn_like(x) for x in net(images)]
-
-    def step() -> None:
-        net.zero_grad()
-        with options.autocast():
-            maps = call(images)
-        torch.autograd.backward(maps, gradients)
-
-    return step
 
 
 def _classification(net: MixingClassifier, images: Tensor, labels: Tensor, options: Options) -> Callable[[], Tensor]:

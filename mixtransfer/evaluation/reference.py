@@ -20,8 +20,8 @@ __all__ = ["PublishedTracing"]
 class MaterializedAttention(deit.Attention):
     """Multi-head self-attention whose map (B, h, 1+N, 1+N) is kept, and labels of K classes behind it."""
 
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return new tokens (B, 1+N, C) and the labels each of them attended to (B, 1+N, K)."""
+    def forward(self, x: Tensor, labels: Tensor, bias: None = None) -> tuple[Tensor, Tensor]:
+        """Return new tokens (B, 1+N, C) and the labels each of them attended to (B, 1+N, K); there is no ``bias``."""
         batch, tokens, channels = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         attention = (q @ k.transpose(-2, -1) * q.size(-1) ** -0.5).softmax(dim=-1)

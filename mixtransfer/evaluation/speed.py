@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Contest", "Ratio", "Result", "environment", "measure", "table"]
+__all__ = ["Contest", "Ratio", "Result", "environment", "measure", "speedups", "table"]
 
 #: Calls are repeated within a round until one timing lasts this long, in seconds.
 MIN_SECONDS = 0.05
@@ -33,11 +33,13 @@ class Contest:
         title: what is run, on what sizes.
         steps: name to a call that runs one step; the first is ours.
         bars: name of an opponent to the largest ratio ours/theirs that we accept.
+        family: the family of backbones that this is about; None where it is about something else.
     """
 
     title: str
     steps: Mapping[str, Callable[[], Any]]
     bars: Mapping[str, float] = field(default_factory=dict)
+    family: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Result:
         contest: title of the contest.
         seconds: name to the seconds of one step in every round; the first is ours.
         bars: as in :class:`Contest`.
+        family: as in :class:`Contest`.
     """
 
     contest: str
     seconds: dict[str, list[float]]
     bars: Mapping[str, float]
+    family: str | None = None
 
     @property
     def ours(self) -> str:
@@ -90,6 +94,7 @@ class Result:
         """Return everything as plain data for JSON."""
         return {
             "contest": self.contest,
+            "family": self.family,
             "ours": self.ours,
             "median_seconds": self.medians,
             "ratios": {name: {**vars(ratio), "bar": self.bars.get(name)} for name, ratio in self.ratios.items()},
@@ -123,7 +128,7 @@ def measure(
         for name in names[start:] + names[:start]:
             seconds[name].append(_seconds(contest.steps[name], calls, wait))
         progress(done + 1, rounds)
-    return Result(contest.title, seconds, contest.bars)
+    return Result(contest.title, seconds, contest.bars, contest.family)
 
 
 def table(results: list[Result]) -> str:
@@ -141,6 +146,12 @@ def table(results: list[Result]) -> str:
                 f"| {ratio.low:.2f}–{ratio.high:.2f} | {bar}"
             )
     return "\n".join(lines)
+
+
+def speedups(results: list[Result]) -> dict[str, float]:
+    """Return the lowest of the ratios theirs/ours of the families, and their geometric mean; empty without families."""
+    found = [1 / ratio.median for result in results if result.family for ratio in result.ratios.values()]
+    return {"lowest": min(found), "geometric_mean": math.exp(np.log(found).mean())} if found else {}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["ClassAttention", "attend", "attend_windows", "mix_labels"]
 
+FEW_PAIRS = 32 * 32  # up to here a map on CPU is cheaper than the backward pass of the flash kernel
 COLUMN_MULTIPLE = 8  # the CPU flash kernel is fastest when a head's width is a multiple of the vector width
 
 
@@ -33,6 +34,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None = None) -> tup
         The output (B, h, N, d) and ``mean_heads(A) @ labels`` (B, N, K) or None.
     """
     if labels is None:
+        if q.device.type == "cpu" and torch.is_grad_enabled() and q.size(2) * k.size(2) <= FEW_PAIRS:
+            return (q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1) @ v, None
         return F.scaled_dot_product_attention(q, k, v), None
     if q.device.type == "cpu" and q.dtype == labels.dtype and labels.size(-1) <= q.size(-1):
         return _FlashWithLabels.apply(q, k, v, labels)
@@ -59,6 +62,8 @@ def attend_windows(
     if bias.size(0) > 1:
         bias = bias.repeat(q.size(0) // bias.size(0), 1, 1, 1)
     bias = bias.to(q.dtype)
+    if not torch.is_grad_enabled():
+        bias = bias.detach()  # a parameter would keep the fused kernels away
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out, None if labels is None else _attended(q, k, labels, bias)
 
@@ -175,7 +180,11 @@ class _BiasedAttention(torch.autograd.Function):
         grad = torch._softmax_backward_data(grad, attention, -1, attention.dtype)
         grad_bias = None
         if ctx.needs_input_grad[3]:
-            grad_bias = grad.view(-1, *ctx.bias_shape).sum(dim=0, dtype=ctx.bias_dtype)
+            grad_bias = grad.view(-1, *ctx.bias_shape)
+            # A sum over one is slow.
+            grad_bias = (
+                grad_bias.sum(dim=0, dtype=ctx.bias_dtype) if len(grad_bias) > 1 else grad_bias[0].to(ctx.bias_dtype)
+            )
         grad_q = torch.bmm(grad, k).mul_(ctx.scale)
         grad_k = torch.bmm(grad.transpose(1, 2), q).mul_(ctx.scale)
         return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), grad_bias, None

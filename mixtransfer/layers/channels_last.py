@@ -5,10 +5,37 @@ A permuted view of such a map is what torch calls ``channels_last``, so no layer
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conv", "Patches", "Pointwise"]
+from mixtransfer.layers.linear import PIECE, in_parts, linear
+
+__all__ = ["Conv", "Patches", "Pointwise", "pad", "strips"]
+
+
+def pad(x: Tensor, bottom: int, right: int, top: int = 0, left: int = 0) -> Tensor:
+    """Pad a map (B, H, W, C) with zeros; ``F.pad`` would copy one that needs none."""
+    return F.pad(x, (0, 0, left, right, top, bottom)) if top or bottom or left or right else x
+
+
+def strips(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
+    """Return ``function(x)`` for a map (B, H, W, C) that is widened to ``hidden`` channels and filtered by 3 × 3.
+
+    On CPU without gradient it runs on some rows at a time, each time with a row more on either side: as
+    :func:`~mixtransfer.layers.linear.piecewise`, for functions whose tokens see their neighbors.
+    """
+    hidden *= x.size(0) * x.size(2)
+    if not in_parts(x, hidden * x.size(1)):
+        return function(x)
+    rows = max(PIECE // hidden, 8)
+    parts = []
+    for start in range(0, x.size(1), rows):
+        top = max(start - 1, 0)
+        parts.append(function(x[:, top : start + rows + 1])[:, start - top : start - top + rows])
+    return torch.cat(parts, dim=1)
 
 
 class Conv(nn.Conv2d):
@@ -32,7 +59,7 @@ class Patches(Conv):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, ⌊H / p⌋, ⌊W / p⌋, D) for (B, H, W, C)."""
         bottom, right = (max(self.patch - side, 0) for side in x.shape[1:3])
-        return super().forward(F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x)
+        return super().forward(pad(x, bottom, right))
 
 
 class Pointwise(nn.Conv2d):
@@ -43,4 +70,4 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, D) for (…, C)."""
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return linear(x, self.weight.flatten(1), self.bias)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["add_branch", "drop_path_rates", "keep_mask"]
+__all__ = ["add", "add_branch", "drop_path_rates", "keep_mask"]
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
@@ -28,7 +28,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, train
     to be waited for. A compiled graph keeps its shapes instead and multiplies by the mask.
     """
     if not training or rate == 0:
-        return x + branch(x)
+        return add(x, branch(x))
     if torch.compiler.is_compiling():
         return x + branch(x) * keep_mask(x.size(0), rate, x)
     kept = (torch.rand(x.size(0)) >= rate).nonzero().flatten()
@@ -40,3 +40,10 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, train
     kept = kept.to(x.device, non_blocking=True)
     out = branch(x.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """Return ``x + branch`` in the memory of ``branch``, which was made for this sum; a view belongs to another."""
+    if torch.compiler.is_compiling() or branch.dtype != x.dtype or branch._is_view():
+        return x + branch
+    return branch.add_(x)

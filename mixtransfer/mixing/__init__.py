@@ -2,6 +2,7 @@
 
 from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, TLAlign
 from mixtransfer.mixing.regions import Box, Draw, PixelDraw, Region, TokenBox, WholeImage
+from mixtransfer.mixing.switch import MixupOrCutMix, OneOf
 from mixtransfer.mixing.targets import AlignedTokens, Area, Target
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "Draw",
     "Mixing",
     "Mixup",
+    "MixupOrCutMix",
+    "OneOf",
     "PixelDraw",
     "Region",
     "TLAlign",

@@ -1,5 +1,7 @@
-"""Pretraining: the mixing classifier."""
+"""Pretraining: the mixing classifier, and the training of sparsified networks."""
 
 from mixtransfer.pretrain.classifier import MixingClassifier
+from mixtransfer.pretrain.dynamic import DynamicClassifier
+from mixtransfer.pretrain.oamixer import OAMixer
 
-__all__ = ["MixingClassifier"]
+__all__ = ["DynamicClassifier", "MixingClassifier", "OAMixer"]

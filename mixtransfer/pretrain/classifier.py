@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones import backbone_class
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import Mixing
+from mixtransfer.mixing import Draw, Mixing
 from mixtransfer.mixing.regions import build
 from mixtransfer.registry import MODELS
 
@@ -51,9 +51,9 @@ class MixingClassifier(BaseModel):
     ):
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = backbone_class(arch)(arch=arch, out_indices=(), with_embedding=True, **(backbone or {}))
-        self.head = nn.Linear(self.backbone.embed_channels, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = _head(self.backbone.embed_channels, num_classes)
+        if self.backbone.token_head:
+            self.aux_head = _head(self.backbone.embed_channels, num_classes)
         self.num_classes, self.label_smoothing, self.token = num_classes, label_smoothing, token
         self.mixing = None if mixing is None else build(mixing, Mixing)
         lacking = [need for need in self.mixing.needs if need not in EVIDENCE] if self.mixing else []
@@ -73,35 +73,47 @@ class MixingClassifier(BaseModel):
                 with ``pred_score`` and ``pred_label``.
         """
         if mode == "tensor":
-            return self.head(self.backbone.embed(inputs))
+            return self.classify(inputs)[0]
         if mode == "loss":
             return self.loss(inputs, torch.cat([sample.gt_label for sample in data_samples]))
         if mode == "predict":
-            scores = self.head(self.backbone.embed(inputs)).softmax(dim=1)
+            scores = self.classify(inputs)[0].softmax(dim=1)
             for sample, score, label in zip(data_samples, scores, scores.argmax(dim=1, keepdim=True), strict=True):
                 sample.set_pred_score(score).set_pred_label(label)
             return data_samples
         raise ValueError(f"mode={mode!r}: give 'tensor', 'loss' or 'predict'")
 
+    def classify(self, images: Tensor, token_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return logits (B, num_classes) and, with ``token_labels``, the label (B, K) of the embedding."""
+        if self.backbone.token_head:
+            encoded = self.backbone.encode(images, token_labels)
+            return self.head(encoded.vector) + 0.5 * self.aux_head(encoded.tokens).amax(dim=1), encoded.label
+        if token_labels is None:
+            return self.head(self.backbone.embed(images)), None
+        vector, label = self.backbone.embed(images, token_labels)
+        return self.head(vector), label
+
     def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the losses of a training step on images (B, 3, H, W) with class labels (B,)."""
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
         if self.mixing is None:
-            return {"loss": soft_cross_entropy(self.head(self.backbone.embed(images)), targets)}
-        # Draws follow the iteration, which checkpoints restore, so that a resumed run draws what it would have drawn.
+            return {"loss": soft_cross_entropy(self.classify(images)[0], targets)}
+        draw = self.draw(images)
+        images = self.mixing.apply(images, draw)
+        traced = "token_labels" in self.mixing.needs
+        logits, label = self.classify(images, draw.label_map(images) if traced else None)
+        targets = self.mixing.relabel(targets, draw, {"token_labels": label} if traced else {})
+        return {"loss": soft_cross_entropy(logits, targets)}
+
+    def draw(self, images: Tensor) -> Draw:
+        """Draw how this step mixes its images (B, 3, H, W).
+
+        Draws follow the iteration, which checkpoints restore, so that a resumed run draws what it would have drawn.
+        """
         step = MessageHub.get_current_instance().runtime_info.get("iter")
         if step is not None:
             self.mixing.load_state_dict({"step": step})
-        grid = tuple(-(-side // self.token) for side in images.shape[2:])
-        draw = self.mixing.draw(tuple(images.shape), grid)
-        images = self.mixing.apply(images, draw)
-        evidence = {}
-        if "token_labels" in self.mixing.needs:
-            vector, evidence["token_labels"] = self.backbone.embed(images, draw.label_map(images))
-        else:
-            vector = self.backbone.embed(images)
-        targets = self.mixing.relabel(targets, draw, evidence)
-        return {"loss": soft_cross_entropy(self.head(vector), targets)}
+        return self.mixing.draw(tuple(images.shape), tuple(-(-side // self.token) for side in images.shape[2:]))
 
 
 def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -116,9 +128,16 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
+def _head(channels: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(channels, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def _accept_flat_names(state: dict[str, Tensor], prefix: str, *_) -> None:
     """Let a backbone's own names, as ``convert_state_dict`` returns them, load into the classifier."""
-    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "data_preprocessor"))
+    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "aux_head", "data_preprocessor"))
     if any(key.startswith(own[0]) for key in state):
         return
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:

@@ -14,6 +14,7 @@ the number of workers. Weights are read without running code from the file, and 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DATASETS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
@@ -197,6 +198,25 @@ class TransferRunner(Runner):
         self._console_level = self._console.level
         self._console.setLevel(max(self._console_level, logging.WARNING))
         return logger
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up what processes share; without a GPU they meet through gloo, whatever backend the config names."""
+        if self.launcher == "pytorch":
+            if "RANK" not in os.environ:
+                raise UserError("--launcher pytorch: no RANK in the environment; start it with torchrun")
+            if not torch.cuda.is_available() and not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap for distributed training; mmengine's own way needs a GPU, and so does synchronized BatchNorm."""
+        if not self.distributed or torch.cuda.is_available() or model_wrapper_cfg or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        return MMDistributedDataParallel(
+            module=revert_sync_batchnorm(model),
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        )
 
     def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
         """Seed everything; ``deterministic`` warns about an operation without a deterministic kernel and goes on."""

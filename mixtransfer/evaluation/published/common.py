@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixtransfer.layers.linear import Linear, Mlp
+
 __all__ = [
+    "COMMON",
     "Summed",
     "attend",
     "convolve",
@@ -78,3 +80,21 @@ def from_windows(windows: Tensor, window: int, size: tuple[int, int]) -> Tensor:
     rows, columns = size[0] // window, size[1] // window
     x = windows.view(-1, rows, columns, window, window, windows.size(-1))
     return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(len(x), *size, -1)
+
+
+class PlainLinear(Linear):
+    """A matrix product by torch's choice."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class PlainMlp(Mlp):
+    """All tokens at once."""
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+#: Our class -> the published way, in all families.
+COMMON = {Linear: PlainLinear, Mlp: PlainMlp}

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtransfer.backbones import mixmim, msg_transformer, posmlp, regionvit, swin, swin_mlp
+from mixtransfer.backbones import msg_transformer, posmlp, regionvit, swin, swin_mlp
 from mixtransfer.evaluation.published.common import (
     Summed,
-    attend,
-    drop_path,
     from_windows,
     gather_bias,
     join_heads,
@@ -52,7 +50,7 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
 class SwinStage(swin.Stage):
     """Makes its mask at every call."""
 
-    def grids(self, size, device, shift):  # noqa: D102
+    def grids(self, size, device, shift):
         step = self.window // 2 if shift else 0
         mask = shift_mask(*size, self.window, step, device) if step else None
         plain = MaskedWindows(*size, self.window, 0, device, None)
@@ -76,7 +74,7 @@ class SwinAttention(swin.WindowAttention):
 class SwinBlock(Summed, swin.Block):
     """Pad, roll, cut, attend, put back, roll back, crop: each a copy of the map."""
 
-    def forward(self, x, grid, labels):  # noqa: D102
+    def forward(self, x, grid, labels):
         window, shift = grid.window, grid.shift
         y = self.norm1(x).view(-1, grid.height, grid.width, x.size(2))
         y = F.pad(y, (0, 0, 0, -grid.width % window, 0, -grid.height % window))
@@ -95,7 +93,7 @@ class SwinBlock(Summed, swin.Block):
 class Swin(swin.SwinTransformer):
     """Maps are copied to (B, C, H, W)."""
 
-    def dense(self, images, labels):  # noqa: D102
+    def dense(self, images, labels):
         maps, _ = super().dense(images, None)
         return tuple(x.contiguous() for x in maps), ()
 
@@ -103,7 +101,7 @@ class Swin(swin.SwinTransformer):
 class MixmimBlock(Summed, swin.Block):
     """Cut, attend, put back; sizes that windows do not divide are not published."""
 
-    def forward(self, x, grid, labels):  # noqa: D102
+    def forward(self, x, grid, labels):
         size = (grid.height, grid.width)
         y = to_windows(self.norm1(x).view(-1, *size, x.size(2)), grid.window)
         y = from_windows(self.attn.windows(y, None), grid.window, size)
@@ -114,7 +112,7 @@ class MixmimBlock(Summed, swin.Block):
 class SwinMlpMixer(swin_mlp.SpatialMLP):
     """Windows are cut and their heads turned by copies; the matrices are a grouped convolution of kernel 1."""
 
-    def forward(self, x, shift):  # noqa: D102
+    def forward(self, x, shift):
         batch, height, width, channels = x.shape
         window, heads, tokens = self.window, self.heads, self.window**2
         before, after = (window - shift, shift) if shift else (0, 0)
@@ -133,7 +131,7 @@ class SwinMlpMixer(swin_mlp.SpatialMLP):
 class SwinMlpBlock(Summed, swin_mlp.Block):
     """Both branches for all samples."""
 
-    def forward(self, x, shift):  # noqa: D102
+    def forward(self, x, shift):
         x = self.add(x, self.spatial_mlp(self.norm1(x), shift))
         return self.add(x, self.mlp(self.norm2(x)))
 
@@ -141,7 +139,7 @@ class SwinMlpBlock(Summed, swin_mlp.Block):
 class MsgAttention(msg_transformer.WindowAttention):
     """The bias is put together at every call, with the row of the messenger, and added to a map of six axes."""
 
-    def forward(self, x, labels):  # noqa: D102
+    def forward(self, x, labels):
         regions, windows, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(regions, windows, tokens, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
         q, k, v = qkv.unbind(0)
@@ -157,7 +155,7 @@ class MsgAttention(msg_transformer.WindowAttention):
 class MsgBlock(Summed, msg_transformer.Block):
     """All tokens are copied to swap the channels of the messengers."""
 
-    def forward(self, x, labels):  # noqa: D102
+    def forward(self, x, labels):
         x = self.add(x, self.attn(self.norm1(x), None)[0])
         regions, windows, _, channels = x.shape
         if windows > 1:
@@ -169,7 +167,7 @@ class MsgBlock(Summed, msg_transformer.Block):
 class MsgStage(msg_transformer.Stage):
     """Windows go back to maps (B, C, H, W), which the strided convolution reads."""
 
-    def join(self, x, size):  # noqa: D102
+    def join(self, x, size):
         def back(part: Tensor, size: tuple[int, int], side: int) -> Tensor:
             rows, columns = size[0] // (self.shuffle * side), size[1] // (self.shuffle * side)
             part = part.reshape(-1, rows, columns, self.shuffle, self.shuffle, side, side, x.size(-1))
@@ -183,7 +181,7 @@ class MsgStage(msg_transformer.Stage):
 class RegionNorm(regionvit.MapNorm):
     """Over the channels of maps (B, C, H, W), one operation after the other."""
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         deviation = torch.sqrt(x.var(1, unbiased=False, keepdim=True) + regionvit.MAP_NORM_EPS)
         return (x - x.mean(1, keepdim=True)) / deviation * self.weight + self.bias
 
@@ -191,21 +189,21 @@ class RegionNorm(regionvit.MapNorm):
 class RegionConv(regionvit.MapConv):
     """On maps (B, C, H, W)."""
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         return self._conv_forward(x, self.weight, self.bias)
 
 
 class RegionLocalStem(regionvit.Stem):
     """On maps (B, C, H, W)."""
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         return self.proj(x)
 
 
 class RegionStem(regionvit.RegionStem):
     """On maps (B, C, H, W)."""
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         side = self.region
         if x.size(2) % side or x.size(3) % side:
             missing = [side - extent % side for extent in x.shape[2:]]
@@ -233,7 +231,7 @@ class RegionAttention(regionvit.Attention):
 class RegionBlock(Summed, regionvit.Block):
     """All branches for all regions and windows."""
 
-    def forward(self, x, regions, labels):  # noqa: D102
+    def forward(self, x, regions, labels):
         batch, mask = regions
         first = x[:, :1].reshape(batch, -1, x.size(2))
         first = self.add(first, self.attn.windows(self.norm0(first), False, None)).reshape(-1, 1, x.size(2))
@@ -245,7 +243,7 @@ class RegionBlock(Summed, regionvit.Block):
 class Region(regionvit.RegionViT):
     """Maps (B, C, H, W), unfolded to windows and folded back; the mask is made for every stage and image."""
 
-    def run(self, images, labels, stages, norm):  # noqa: D102
+    def run(self, images, labels, stages, norm):
         local, regional = self.patch_embed(images), self.cls_token(images)
         for index, stage in enumerate(self.layers[:stages]):
             if index:
@@ -303,6 +301,8 @@ def pair_mask(h: int, w: int, side: int, bottom: int, right: int, device: torch.
     return mask
 
 
+# A compiled graph takes them as a constant; it cannot trace a cache.
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def offsets(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -314,7 +314,7 @@ def offsets(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 class PosQuadraticMap(posmlp.QuadraticMap):
     """The matrices are made at every call, with the groups last: (1, N, N, g)."""
 
-    def forward(self):  # noqa: D102
+    def forward(self):
         spreads, centers = self.attention_spreads, self.attention_centers
         if self.generalized:
             precision = torch.einsum("hij,hkj->hik", spreads, spreads)
@@ -332,15 +332,15 @@ class PosQuadraticMap(posmlp.QuadraticMap):
 class PosLearnedMap(posmlp.LearnedMap):
     """The matrices with the groups last: (1, N, N, g)."""
 
-    def forward(self):  # noqa: D102
+    def forward(self):
         return gather_bias(self.window_relative_position_bias_table, self.index).permute(1, 2, 0).unsqueeze(0)
 
 
 class PosBlock(Summed, posmlp.Block):
     """The gate is an einsum over channels whose groups lie innermost."""
 
-    def forward(self, x, valid):  # noqa: D102
-        gate, tokens = self.gate_unit, self.gate_unit.pos.window**2
+    def forward(self, x, valid):
+        gate, tokens = self.gate_unit, self.gate_unit.pos.token_proj_n_bias.size(1)
         u, v = F.gelu(self.proj_c_e(self.norm(x.unflatten(1, (-1, tokens))))).chunk(2, dim=-1)
         matrices = gate.pos()
         if gate.token_proj_n_weight is not None:
@@ -354,7 +354,7 @@ class PosBlock(Summed, posmlp.Block):
 class Pos(posmlp.PosMLP):
     """Windows by copies; sizes that windows do not divide are not published."""
 
-    def run(self, images, count):  # noqa: D102
+    def run(self, images, count):
         x = self.patch_embed(images)
         for level in self.levels[:count]:
             x = x if level.pool is None else level.pool(x)

@@ -1,0 +1,7 @@
+"""Mask R-CNN with FPN; the recipe adds the backbone."""
+
+_base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
+
+# Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
+# channels that follow from it. From random weights: model.backbone.init_cfg=None
+model = dict(backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")))

@@ -1,0 +1,12 @@
+"""Semantic FPN (Kirillov et al., arXiv 1901.02446) with the heads of PVT's segmentors; the recipe adds the backbone."""
+
+_base_ = "mmseg::_base_/models/fpn_r50.py"
+
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(512, 512)),
+    # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
+    # channels that follow from it. From random weights: model.backbone.init_cfg=None
+    backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
+    decode_head=dict(num_classes=150),
+)

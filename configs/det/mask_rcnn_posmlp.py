@@ -1,0 +1,20 @@
+"""Mask R-CNN, PosMLP-T, COCO, 12 epochs.
+
+    tools/convert.py posmlp_t.pth checkpoints/posmlp_t.safetensors --arch posmlp_t
+    tools/train.py configs/det/mask_rcnn_posmlp.py
+
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
+path of pretraining; no dense recipe is published for PosMLP (arXiv 2207.07284). Not reproduced yet.
+"""
+
+_base_ = "../_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.PosMLP",
+        arch="posmlp_t",
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint="checkpoints/posmlp_t.safetensors"),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,22 @@
+"""Mask R-CNN, PVTv2-B0, COCO, 12 epochs.
+
+    tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
+    tools/train.py configs/det/mask_rcnn_pvt_v2.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 2e-4, everything decayed. Published:
+38.2 box AP, 36.2 mask AP (there, README). Not reproduced yet.
+"""
+
+_base_ = "../_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.PVTv2",
+        arch="pvt_v2_b0",
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint="checkpoints/pvt_v2_b0.safetensors"),
+    ),
+    neck=dict(in_channels=[32, 64, 160, 256]),
+)
+
+optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(decay_norms=True))

@@ -1,0 +1,21 @@
+"""Mask R-CNN, RaftMLP-S, COCO, 12 epochs.
+
+    tools/convert.py raft_mlp_s.pth checkpoints/raft_mlp_s.safetensors --arch raft_mlp_s
+    tools/train.py configs/det/mask_rcnn_raft_mlp.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: okojoalg/raft-mlp: AdamW 1e-4, everything decayed. No score is in the
+code; the paper (arXiv 2108.04384) reports weak results. Not reproduced yet.
+"""
+
+_base_ = "../_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.RaftMLP",
+        arch="raft_mlp_s",
+        init_cfg=dict(checkpoint="checkpoints/raft_mlp_s.safetensors"),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=dict(decay_norms=True))

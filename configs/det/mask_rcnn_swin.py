@@ -1,0 +1,20 @@
+"""Mask R-CNN, Swin-T, COCO, 12 epochs.
+
+    tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
+    tools/train.py configs/det/mask_rcnn_swin.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.2, 1x. Published: 43.7 box AP,
+39.8 mask AP with ImageNet-1k weights (SwinTransformer/Swin-Transformer-Object-Detection, README). Not reproduced yet.
+"""
+
+_base_ = "../_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.SwinTransformer",
+        arch="swin_tiny",
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint="checkpoints/swin_tiny.safetensors"),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,20 @@
+"""Mask R-CNN, Swin-MLP-T (C24), COCO, 12 epochs.
+
+    tools/convert.py swin_mlp.pth checkpoints/swin_mlp_tiny_c24_w8_256.safetensors --arch swin_mlp_tiny_c24_w8_256
+    tools/train.py configs/det/mask_rcnn_swin_mlp.py
+
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
+path of pretraining; no dense recipe is published for Swin-MLP. Not reproduced yet.
+"""
+
+_base_ = "../_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.SwinMLP",
+        arch="swin_mlp_tiny_c24_w8_256",
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint="checkpoints/swin_mlp_tiny_c24_w8_256.safetensors"),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

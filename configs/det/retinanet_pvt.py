@@ -1,0 +1,21 @@
+"""RetinaNet, PVT-Tiny, COCO, 12 epochs.
+
+    tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
+    tools/train.py configs/det/retinanet_pvt.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 1e-4. Published: 36.7 box AP (there,
+README). Not reproduced yet.
+"""
+
+_base_ = "../_base_/retinanet_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.PVT",
+        arch="pvt_tiny",
+        drop_path_rate=0.1,
+        class_token=False,
+        init_cfg=dict(checkpoint="checkpoints/pvt_tiny.safetensors"),
+    ),
+    neck=dict(in_channels=[128, 320, 512]),
+)

@@ -1,0 +1,20 @@
+"""RetinaNet, PVTv2-B0, COCO, 12 epochs.
+
+    tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
+    tools/train.py configs/det/retinanet_pvt_v2.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 1e-4. Published: 37.2 box AP (there,
+README). Not reproduced yet.
+"""
+
+_base_ = "../_base_/retinanet_1x.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.PVTv2",
+        arch="pvt_v2_b0",
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint="checkpoints/pvt_v2_b0.safetensors"),
+    ),
+    neck=dict(in_channels=[64, 160, 256]),
+)

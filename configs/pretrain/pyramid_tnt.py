@@ -1,0 +1,29 @@
+"""PyramidTNT-Ti classifier, 192 pixels, ImageNet-1k, 300 epochs.
+
+    tools/train.py configs/pretrain/pyramid_tnt.py
+
+Hardware: 8 GPUs × 128 images, as published. Recipe: huawei-noah/Efficient-AI-Backbones, tnt_pytorch (arXiv 2201.00978):
+TNT's with 20 epochs warmup. Published: 75.2 top-1 (there, README). Not reproduced yet.
+"""
+
+_base_ = "../_base_/imagenet_300e.py"
+
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[1]["scale"] = test_pipeline[2]["crop_size"] = 192
+test_pipeline[1]["scale"] = 213
+
+# Images are scaled to [-1, 1].
+data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
+model = dict(
+    arch="pyramid_tnt_tiny",
+    backbone=dict(drop_path_rate=0.1),
+)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline), sampler=dict(type="RepeatAugSampler"))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20),
+]
+custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99996)]

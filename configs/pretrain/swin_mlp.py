@@ -1,0 +1,21 @@
+"""Swin-MLP-T (C24) classifier, 256 pixels, ImageNet-1k, 300 epochs.
+
+    tools/train.py configs/pretrain/swin_mlp.py
+
+Hardware: 8 GPUs × 128 images, as published. Recipe: microsoft/Swin-Transformer: Swin's. Published: 79.4 top-1 (there,
+README). Not reproduced yet.
+"""
+
+_base_ = "./swin.py"
+
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[1]["scale"] = test_pipeline[2]["crop_size"] = 256
+test_pipeline[1]["scale"] = 292
+
+model = dict(
+    arch="swin_mlp_tiny_c24_w8_256",
+    backbone=dict(drop_path_rate=0.2),
+)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,19 @@
+"""Semantic FPN, RaftMLP-S, ADE20K 512×512.
+
+    tools/convert.py raft_mlp_s.pth checkpoints/raft_mlp_s.safetensors --arch raft_mlp_s
+    tools/train.py configs/seg/semantic_fpn_raft_mlp.py
+
+Hardware: 8 GPUs × 4 images, as published. Recipe: okojoalg/raft-mlp: AdamW 2e-4, 40k iterations. No score is in the
+code; the paper (arXiv 2108.04384) reports weak results. Not reproduced yet.
+"""
+
+_base_ = "../_base_/semantic_fpn_40k.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.RaftMLP",
+        arch="raft_mlp_s",
+        init_cfg=dict(checkpoint="checkpoints/raft_mlp_s.safetensors"),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,22 @@
+"""UPerNet, Swin-T, ADE20K 512×512.
+
+    tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
+    tools/train.py configs/seg/upernet_swin.py
+
+Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.3: AdamW, 160k iterations.
+Published: 44.51 mIoU with ImageNet-1k weights (SwinTransformer/Swin-Transformer-Semantic-Segmentation, README). Not
+reproduced yet.
+"""
+
+_base_ = "../_base_/upernet_160k.py"
+
+model = dict(
+    backbone=dict(
+        type="mixtransfer.SwinTransformer",
+        arch="swin_tiny",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="checkpoints/swin_tiny.safetensors"),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)

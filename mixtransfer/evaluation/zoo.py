@@ -1,0 +1,274 @@
+"""The zoo page: what every variant costs and scores, and what tests and benchmarks say of every family.
+
+Nothing of it is typed: sizes and published numbers come from the families' tables, parameters and multiply-accumulates
+are counted, and the status of a family is read from pytest's own report and from the file of ``benchmark speed``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from mixtransfer.backbones import FAMILIES, Backbone
+from mixtransfer.backbones.published import Published
+from mixtransfer.errors import UserError
+
+__all__ = [
+    "COLUMNS",
+    "PYTEST",
+    "SPEED",
+    "deviation",
+    "dumps",
+    "merged",
+    "page",
+    "read_junit",
+    "read_speed",
+    "status_table",
+]
+
+PYTEST = "python -m pytest --junitxml FILE, then tools/benchmark.py zoo --junit FILE"
+SPEED = "tools/benchmark.py speed --case families --json FILE, then tools/benchmark.py zoo --speed FILE"
+#: Columns of the status table, and what fills them.
+COLUMNS = {
+    "parity classify": PYTEST,
+    "parity dense": PYTEST,
+    "contract": PYTEST,
+    "token labels": PYTEST,
+    "recipes": PYTEST,
+    "speed ratio": SPEED,
+}
+#: Cells that no test can fill, and why.
+ABSENT = dict.fromkeys(
+    ((family, "parity dense") for family in ("mlp_mixer", "convmixer", "dynamicvit")), "no dense code published"
+)
+#: Tests that fill cells of the parity columns: module and function, columns, and what one of their cases is called.
+PARITY = {
+    ("test_parity", "test_classifier_equals_published"): (("parity classify",), "record"),
+    ("test_oamixer", "test_masked_classifier_equals_published"): (("parity classify",), "record"),
+    ("test_parity", "test_dense_maps_equal_published"): (("parity dense",), "record"),
+    ("test_timm_formats", "test_equals_timm_from_its_names"): (("parity classify", "parity dense"), "timm network"),
+}
+#: Records that are named after their repository, not after the family.
+ALIASES = (("sequencer", "sequencer2d"),)
+HEADER = ("pixels", "parameters, M", "published", "MACs, G", "published", "top-1", "box AP", "mask AP", "mIoU")
+TOLERANCE = 0.01
+DASH = "–"
+
+INTRODUCTION = """\
+# Model zoo
+
+Written by `python tools/benchmark.py zoo` from the size tables in `mixtransfer/backbones`, the counts in
+[`zoo.json`](zoo.json) and the reports of tests and benchmarks; `--check` says whether it is up to date. Do not edit it.
+
+- *Parameters* are those of the classifier with 1000 classes, in millions.
+- *MACs* are multiply-accumulates of one image in units of 10⁹. Papers print them as FLOPs. Ours are those of all
+  convolutions, recurrences and matrix products, the products of attention included; element-wise work and Fourier
+  transforms are left out.
+- *Published* numbers are the authors', from the sources below each table; {dash} stands for a number that they do not
+  print, or that we could not read. † marks one that is off ours by more than 1 % and more than its rounding.
+- Scores are the published ones: ImageNet-1k top-1, AP of boxes and masks on COCO val2017, mean IoU on ADE20K's
+  validation set at a single scale. **We have reproduced none of them yet.**
+"""
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        record: ``complexity``, architecture name to ``size``, ``parameters`` and ``macs``; ``status``, family to the
+            cells of :data:`COLUMNS`, empty before the first report; ``speed``, what its ratios were measured on.
+
+    Raises:
+        UserError: a count or a cell is missing, or a published number is off ours without a stated reason.
+    """
+    parts = [INTRODUCTION.format(dash=DASH), status_table(record["status"], record["speed"])]
+    parts += [_section(family, record["complexity"]) for family in FAMILIES]
+    return "\n".join(parts)
+
+
+def status_table(status: Mapping[str, Mapping[str, str]], machine: str) -> str:
+    """Return the section of the page that says what passed; ``machine`` is what the ratios were measured on.
+
+    Raises:
+        UserError: a cell is missing.
+    """
+    lines = ["## Status", ""]
+    if not status:
+        commands = (f"- `{remedy.replace(', then ', '`, then `')}`" for remedy in (PYTEST, SPEED))
+        return "\n".join([*lines, "Not recorded yet; these record it:", "", *commands, ""])
+    lines += [
+        "What passed in the last recorded run, counted by pytest: networks that compute what the published code (a",
+        "record) or another library computes, as classifiers and as dense backbones; tests of the contract of all",
+        "backbones, and of the labels that travel with their tokens, by the family's rule; recipes that build. A ratio",
+        f"is the median of our time divided by that of the published way of computing the same ({machine}).",
+        "",
+        f"| family | {' | '.join(COLUMNS)} | label rule |",
+        f"|---|{'---|' * len(COLUMNS)}---|",
+    ]
+    for cls in FAMILIES:
+        cells = status.get(cls.family, {})
+        for column, remedy in COLUMNS.items():
+            if column not in cells:
+                raise UserError(f"zoo.json: {cls.family} has no {column!r}; run {remedy}")
+        row = " | ".join(cells[column] for column in COLUMNS)
+        lines.append(f"| [{cls.family}](#{cls.family}) | {row} | {cls.label_rule} |")
+    return "\n".join([*lines, ""])
+
+
+def deviation(measured: float, printed: float) -> float | None:
+    """Return by what share ``measured`` is off ``printed``; None within 1 % or the rounding of ``printed``."""
+    decimals = 0 if isinstance(printed, int) else len(repr(printed).partition(".")[2])
+    if abs(measured - printed) <= max(0.5 * 10**-decimals, TOLERANCE * printed):
+        return None
+    return measured / printed - 1
+
+
+def read_junit(path: Path) -> dict[str, dict[str, str]]:
+    """Return, for each family, the cells that a report of pytest fills.
+
+    Raises:
+        UserError: the file is no such report, or one of the tests that fill cells failed.
+    """
+    found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for case in _cases(path):
+        module, (function, _, arguments) = case.get("classname").rpartition(".")[2], case.get("name").partition("[")
+        cells = list(_cells(module, function, arguments.rstrip("]")))
+        if cells and any(case.find(tag) is not None for tag in ("failure", "error")):
+            raise UserError(f"{path}: {module}::{case.get('name')} failed; the page counts passed tests only, mend it")
+        if case.find("skipped") is None:
+            for family, column, unit, item in cells:
+                found[family, column][unit].add(item)
+    if not found:
+        raise UserError(f"{path}: no test of a family in it; write it with {PYTEST.partition(',')[0]}")
+    status: dict[str, dict[str, str]] = defaultdict(dict)
+    for (family, column), why in ABSENT.items():
+        status[family][column] = why
+    if any(column == "recipes" for _, column in found):
+        status |= {cls.family: {**status[cls.family], "recipes": "none"} for cls in FAMILIES}
+    for (family, column), units in found.items():
+        counts = (f"{len(items)} {unit}{'s' * (len(items) > 1)}" for unit, items in sorted(units.items()))
+        status[family][column] = ", ".join(counts)
+    return dict(status)
+
+
+def read_speed(path: Path) -> tuple[dict[str, dict[str, str]], str]:
+    """Return, for each family, its cell of ratios, and what they were measured on.
+
+    Raises:
+        UserError: the file was not written by ``benchmark speed`` or holds no contest of a family.
+    """
+    ratios: dict[str, list[str]] = defaultdict(list)
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        for result in written["results"]:
+            if result["family"]:
+                what = result["contest"].rpartition(", ")[2]
+                ratios[result["family"]] += [f"{what} {ratio['median']:.2f}" for ratio in result["ratios"].values()]
+        about = written["environment"]
+        machine = f"{about['processor']}, {about['device']}, {about['threads']} threads, torch {about['torch']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a file of {SPEED.partition(',')[0]}") from None
+    if not ratios:
+        raise UserError(f"{path}: no contest of a family in it; write it with {SPEED.partition(',')[0]}")
+    return {family: {"speed ratio": "<br>".join(cells)} for family, cells in ratios.items()}, machine
+
+
+def merged(
+    status: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]], source: str
+) -> dict[str, dict[str, str]]:
+    """Return ``status`` with ``new`` in place of all cells that come from ``source``, a value of :data:`COLUMNS`."""
+    kept = {
+        family: {column: cell for column, cell in cells.items() if COLUMNS.get(column, source) != source}
+        for family, cells in status.items()
+    }
+    families = [cls.family for cls in FAMILIES]
+    return {family: {**kept.get(family, {}), **new.get(family, {})} for family in families}
+
+
+def dumps(record: Mapping[str, Any]) -> str:
+    """Return the record as JSON with a line for each variant and family."""
+    parts = []
+    for name, content in record.items():
+        if isinstance(content, Mapping):
+            lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
+            content = "{\n" + ",\n".join(lines) + "\n }"
+        else:
+            content = json.dumps(content, ensure_ascii=False)
+        parts.append(f" {json.dumps(name)}: {content}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _section(cls: type[Backbone], counts: Mapping[str, Mapping[str, Any]]) -> str:
+    summary = sys.modules[cls.__module__].__doc__.partition("\n")[0]
+    sources = list(dict.fromkeys(source for row in cls.published.values() for source in row.sources))
+    lines = [
+        f"## {cls.family}",
+        "",
+        summary,
+        "",
+        f"| variant | {' | '.join(HEADER)} | source |",
+        f"|---|{'---:|' * len(HEADER)}---|",
+    ]
+    notes = []
+    for arch in cls.archs:
+        if arch not in counts:
+            raise UserError(f"zoo.json: {arch} is not counted; run tools/benchmark.py zoo")
+        count, row = counts[arch], cls.published.get(arch, Published())
+        costs = [(count["parameters"] / 1e6, row.params, "M parameters"), (count["macs"] / 1e9, row.flops, "G MACs")]
+        cells = []
+        for measured, printed, unit in costs:
+            share = None if printed is None else deviation(measured, printed)
+            cells += [f"{measured:.2f}", _number(printed) + (" †" if share is not None else "")]
+            if share is not None:
+                if not row.reason:
+                    raise UserError(
+                        f"{arch}: {measured:.2f} {unit} against {printed} published; state the reason in `published`"
+                    )
+                notes.append(f"- † `{arch}`, {unit[2:]} {100 * share:+.1f} % off the published: {row.reason}.")
+        scores = [_number(score) for score in (row.top1, row.box_ap, row.mask_ap, row.miou)]
+        numbers = ", ".join(str(sources.index(source) + 1) for source in row.sources) or DASH
+        size = "×".join(str(side) for side in dict.fromkeys(count["size"]))
+        lines.append(f"| {' | '.join([arch, size, *cells, *scores, numbers])} |")
+    lines += ["", *notes] if notes else []
+    lines += ["", *(f"{number}. {source}." for number, source in enumerate(sources, 1))] if sources else []
+    return "\n".join([*lines, ""])
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else str(value)
+
+
+def _cases(path: Path) -> Iterator[ElementTree.Element]:
+    try:
+        return ElementTree.parse(path).iter("testcase")
+    except (OSError, ElementTree.ParseError):
+        raise UserError(f"{path}: not a report of pytest; write it with {PYTEST.partition(',')[0]}") from None
+
+
+def _cells(module: str, function: str, arguments: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (family, column, unit, item) for each cell that a passed test counts in."""
+    if (module, function) in PARITY and (family := _family(arguments)) is not None:
+        columns, unit = PARITY[module, function]
+        # A record counts once, not once a precision.
+        yield from ((family, column, unit, re.sub(r"-f\d\d$", "", arguments)) for column in columns)
+    elif module == "test_backbone_contract":
+        for word in arguments.split("-"):
+            if (family := _family(word.partition("/")[0], whole=True)) is not None:
+                column = "token labels" if "label" in function else "contract"
+                yield family, column, "test", f"{function}[{arguments}]"
+    elif module == "test_configs" and re.fullmatch(r"(?!_base_)[\w/]+\.py", arguments):
+        if (family := _family(arguments)) is not None:
+            yield family, "recipes", "recipe", arguments
+
+
+def _family(text: str, whole: bool = False) -> str | None:
+    """Return the family that ``text`` names, itself or by an architecture; the longest name in it counts."""
+    names = [*ALIASES, *((name, cls.family) for cls in FAMILIES for name in (cls.family, *cls.archs))]
+    found = [(len(name), family) for name, family in names if (name == text if whole else name in text)]
+    return max(found)[1] if found else None

@@ -1,0 +1,271 @@
+"""Every recipe: it says how to run it, at full size its parts fit, and shrunken it trains for a step and predicts."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.config import utils as config_utils
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.structures import PixelData
+from toys import TOYS
+
+from mixtransfer.backbones import backbone_class
+from mixtransfer.cli.running import READ_BY_RUNNER, read_config, task_of
+from mixtransfer.registry import MODELS
+from mixtransfer.transfer import TokenMixHook, fit_channels
+
+ROOT = Path(__file__).parents[1] / "configs"
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+RECIPES = [name for name in FILES if not name.startswith("_base_")]
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+#: Recipes of models that do not take any backbone; tests/test_dynamic.py trains them.
+OWN_MODELS = [name for name in RECIPES if name.startswith("pretrain/dynamicvit")]
+every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_MODELS])
+FAMILIES = (
+    "deit cait pvt pvt_v2 swin swin_mlp tnt pyramid_tnt hornet cmt msg_transformer fan mixmim fcvit hire_mlp posmlp"
+    " raft_mlp regionvit sret sequencer2d"
+).split()
+#: Side of full-size images: 7, 14 and 64 divide it.
+FULL = 448
+TINY = 96
+#: Sizes of necks, heads and proposals, wherever they stand; fit_channels then sets what the backbone decides.
+SMALL = {
+    **dict.fromkeys(("channels", "in_channels", "out_channels", "feat_channels", "conv_out_channels"), 16),
+    **dict.fromkeys(("fc_out_channels", "num"), 16),
+    **dict.fromkeys(("stacked_convs", "num_convs", "num_shared_convs"), 1),
+    **dict.fromkeys(("nms_pre", "max_per_img"), 20),
+}
+LOADER = set(
+    "_scope_ batch_size num_workers persistent_workers drop_last sampler batch_sampler dataset collate_fn".split()
+)
+LOOP = set("_scope_ type by_epoch max_epochs max_iters val_interval val_begin".split())
+
+
+#: For every `_base_` in a library, mmengine looks through all of the library's tables of results.
+load_once = functools.cache(config_utils.load)
+
+
+@functools.cache
+def read(name: str) -> Config:
+    with patch.object(config_utils, "load", load_once):
+        return read_config(ROOT / name)
+
+
+def recipe(name: str) -> Config:
+    """Return a recipe's config without weights to start from, its library's scope being the default."""
+    cfg = copy.deepcopy(read(name))
+    init_default_scope(cfg.default_scope)
+    if "init_cfg" in cfg.model.setdefault("backbone", {}):
+        cfg.model.backbone.init_cfg = None
+    if task_of(cfg) == "cls":
+        cfg.model.data_preprocessor = cfg.data_preprocessor
+    return cfg
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    return MODELS.build({**cfg.model, "_scope_": cfg.default_scope})
+
+
+def dataset(loader: Mapping) -> Mapping:
+    """Return the dataset inside its wrappers."""
+    found = loader["dataset"]
+    return dataset(found) if "dataset" in found else found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_name_that_a_file_sets_is_read(name):
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    assert stored - loaded <= {"_base_", "custom_imports", *READ_BY_RUNNER}
+
+
+@every_recipe
+def test_the_file_says_how_to_run_it(name):
+    text = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+    assert f"tools/train.py configs/{name}" in text
+    assert "Hardware: " in text and "Recipe: " in text
+    model = read(name).model
+    start = model.get("backbone", {}).get("init_cfg")
+    if start:
+        arch = model.backbone.arch if "arch" in model.backbone else model.arch
+        assert f" {start.checkpoint} --arch {arch}\n" in text
+
+
+@pytest.mark.parametrize("kind", ["pretrain/", "seg/upernet_", "det/mask_rcnn_"])
+def test_every_family_has_a_recipe_of_each_kind(kind):
+    assert [family for family in FAMILIES if f"{kind}{family}.py" not in RECIPES] == []
+
+
+@every_backbone
+@torch.no_grad()
+def test_the_parts_fit_at_full_size(name):
+    cfg = recipe(name)
+    written = cfg.model.to_dict()
+    written["backbone"].setdefault("token_classifier", None)
+    fit_channels(cfg)
+    cfg.model.backbone.setdefault("token_classifier", None)
+    # The numbers written for other tools are those that the backbone declares.
+    assert cfg.model.to_dict() == written
+    with torch.device("meta"):
+        model = build(cfg).eval()
+        if task_of(cfg) == "cls":
+            return
+        net = model.backbone
+        maps = [torch.empty(1, c, FULL // s, FULL // s) for c, s in zip(net.out_channels, net.strides, strict=True)]
+        maps = model.neck(maps) if model.with_neck else maps
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
+            classes = len(datasets.get(dataset(cfg.train_dataloader).type).METAINFO["classes"])
+        if task_of(cfg) == "seg":
+            heads = [model.decode_head, *([model.auxiliary_head] if model.with_auxiliary_head else [])]
+            assert all(head(maps).shape[1] == classes for head in heads)
+            return
+        two_stages = "rpn_head" in cfg.model
+        boxes = model.rpn_head if two_stages else model.bbox_head
+        boxes(maps)
+        strides = [stride for stride, _ in boxes.prior_generator.strides]
+        assert [m.shape[2] for m in maps] == [math.ceil(FULL / stride) for stride in strides]
+        if not two_stages:
+            assert boxes.num_classes == classes
+            return
+        roi = model.roi_head
+        listed = lambda part: list(part) if isinstance(part, torch.nn.ModuleList) else [part]  # noqa: E731
+        for extractor in listed(roi.bbox_roi_extractor) + listed(roi.mask_roi_extractor):
+            assert extractor.featmap_strides == strides[: extractor.num_inputs]
+        assert {head.num_classes for head in listed(roi.bbox_head) + listed(roi.mask_head)} == {classes}
+
+
+@every_backbone
+def test_a_shrunken_one_trains_and_predicts(name, monkeypatch):
+    cfg = recipe(name)
+    shrink(cfg, monkeypatch)
+    fit_channels(cfg)
+    model = build(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    build_the_rest(cfg, wrapper)
+    runner = SimpleNamespace(model=model, iter=0, max_iters=100)
+    for hook in map(HOOKS.build, cfg.get("custom_hooks", [])):
+        if isinstance(hook, TokenMixHook):
+            hook.before_train(runner)
+            hook.before_train_iter(runner, 0)
+
+    data = tiny_batch(task_of(cfg))
+    model.train()
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(copy.deepcopy(data), True), mode="loss"))
+    assert loss.isfinite()
+    wrapper.backward(loss)
+    # Distributed training stops at a parameter that takes no part.
+    assert [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+    wrapper.step()
+
+    first, _ = model.eval().test_step(copy.deepcopy(data))
+    assert {"seg": "pred_sem_seg", "det": "pred_instances", "cls": "pred_score"}[task_of(cfg)] in first
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("seg/upernet_hornet.py", 1e-4 * 0.9**7, 1e-4),
+        ("det/mask_rcnn_hornet.py", 1e-4 * 0.95**13, 1e-4),
+        ("det/cascade_mask_rcnn_hornet.py", 2e-4 * 0.7**13, 2e-4),
+        ("pretrain/mixmim.py", 2e-3 * 0.7**25, 2e-3 * 0.7),
+    ],
+)
+def test_layer_wise_rates_go_from_the_published_first_to_the_published_last(name, first, last):
+    cfg = recipe(name)
+    with torch.device("meta"):
+        model = build(cfg)
+    rates = {}
+    for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups:
+        rates |= dict.fromkeys(group["params"], group["lr"])
+    of = {key: rates[value] for key, value in model.named_parameters() if value in rates}
+    stem = [
+        rate for key, rate in of.items() if key.startswith(("backbone.patch_embed", "backbone.downsample_layers.0"))
+    ]
+    heads = [rate for key, rate in of.items() if not key.startswith("backbone.")]
+    assert stem == pytest.approx([first] * len(stem)) and stem
+    assert heads == pytest.approx([last] * len(heads)) and heads
+
+
+def shrink(cfg: Config, monkeypatch) -> None:
+    """Give a recipe a toy of its backbone's family, narrow heads and small images."""
+    backbone = cfg.model.backbone
+    named = backbone if "arch" in backbone else cfg.model
+    cls = backbone_class(named.arch)
+    toy = TOYS[cls.family]
+    monkeypatch.setitem(cls.archs, "toy", toy)
+    named.arch = "toy"
+    if "out_indices" in backbone and hasattr(toy, "depth"):
+        # The last block.
+        backbone.out_indices = (toy.depth - 1,)
+    for key, part in cfg.model.items():
+        if key != "backbone":
+            narrow(part)
+    if task_of(cfg) == "seg":
+        cfg.model.data_preprocessor.size = (TINY, TINY)
+
+
+def narrow(part) -> None:
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if key in SMALL:
+                part[key] = [SMALL[key]] * len(value) if isinstance(value, list) else SMALL[key]
+            else:
+                narrow(value)
+    elif isinstance(part, list):
+        for item in part:
+            narrow(item)
+
+
+def build_the_rest(cfg: Config, wrapper) -> None:
+    """Build what a runner would build of the schedule and the data, the images aside."""
+    assert set(cfg.train_cfg) <= LOOP
+    epochs = "max_epochs" in cfg.train_cfg
+    length = cfg.train_cfg.max_epochs if epochs else cfg.train_cfg.max_iters
+    for scheduler in cfg.param_scheduler:
+        whole = {"end": length, **scheduler}
+        assert whole["end"] <= length or scheduler.get("by_epoch", True) != epochs
+        PARAM_SCHEDULERS.build(whole, default_args=dict(optimizer=wrapper, epoch_length=10))
+    for key, hook in cfg.default_hooks.items():
+        # The commands leave this one out.
+        if key != "visualization":
+            HOOKS.build(hook)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert set(loader) <= LOADER
+        DATA_SAMPLERS.build(loader.sampler, default_args=dict(dataset=range(8), seed=0))
+        for transform in dataset(loader).pipeline:
+            TRANSFORMS.build(transform)
+
+
+def tiny_batch(task: str) -> dict:
+    """Return two packed samples of small images."""
+    if task == "det":
+        from mmdet.testing import demo_mm_inputs
+
+        return demo_mm_inputs(2, (3, TINY, TINY), num_items=[2, 3], num_classes=80, with_mask=True)
+    samples = []
+    for label in range(2):
+        if task == "seg":
+            from mmseg.structures import SegDataSample
+
+            sample = SegDataSample(metainfo=dict(img_shape=(TINY, TINY), ori_shape=(TINY, TINY)))
+            sample.gt_sem_seg = PixelData(data=torch.randint(19, (1, TINY, TINY)))
+        else:
+            from mmpretrain.structures import DataSample
+
+            sample = DataSample().set_gt_label(label)
+        samples.append(sample)
+    images = torch.randint(256, (2, 3, TINY, TINY), dtype=torch.uint8)
+    return {"inputs": list(images), "data_samples": samples}

@@ -1,0 +1,107 @@
+"""Two processes on gloo train as one would on the batches of both, say what one says, and resume together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import small_scenes, tiny_config
+
+REPOSITORY = Path(__file__).parents[1]
+#: What the processes run: the tiny recipes need the hook of tiny_runs.
+PROGRAM = (
+    "import sys; import tiny_runs; from mixtransfer.cli import run_command; "
+    "sys.exit(run_command('train', sys.argv[1:]))"
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return small_scenes(tmp_path_factory.mktemp("data"))
+
+
+def train_on(count: int, *arguments: str, timeout: float = 180) -> list[subprocess.CompletedProcess]:
+    """Run ``train`` in ``count`` processes as torchrun starts them; return what they did, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)]),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments, "--launcher", "pytorch"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+# Two processes take four iterations of the same sixteen scenes that one process takes eight of.
+STEPS = {"seg": ("train_cfg.max_iters=4", "train_cfg.val_interval=4"), "det": ("train_cfg.max_epochs=1",)}
+
+
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_two_processes_hold_the_same_weights_after_training_on_different_images(task, scenes, tmp_path):
+    more = f"custom_hooks.append(dict(type='mixtransfer.WeightsHook', folder={str(tmp_path)!r}))"
+    config = tiny_config(task, tmp_path, more)
+    options = ("train_dataloader.num_workers=0", *STEPS[task])
+    ranks = train_on(
+        2, str(config), "--data", str(scenes), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options
+    )
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
+    assert "Iter(train)" in ranks[0].stdout and "Iter(train)" not in ranks[1].stdout
+    assert "Iter(val)" in ranks[0].stdout
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["losses"] != second["losses"]
+    assert first["weights"].keys() == second["weights"].keys()
+    assert [key for key, value in first["weights"].items() if not torch.equal(value, second["weights"][key])] == []
+
+
+def test_two_processes_resume_with_the_losses_of_an_uninterrupted_run(scenes, tmp_path):
+    more = f"custom_hooks.append(dict(type='mixtransfer.WeightsHook', folder={str(tmp_path)!r}))"
+    config = tiny_config("seg", tmp_path, more)
+    common = (str(config), "--data", str(scenes), "--work-dir")
+    options = ("--cfg-options", "train_dataloader.num_workers=0", "train_cfg.val_begin=9")
+    runs = {}
+    for name, folder, length, resume in (
+        ("straight", "one", 4, ()),
+        ("first half", "two", 2, ()),
+        ("second half", "two", 4, ("--resume",)),
+    ):
+        ranks = train_on(2, *common, str(tmp_path / folder), *resume, *options, f"train_cfg.max_iters={length}")
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
+        runs[name] = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["losses"] for rank in range(2)]
+    for rank in range(2):
+        assert len(runs["straight"][rank]) == 4
+        assert runs["first half"][rank] + runs["second half"][rank] == runs["straight"][rank]
+
+
+def test_launcher_without_torchrun_is_one_line(scenes, tmp_path, monkeypatch, capsys):
+    from mixtransfer.cli import run_command
+
+    monkeypatch.delenv("RANK", raising=False)
+    config = tiny_config("seg", tmp_path)
+    arguments = [str(config), "--data", str(scenes), "--work-dir", str(tmp_path / "run"), "--launcher", "pytorch"]
+    assert run_command("train", arguments) == 2
+    assert "start it with torchrun" in capsys.readouterr().err.strip().splitlines()[-1]
