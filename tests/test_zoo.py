@@ -176,7 +176,8 @@ def test_speed_file_fills_the_ratios_and_says_where(tmp_path):
     about = environment(torch.device("cpu"))
     file.write_text(json.dumps({"environment": about, "results": [result.as_dict() for result in results]}))
     cells, machine = zoo.read_speed(file)
-    assert cells == {"cait": {"speed ratio": "forward 0.50<br>training 0.75"}}
+    assert cells["cait"] == {"speed ratio": "forward 2.00<br>training 1.33"}
+    assert cells["pvt"] == {"speed ratio": zoo.UNTIMED}
     assert about["processor"] in machine and about["torch"] in machine
 
 

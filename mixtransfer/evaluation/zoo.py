@@ -47,6 +47,7 @@ COLUMNS = {
 ABSENT = dict.fromkeys(
     ((family, "parity dense") for family in ("mlp_mixer", "convmixer", "dynamicvit")), "no dense code published"
 )
+UNTIMED = "not timed yet"
 #: Tests that fill cells of the parity columns: module and function, columns, and what one of their cases is called.
 PARITY = {
     ("test_parity", "test_classifier_equals_published"): (("parity classify",), "record"),
@@ -106,7 +107,7 @@ def status_table(status: Mapping[str, Mapping[str, str]], machine: str) -> str:
         "What passed in the last recorded run, counted by pytest: networks that compute what the published code (a",
         "record) or another library computes, as classifiers and as dense backbones; tests of the contract of all",
         "backbones, and of the labels that travel with their tokens, by the family's rule; recipes that build. A ratio",
-        f"is the median of our time divided by that of the published way of computing the same ({machine}).",
+        f"is the time of the published way of computing the same divided by ours, the median over rounds ({machine}).",
         "",
         f"| family | {' | '.join(COLUMNS)} | label rule |",
         f"|---|{'---|' * len(COLUMNS)}---|",
@@ -169,14 +170,15 @@ def read_speed(path: Path) -> tuple[dict[str, dict[str, str]], str]:
         for result in written["results"]:
             if result["family"]:
                 what = result["contest"].rpartition(", ")[2]
-                ratios[result["family"]] += [f"{what} {ratio['median']:.2f}" for ratio in result["ratios"].values()]
+                ratios[result["family"]] += [f"{what} {1 / ratio['median']:.2f}" for ratio in result["ratios"].values()]
         about = written["environment"]
         machine = f"{about['processor']}, {about['device']}, {about['threads']} threads, torch {about['torch']}"
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a file of {SPEED.partition(',')[0]}") from None
     if not ratios:
         raise UserError(f"{path}: no contest of a family in it; write it with {SPEED.partition(',')[0]}")
-    return {family: {"speed ratio": "<br>".join(cells)} for family, cells in ratios.items()}, machine
+    cells = {cls.family: "<br>".join(ratios[cls.family]) or UNTIMED for cls in FAMILIES}
+    return {family: {"speed ratio": cell} for family, cell in cells.items()}, machine
 
 
 def merged(
