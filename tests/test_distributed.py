@@ -70,8 +70,8 @@ def test_two_processes_hold_the_same_weights_after_training_on_different_images(
         2, str(config), "--data", str(scenes), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options
     )
     assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
-    assert "Iter(train)" in ranks[0].stdout and "Iter(train)" not in ranks[1].stdout
-    assert "Iter(val)" in ranks[0].stdout
+    assert "(train)" in ranks[0].stdout and "(train)" not in ranks[1].stdout
+    assert "(val)" in ranks[0].stdout
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert first["losses"] != second["losses"]
     assert first["weights"].keys() == second["weights"].keys()

@@ -1,6 +1,7 @@
 """Mask R-CNN on our smallest Swin, nuts and fruits on 14 photographs, token-level mixing, on two CPU cores.
 
-    make demo  # pretrains the Swin
+    make demo  # pretrains the Swin, and runs:
+    tools/convert.py CHECKPOINT work_dirs/demo/swin_micro_tlalign.safetensors --arch swin_micro
     tools/train.py configs/det/mask_rcnn_swin_micro_nuts.py --data data/nuts
 
 Hardware: two CPU cores. Recipe: ours, with the budget that docs/results.md reports; without mixing:
@@ -28,15 +29,14 @@ model = dict(
         arch="swin_micro",
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint="work_dirs/demo/swin_micro_tlalign.safetensors"),
-        token_classifier=dict(num_classes=4),
     ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         mask_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
-        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2, num_classes=3),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),

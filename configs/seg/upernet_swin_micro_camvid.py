@@ -1,6 +1,7 @@
 """UPerNet on our smallest Swin, CamVid 480×360, token-level mixing: a real dataset within minutes on two CPU cores.
 
-    make demo  # pretrains the Swin
+    make demo  # pretrains the Swin, and runs:
+    tools/convert.py CHECKPOINT work_dirs/demo/swin_micro_tlalign.safetensors --arch swin_micro
     tools/train.py configs/seg/upernet_swin_micro_camvid.py --data data/camvid
 
 Hardware: two CPU cores. Recipe: ours, with the budget that docs/results.md reports; without mixing:
@@ -32,7 +33,6 @@ model = dict(
         arch="swin_micro",
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint="work_dirs/demo/swin_micro_tlalign.safetensors"),
-        token_classifier=dict(num_classes=11),
     ),
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=48),
     auxiliary_head=dict(in_channels=128, channels=32),
