@@ -159,8 +159,9 @@ def _zoo(args: argparse.Namespace) -> int:
     if args.speed:
         ratios, record["speed"] = zoo.read_speed(args.speed)
         record["status"] = zoo.merged(record["status"], ratios, zoo.SPEED)
+    text = zoo.page(record)
     _write_text(store, zoo.dumps(record))
-    _write_text(page, zoo.page(record))
+    _write_text(page, text)
     print(zoo.status_table(record["status"], record["speed"]))
     return 0
 
