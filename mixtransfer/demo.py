@@ -158,12 +158,14 @@ def main() -> int:
         # Networks this small leave a second core idle, so what does not wait for pretraining runs beside it.
         with ThreadPoolExecutor(len(chains)) as pool:
             statuses = list(pool.map(run, chains))
-        if any(statuses):
-            return max(statuses)
+        # A step that a signal killed has a negative status.
+        failed = [status for status in statuses if status]
+        if failed:
+            return failed[0]
     screen.say("Draw the report")
     from mixtransfer.visualization.demo_report import write_report
 
-    report, scores = write_report([(step, took[key]) for key, step in steps.items()])
+    report, scores = write_report([took[key] for key in steps])
     screen.say("Done\n")
     for key, name in NAMES.items():
         print(f"mIoU {name:<13} {scores[key]:5.1f}")
@@ -175,14 +177,15 @@ def _ends(key: str) -> list[str]:
     return [key, f"test_{key}"]
 
 
-def _run_chain(steps: list[Step], before: list[str], took: dict[str, float], screen: Screen) -> int:
-    """Run steps after the commands ``before``, note the seconds of each, and return the first exit status but 0."""
+def _run_chain(steps: list[Step], before: list[str], took: dict[str, tuple[Step, float]], screen: Screen) -> int:
+    """Run steps after the commands ``before``, note each as run with its seconds, and return the first status but 0."""
     for step in steps:
         if step.key == "convert":
             step = dataclasses.replace(step, argv=(step.argv[0], str(_newest(WORK / "pretrain")), *step.argv[2:]))
         before.append(step.command)
         screen.say(step.title)
-        took[step.key], status = _run(step, before, screen)
+        seconds, status = _run(step, before, screen)
+        took[step.key] = step, seconds
         if status:
             return status
     return 0

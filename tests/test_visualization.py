@@ -124,6 +124,20 @@ def test_demo_keeps_steps_and_stops_at_the_first_failure(tmp_path, monkeypatch, 
     assert "out of luck" in capsys.readouterr().err
 
 
+def test_demo_notes_the_conversion_as_it_was_run(tmp_path, monkeypatch):
+    """The report lists commands that a user can type, so the file that pretraining ended with must stand in it."""
+    monkeypatch.setattr(demo, "WORK", tmp_path)
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain/epoch_1.pth").touch()
+    (tmp_path / "pretrain/last_checkpoint").write_text(str(tmp_path / "pretrain/epoch_1.pth"))
+    script = tmp_path / "convert.py"
+    script.write_text("import sys; open(sys.argv[2], 'w').close()")
+    step = demo.Step("convert", "Convert", (str(script), "PRETRAINED", str(tmp_path / "made")), tmp_path / "made")
+    took = {}
+    assert demo._run_chain([step], [], took, demo.Screen()) == 0
+    assert took["convert"][0].argv[1] == str(tmp_path / "pretrain/epoch_1.pth")
+
+
 def test_demo_says_where_it_must_be_run(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mixtransfer.demo"], cwd=tmp_path, capture_output=True, text=True, check=False
