@@ -34,7 +34,7 @@ OWN_MODELS = [name for name in RECIPES if name.startswith("pretrain/dynamicvit")
 every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_MODELS])
 FAMILIES = (
     "deit cait pvt pvt_v2 swin swin_mlp tnt pyramid_tnt hornet cmt msg_transformer fan mixmim fcvit hire_mlp posmlp"
-    " raft_mlp regionvit sret sequencer2d"
+    " raft_mlp regionvit sret sequencer2d mlp_mixer convmixer dynamicvit dynamicvit_swin dynamicvit_convnext"
 ).split()
 #: Side of full-size images: 7, 14 and 64 divide it.
 FULL = 448

@@ -6,14 +6,17 @@ Shapes: B batch, H × W image, K label channels, C_i channels of output i with s
   code computes them; with ``token_labels`` (B, K, h, w) also the tuple of aligned labels (B, K, H_i, W_i).
 * ``embed(images)`` returns the (B, D) vector that the published classifier feeds its linear head; with
   ``token_labels`` also the (B, K) label of that vector.
+* ``observe(images, wanted)`` returns that vector and what some pretraining methods read beside it: the attention of
+  the last block, the last tokens. A family that offers any lists it in ``observes``.
 
-Both read the same trunk. A family implements :meth:`Backbone.dense` and :meth:`Backbone.embedding` on top of it, and
-declares its published variants in ``archs`` and its published key names in ``formats``.
+All read the same trunk. A family implements :meth:`Backbone.dense`, :meth:`Backbone.embedding` and, if it offers any,
+:meth:`Backbone.observation` on top of it, and declares its published variants in ``archs`` and its published key names
+in ``formats``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -80,6 +83,9 @@ class Backbone(BaseModule):
     #: Regular expressions of entries that only ``embed`` reads and published dense checkpoints lack.
     embed_only: ClassVar[tuple[str, ...]] = ()
 
+    #: What :meth:`observe` can tell beside the embedding.
+    observes: ClassVar[tuple[str, ...]] = ()
+
     #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
     #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
     token_head: bool = False
@@ -122,6 +128,10 @@ class Backbone(BaseModule):
         """Return the image embedding (B, D) and, with ``labels``, its label (B, K)."""
         raise NotImplementedError
 
+    def observation(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Return what :meth:`observe` does, for names of ``observes``."""
+        return {"vector": self.embedding(images, None)[0]}
+
     def stage_modules(self) -> list[list[nn.Module | nn.Parameter]]:
         """Return what ``frozen_stages`` freezes: the patch embedding first, then stage after stage."""
         raise NotImplementedError
@@ -155,6 +165,25 @@ class Backbone(BaseModule):
             raise UserError(f"{self.arch} was built for dense maps only; pass with_embedding=True to use embed()")
         vector, label = self.embedding(images, token_labels)
         return vector if token_labels is None else (vector, label)
+
+    def observe(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``observes``.
+
+        * ``"class_attention"`` (B, h, w): how much the class token attends to each patch in the last block that it
+          takes part in, mean over the heads; its attention to itself is left out.
+        * ``"image_attention"`` (B, h, w): how much the patches attend to each patch in the last block of theirs, mean
+          over heads and patches; what goes to the class token is left out.
+        * ``"tokens"`` (B, D, h, w): the last patches behind the norm of the embedding.
+
+        Attention has no gradient and is at least float32.
+
+        Raises:
+            UserError: the backbone cannot tell, or was built without embedding.
+        """
+        lacking = [name for name in wanted if name not in self.observes]
+        if lacking or not self.with_embedding:
+            raise UserError(f"{self.arch} cannot tell {', '.join(lacking or ['its embedding: with_embedding=False'])}")
+        return self.observation(images, wanted)
 
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""

@@ -11,8 +11,9 @@ before and after the softmax; the class token enters behind the last patch block
 stochastic depth has one rate in all patch blocks and none in the class blocks.
 Different: sides that 16 does not divide are padded, and positions are resampled to the grid (bicubic). No dense code is
 published: the maps are the un-normalized patch tokens after the blocks of ``out_indices``, as for DeiT.
-Labels move by the attention behind the softmax. The heads that the second linear map makes of it are no longer weights
-that sum to one. Talking heads need the whole map (B, H, N, N); no fused kernel has them.
+Labels move by the attention behind the softmax, by which the patches are observed, too. The heads that the second
+linear map makes of it are no longer weights that sum to one. Talking heads need the whole map (B, H, N, N); no fused
+kernel has them.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
+from mixtransfer.layers.attended import attended_patches
 from mixtransfer.layers.attention import ClassAttention, mix_labels
 from mixtransfer.layers.drop_path import add_branch, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
@@ -86,6 +87,13 @@ class TalkingHeadAttention(nn.Module):
         out = self.proj_w(attention) @ v
         attended = None if labels is None else attention.detach().mean(dim=1, dtype=labels.dtype) @ labels
         return self.proj(out.transpose(1, 2).flatten(2)), attended
+
+    @torch.no_grad()
+    def attended(self, x: Tensor) -> Tensor:
+        """Return how much each token (B, N, C) is attended to, (B, N), mean over heads and tokens."""
+        q, k, _ = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3))
+        return logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).mean(dim=(1, 2))
 
 
 class ScaledBlock(nn.Module):
@@ -165,6 +173,7 @@ class CaiT(Backbone):
 
     family = "cait"
     label_rule = "attention"
+    observes = ("class_attention", "image_attention", "tokens")
     # Table 3 of the paper; the published weights of xs24, s36, m36 and m48 are those fine-tuned at 384 or 448 pixels.
     archs: ClassVar = {
         "cait_xxs24": Spec(192, 24, 4),
@@ -261,6 +270,27 @@ class CaiT(Backbone):
         for block in self.blocks_token_only:
             token, label = self.checkpointed(block, token, x, label, rows)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
+
+    def observation(self, images, wanted):  # noqa: D102
+        x, _, grid = self.tokens(images, None)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x, _ = self.checkpointed(block, x, None)
+        seen = {}
+        if "image_attention" in wanted:
+            seen["image_attention"] = last.attn.attended(last.norm1(x.detach())).unflatten(1, grid)
+        x, _ = self.checkpointed(last, x, None)
+        token = self.cls_token.expand(len(x), -1, -1)
+        *blocks, last = self.blocks_token_only
+        for block in blocks:
+            token, _ = self.checkpointed(block, token, x, None, None)
+        if "class_attention" in wanted:
+            tokens, (q, k, heads) = torch.cat([token, x], dim=1), (last.attn.q, last.attn.k, last.attn.heads)
+            seen |= attended_patches(last.norm1, tokens, q.weight, q.bias, k.weight, heads, grid, ("class_attention",))
+        token, _ = self.checkpointed(last, token, x, None, None)
+        if "tokens" in wanted:
+            seen["tokens"] = self.norm(x).transpose(1, 2).unflatten(2, grid)
+        return seen | {"vector": self.norm(token[:, 0])}
 
     def stage_modules(self):  # noqa: D102
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]

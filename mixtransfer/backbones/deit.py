@@ -22,15 +22,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.huggingface import HuggingFaceClassifier
 from mixtransfer.backbones.keys import Fused, KeyMap
 from mixtransfer.backbones.published import Published
+from mixtransfer.layers.attended import attended_patches
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
@@ -124,6 +125,7 @@ class VisionTransformer(Backbone):
 
     family = "deit"
     label_rule = "attention"
+    observes = ("class_attention", "image_attention", "tokens")
     # Tables 1 of both papers; the 21k networks of ViT (Steiner et al., arXiv 2106.10270) differ in size only.
     archs = {
         "deit_tiny": Spec(192, 12, 3),
@@ -223,6 +225,19 @@ class VisionTransformer(Backbone):
             x, rows = self.checkpointed(block, x, rows)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
+    def observation(self, images, wanted):  # noqa: D102
+        x, _, grid = self.tokens(images, None)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x, _ = self.checkpointed(block, x, None)
+        (query, key, _), (bias, _, _) = last.attn.qkv.weight.chunk(3), last.attn.qkv.bias.chunk(3)
+        seen = attended_patches(last.norm1, x, query, bias, key, last.attn.heads, grid, wanted)
+        x, _ = self.checkpointed(last, x, None)
+        if "tokens" in wanted:
+            x = self.norm(x)
+            return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, grid)}
+        return seen | {"vector": self.norm(x[:, 0])}
+
     def stage_modules(self):  # noqa: D102
         return [[self.patch_embed, self.cls_token, self.pos_embed], *([block] for block in self.blocks)]
 
@@ -275,6 +290,14 @@ def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | 
     return network
 
 
+def _transformers(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
+    if classes is None:
+        return None
+    size = dict(hidden_size=spec.channels, num_hidden_layers=spec.depth, num_attention_heads=spec.heads)
+    size |= dict(intermediate_size=4 * spec.channels, image_size=spec.img_size, patch_size=spec.patch)
+    return HuggingFaceClassifier("ViT", classes, num_channels=channels, layer_norm_eps=NORM_EPS, **size)
+
+
 def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
     from mmpretrain.models import ImageClassifier
 
@@ -303,8 +326,8 @@ _OPENMMLAB = (
     ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
 )
 VisionTransformer.formats = {
-    # OAMixer's masks, which a network without them has no use for.
-    "official": KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale",)),
+    # OAMixer's masks, which a network without them has no use for; SMMix's second head, of its training only.
+    "official": KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale", r"token_head\..+")),
     "timm": KeyMap(network=_timm),
     "torchvision": KeyMap(
         renames=(
@@ -322,7 +345,7 @@ VisionTransformer.formats = {
         ),
         network=_torchvision,
     ),
-    # Names of published files; checked against transformers 5.24, whose modules are called otherwise.
+    # Names of published files; their configurations have another eps, 1e-12, which the user has to change.
     "transformers": KeyMap(
         renames=(
             ("vit.embeddings.cls_token", "cls_token"),
@@ -343,6 +366,7 @@ VisionTransformer.formats = {
                 tuple(f"blocks.{{i}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
             ),
         ),
+        network=_transformers,
     ),
     "mmpretrain": KeyMap(
         renames=(

@@ -30,7 +30,6 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -40,8 +39,9 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
+from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed, pad_to_multiple
 from mixtransfer.registry import MODELS
 

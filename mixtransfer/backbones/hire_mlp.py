@@ -17,19 +17,20 @@ No attention: token labels are pooled to each output.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Conv, Pointwise
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
+from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import linear, piecewise
 from mixtransfer.registry import MODELS
@@ -80,7 +81,8 @@ class HireMixer(nn.Module):
         self.mlp_w1_norm = nn.BatchNorm2d(half)
         self.mlp_w2 = nn.Conv2d(half, wide, 1)
         self.mlp_c = Pointwise(channels, channels)
-        self.reweight = Mlp(channels, channels // 4, 3 * channels, use_conv=True)
+        convs = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, 3 * channels, 1)
+        self.reweight = nn.Sequential(OrderedDict(fc1=convs[0], act=nn.GELU(), fc2=convs[1]))
         self.proj = Pointwise(channels, channels)
 
     def mix_lines(self, x: Tensor, axis: int, first: nn.Conv2d, norm: nn.Module, second: nn.Conv2d) -> Tensor:

@@ -24,7 +24,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -32,6 +31,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, linear, piecewise
 from mixtransfer.registry import MODELS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,13 +35,40 @@ class Reorder:
 
 @dataclass(frozen=True)
 class Fused:
-    """Entries that the other format splits: ``whole``, ours, holds ``parts`` one below the other.
+    """Entries that one format holds one below the other, in ``whole``, and another in ``parts``.
 
-    All are templates without shifts; the parts are named as the renames leave them.
+    All are templates without shifts, and named as the renames leave them.
+
+    Attributes:
+        whole: the one entry.
+        parts: the several.
+        shares: how the rows of ``whole`` are shared out, relative to each other; by default evenly.
     """
 
     whole: str
     parts: tuple[str, ...]
+    shares: tuple[int, ...] = ()
+
+    def join(self, state: dict[str, Tensor]) -> None:
+        """Put the whole in place of its parts, where all of them are there and fit each other.
+
+        Parts that do not are misshapen or too few, which the loader then says by name.
+        """
+        pattern = _pattern(self.parts[0])
+        for match in [m for key in state if (m := pattern.fullmatch(key))]:
+            names = [_fill(part, match) for part in self.parts]
+            values = [state[name] for name in names if name in state]
+            alike = len({(value.dtype, value.dim(), value.shape[1:]) for value in values}) == 1 and values[0].dim()
+            if alike and len(values) == len(names):
+                state[_fill(self.whole, match)] = torch.cat([state.pop(name) for name in names])
+
+    def split(self, state: dict[str, Tensor]) -> None:
+        """Put the parts in place of the whole."""
+        pattern, ends = _pattern(self.whole), list(accumulate(self.shares or [1] * len(self.parts)))
+        for match in [m for key in state if (m := pattern.fullmatch(key)) and state[key].dim()]:
+            whole = state.pop(match.string)
+            parts = whole.tensor_split([len(whole) * end // ends[-1] for end in ends[:-1]])
+            state |= dict(zip((_fill(part, match) for part in self.parts), parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,7 @@ class KeyMap:
         absent: regular expressions of our entries that this format has no name for; left out when writing it.
         reorders: changes of values.
         fused: entries that this format splits, e.g. the projection to query, key and value.
+        joined: entries that this format fuses and ours does not.
         network: builds that library's network for ``(size, classes, channels)``: a row of ``archs``, the classes of its
             head (0: it answers the embedding; None: dense maps, before norms that the format has no place for), and
             the channels of the images. None where the library has no such network.
@@ -64,6 +93,7 @@ class KeyMap:
     absent: tuple[str, ...] = ()
     reorders: tuple[Reorder, ...] = ()
     fused: tuple[Fused, ...] = ()
+    joined: tuple[Fused, ...] = ()
     network: Callable[[Any, int | None, int], nn.Module | None] | None = field(default=None, repr=False, compare=False)
     _tables: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -75,7 +105,11 @@ class KeyMap:
     def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Return the entries under our names, and the keys that were dropped as derived."""
         dropped = [key for key in state if _matches(self.derived, key)]
-        ours = self._join(self._rename({k: v for k, v in state.items() if k not in set(dropped)}, source=0))
+        ours = self._rename({k: v for k, v in state.items() if k not in set(dropped)}, source=0)
+        for rule in self.fused:
+            rule.join(ours)
+        for rule in self.joined:
+            rule.split(ours)
         for reorder in self.reorders:
             for key in ours:
                 if re.fullmatch(reorder.key, key):
@@ -90,24 +124,11 @@ class KeyMap:
             for key in kept:
                 if re.fullmatch(reorder.key, key):
                     kept[key] = _reordered(reorder.to_theirs, kept[key])
-        return self._rename(self._split(kept), source=1), left_out
-
-    def _join(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for rule in self.joined:
+            rule.join(kept)
         for rule in self.fused:
-            pattern = _pattern(rule.parts[0])
-            for match in [m for key in state if (m := pattern.fullmatch(key))]:
-                parts = [_fill(part, match) for part in rule.parts]
-                if all(part in state for part in parts):
-                    state[_fill(rule.whole, match)] = torch.cat([state.pop(part) for part in parts])
-        return state
-
-    def _split(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        for rule in self.fused:
-            pattern = _pattern(rule.whole)
-            for match in [m for key in state if (m := pattern.fullmatch(key))]:
-                chunks = state.pop(match.string).chunk(len(rule.parts))
-                state |= dict(zip((_fill(part, match) for part in rule.parts), chunks, strict=True))
-        return state
+            rule.split(kept)
+        return self._rename(kept, source=1), left_out
 
     def _rename(self, state: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
         if source not in self._tables:

@@ -27,16 +27,16 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.pvt_formats import V1_FORMATS, V2_FORMATS
+from mixtransfer.layers.attended import attended_patches
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, piecewise
 from mixtransfer.layers.positions import resize_position_table
@@ -322,6 +322,7 @@ class PVT(Pyramid):
     """
 
     family = "pvt"
+    observes = ("class_attention", "image_attention", "tokens")
     depthwise = False
     # Table 1 of the paper; pvt_huge_v2 is in the repository only, and a v1 in spite of its name.
     archs: ClassVar = {
@@ -338,8 +339,7 @@ class PVT(Pyramid):
         "pvt_large": Published(61.4, 9.8, 81.7, 42.9, 39.5, 42.1, (V1,)),
     }
     embed_only = (r"norm\..+", "cls_token")
-    # token_head: what SMMix classifies single tokens with in training only.
-    formats: ClassVar = {"official": KeyMap(derived=(r"token_head\..+",))}
+    formats: ClassVar = V1_FORMATS
 
     def __init__(
         self,
@@ -403,6 +403,22 @@ class PVT(Pyramid):
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
+    def observation(self, images, wanted):  # noqa: D102
+        *_, (x, _, size) = self.stages(images, None, LAST, class_token=False)
+        x = getattr(self, f"patch_embed{LAST + 1}")(x.unflatten(1, size))
+        size = (x.size(1), x.size(2))
+        x = self.prepare(LAST, x.flatten(1, 2), size, class_token=True)
+        *blocks, last = getattr(self, f"block{LAST + 1}")
+        for block in blocks:
+            x, _ = self.checkpointed(block, x, size, None)
+        key, _ = last.attn.kv.weight.chunk(2)
+        seen = attended_patches(last.norm1, x, last.attn.q.weight, last.attn.q.bias, key, last.attn.heads, size, wanted)
+        x, _ = self.checkpointed(last, x, size, None)
+        if "tokens" in wanted:
+            x = self.norm(x)
+            return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, size)}
+        return seen | {"vector": self.norm(x[:, 0])}
+
     def no_weight_decay(self):  # noqa: D102
         return {"cls_token"} if hasattr(self, "cls_token") else set()
 
@@ -415,13 +431,6 @@ class PVT(Pyramid):
             if side and side * side + prefix == table.size(1):
                 resized[key] = resize_position_table(table, (side, side), grid, "bilinear")
         return resized
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.pvt_v2 import PyramidVisionTransformerV2 as Network
-
-    size = dict(depths=spec.depths, embed_dims=spec.channels, num_heads=spec.heads, mlp_ratios=spec.expansions)
-    return Network(channels, classes or 0, linear=spec.linear, **size)
 
 
 @MODELS.register_module()
@@ -442,6 +451,7 @@ class PVTv2(Pyramid):
     """
 
     family = "pvt_v2"
+    observes = ("tokens",)
     depthwise = True
     # Table 1 of the paper; b2_li has linear attention.
     archs: ClassVar = {
@@ -462,19 +472,7 @@ class PVTv2(Pyramid):
         "pvt_v2_b4": Published(62.6, 10.1, 83.6, 47.5, 42.7, None, (V2, V2_FLOPS)),
         "pvt_v2_b5": Published(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
     }
-    formats: ClassVar = {
-        "official": KeyMap(),
-        "timm": KeyMap(
-            renames=(
-                ("patch_embed.{rest}", "patch_embed1.{rest}"),
-                ("stages.{i}.downsample.{rest}", "patch_embed{i+1}.{rest}"),
-                ("stages.{i}.blocks.{j}.mlp.dwconv.{rest}", "block{i+1}.{j}.mlp.dwconv.dwconv.{rest}"),
-                ("stages.{i}.blocks.{j}.{rest}", "block{i+1}.{j}.{rest}"),
-                ("stages.{i}.norm.{rest}", "norm{i+1}.{rest}"),
-            ),
-            network=_timm,
-        ),
-    }
+    formats: ClassVar = V2_FORMATS
 
     def __init__(
         self,
@@ -528,3 +526,7 @@ class PVTv2(Pyramid):
     def embedding(self, images, labels):  # noqa: D102
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)
         return x.mean(dim=1), None if rows is None else rows.mean(dim=1)
+
+    def observation(self, images, wanted):  # noqa: D102
+        *_, (x, _, size) = self.stages(images, None, len(STRIDES), class_token=False)
+        return {"vector": x.mean(dim=1), "tokens": x.transpose(1, 2).unflatten(2, size)}

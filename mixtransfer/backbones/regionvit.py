@@ -26,7 +26,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -34,8 +33,9 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.channels_last import pad
+from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
@@ -104,7 +104,7 @@ class Regions:
 
 
 # A compiled graph takes the masks as constants; it cannot trace a cache, and would make them at every step.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _masks(height: int, width: int, h: int, w: int, window: int, device: torch.device):
     return _make_masks(height, width, h, w, window, device)
 

@@ -22,7 +22,6 @@ from operator import mul
 from typing import ClassVar
 
 import torch
-from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -30,6 +29,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Patches
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.registry import MODELS

@@ -23,14 +23,15 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.drop_path import add, keep_mask
+from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, linear, piecewise
 from mixtransfer.registry import MODELS
@@ -219,7 +220,7 @@ class Pool(nn.Module):
 
 
 # A compiled graph takes the order as a constant, as it cannot trace a generator.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def seeded_order(tokens: int, number: int) -> Tensor:
     """Return the order of ``tokens`` tokens in the ordering pass of this number, always the same one."""
     return torch.randperm(tokens, generator=torch.Generator().manual_seed(number))

@@ -23,15 +23,15 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.huggingface import HuggingFaceClassifier
 from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
@@ -346,6 +346,14 @@ def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | 
     return network
 
 
+def _transformers(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
+    if classes is None:
+        return None
+    size = dict(embed_dim=spec.channels, depths=list(spec.depths), num_heads=list(spec.heads))
+    size |= dict(window_size=spec.window, image_size=spec.img_size, patch_size=PATCH)
+    return HuggingFaceClassifier("Swin", classes, num_channels=channels, **size)
+
+
 def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
     from mmpretrain.models import ImageClassifier
 
@@ -414,7 +422,7 @@ SwinTransformer.formats = {
         absent=(r"norm\d\..+",),
         network=_torchvision,
     ),
-    # Names of published files; checked against transformers 5.24, whose modules are called otherwise.
+    # Names of published files.
     "transformers": KeyMap(
         renames=(
             ("swin.embeddings.patch_embeddings.projection.{rest}", "patch_embed.proj.{rest}"),
@@ -440,6 +448,7 @@ SwinTransformer.formats = {
                 tuple(f"layers.{{i}}.blocks.{{j}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
             ),
         ),
+        network=_transformers,
     ),
     "mmdet": _openmmlab("mmdet"),
     "mmseg": _openmmlab("mmseg"),

@@ -24,7 +24,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -32,7 +31,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.backbones.swin import PatchMerging
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -31,7 +30,7 @@ from mixtransfer.backbones.keys import KeyMap, Reorder
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple

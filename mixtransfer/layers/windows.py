@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixtransfer.layers.compiling import constant_in_graphs
+
 __all__ = ["WindowGrid"]
 
 
@@ -100,13 +102,13 @@ class WindowGrid:
 
 
 # A compiled graph takes the tables as constants; it cannot trace a cache, and would make them at every step.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _tables(*key) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the token of each of the W·N slots (0 for padding), the slot of each token, the pad slots, the mask."""
     return _make_tables(WindowGrid(*key))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _row_tables(*key) -> tuple[Tensor | None, ...]:
     """Return row tables of a (B, L, 3·h·d) qkv tensor seen as rows of d, and of the (B, W, h, N, d) output.
 

@@ -1,24 +1,37 @@
 """Mixing methods: which tokens come from the partner (regions), and what the label becomes (targets)."""
 
 from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, TLAlign
-from mixtransfer.mixing.regions import Box, Draw, PixelDraw, Region, TokenBox, WholeImage
+from mixtransfer.mixing.regions import Box, Draw, EvenDraw, PixelDraw, Region, TokenBox, WholeImage
+from mixtransfer.mixing.smmix import AttendedSquare, FineGrained, SMMix
 from mixtransfer.mixing.switch import MixupOrCutMix, OneOf
 from mixtransfer.mixing.targets import AlignedTokens, Area, Target
+from mixtransfer.mixing.tokenmix import ActivationMap, RandomTokens, TokenBlocks, TokenMix
+from mixtransfer.mixing.transmix import AttentionWeighted, TransMix
 
 __all__ = [
+    "ActivationMap",
     "AlignedTokens",
     "Area",
+    "AttendedSquare",
+    "AttentionWeighted",
     "Box",
     "CutMix",
     "Draw",
+    "EvenDraw",
+    "FineGrained",
     "Mixing",
     "Mixup",
     "MixupOrCutMix",
     "OneOf",
     "PixelDraw",
+    "RandomTokens",
     "Region",
+    "SMMix",
     "TLAlign",
     "Target",
+    "TokenBlocks",
     "TokenBox",
+    "TokenMix",
+    "TransMix",
     "WholeImage",
 ]

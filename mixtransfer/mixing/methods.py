@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.regions import Box, Draw, Region, TokenBox, WholeImage, build, no_mix, step_generator
-from mixtransfer.mixing.targets import AlignedTokens, Area, Target
+from mixtransfer.mixing.targets import AlignedTokens, Area, Target, blend
 from mixtransfer.registry import MODELS
 
 __all__ = ["CutMix", "Mixing", "Mixup", "TLAlign"]
@@ -24,9 +24,12 @@ class Mixing:
     One training step::
 
         draw = mixing.draw(images.shape, grid)
+        before = ...  # what mixing.needs_before(draw) names, of the unmixed images; mostly nothing
+        draw = draw.place(before)
         mixed = mixing.apply(images, draw)
-        evidence = ...  # what mixing.needs names, from the forward pass of ``mixed``
-        targets = mixing.relabel(targets, draw, evidence)
+        evidence = ...  # what mixing.target.needs names, from the forward pass of ``mixed``, and ``before``
+        mixed_targets = mixing.relabel(targets, draw, evidence)
+        extra = mixing.losses(targets, draw, evidence)
 
     Step n of a run draws the same on every resume: what :meth:`state_dict` returns belongs into the checkpoint.
 
@@ -51,8 +54,12 @@ class Mixing:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the evidence that the model has to collect."""
-        return tuple(dict.fromkeys(self.region.needs + self.target.needs))
+        """Names of all evidence that the model has to be able to collect."""
+        return tuple(dict.fromkeys(self.region.needs + self.target.needs_before + self.target.needs))
+
+    def needs_before(self, draw: Draw) -> tuple[str, ...]:
+        """Return the names of the evidence about the unmixed images that a step with this draw needs."""
+        return (*draw.needs, *(self.target.needs_before if draw.parted else ()))
 
     @property
     def alpha(self) -> float:
@@ -73,7 +80,13 @@ class Mixing:
 
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         """Return the labels (B, K) of the mixed images."""
+        if not draw.parted:
+            return blend(targets, draw, 1 - draw.ratio)
         return self.target.relabel(targets, draw, evidence)
+
+    def losses(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses besides the label's, by name; see :meth:`~mixtransfer.mixing.targets.Target.losses`."""
+        return self.target.losses(targets, draw, evidence)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the random stream stands."""

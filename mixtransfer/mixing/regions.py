@@ -1,7 +1,8 @@
 """Regions: which part of an image comes from its partner.
 
 A region *draws* (the only place of randomness) and *applies* a draw to images (pure). All three here make one choice
-for the whole batch, as their papers' code does; the partner of image i is image B − 1 − i.
+for the whole batch, as their papers' code does; the partner of image i is image B − 1 − i. The regions of TokenMix and
+SMMix are in files of their own.
 
 Shapes: B batch, H × W image, h × w grid of tokens.
 
@@ -21,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.layers.labels import pool_labels
 from mixtransfer.registry import MODELS
 
 __all__ = [
     "Box",
     "Draw",
+    "EvenDraw",
     "PixelDraw",
     "Region",
     "TokenBox",
@@ -35,6 +38,7 @@ __all__ = [
     "draw_beta",
     "flip_partner",
     "no_mix",
+    "own_share",
     "step_generator",
 ]
 
@@ -49,16 +53,41 @@ class Draw:
         partner: (B,) int64, the index of the image that each image is mixed with.
         mask: (B or 1, h, w), the share of each token that comes from the partner; bool where that is all or nothing.
         ratio: (B,) float64, the share of each image that is its own.
+        parted: whether it cuts a region out; if not, the image is blended evenly and its label goes by ``ratio``.
+        needs: names of the evidence that the draw waits for, see :meth:`place`.
     """
+
+    parted: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     partner: Tensor
     mask: Tensor
     ratio: Tensor
 
+    def place(self, evidence: Mapping[str, Tensor]) -> Draw:
+        """Return the draw, once the evidence that it waits for is there; most wait for none."""
+        return self
+
+    def mix(self, images: Tensor) -> Tensor:
+        """Return the mixed images (B, C, H, W); ``images`` itself where nothing comes from a partner."""
+        share = self.pixels(tuple(images.shape[-2:]))
+        if not share.any():
+            return images
+        share = share[:, None].to(images.device)
+        partner = images[self.partner.to(images.device)]
+        if share.dtype == torch.bool:
+            return torch.where(share, partner, images)
+        share = share.to(images.dtype)
+        return images * (1 - share) + partner * share
+
     def pixels(self, size: tuple[int, int]) -> Tensor:
         """Return the share of each pixel that comes from the partner, (B or 1, H, W), of the mask's dtype."""
         # nearest-exact: "nearest" may round a cell's first pixel into the cell before it.
         return F.interpolate(self.mask[:, None].double(), size, mode="nearest-exact")[:, 0].to(self.mask.dtype)
+
+    def on_grid(self, size: tuple[int, int]) -> Tensor:
+        """Return the partner's share of each token of another grid, (B or 1, h, w) float64."""
+        return pool_labels(self.mask[:, None].double(), size)[:, 0]
 
     def label_map(self, images: Tensor) -> Tensor:
         """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
@@ -86,11 +115,18 @@ class PixelDraw(Draw):
         return self.pixel_mask
 
 
+@dataclass(frozen=True, eq=False)
+class EvenDraw(Draw):
+    """A draw that takes the same share from the partner everywhere: Mixup, or a step that does not mix."""
+
+    parted: ClassVar[bool] = False
+
+
 class Region:
     """Base of all regions.
 
     Attributes:
-        needs: names of the evidence that the draw depends on; the model must collect it first.
+        needs: names of the evidence about the unmixed images that its draws wait for.
         whole_pixels: True when a pixel comes from one image alone, so that a map of labels can be pasted with it.
     """
 
@@ -103,15 +139,7 @@ class Region:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the mixed images (B, C, H, W); ``images`` itself where the draw takes nothing from the partner."""
-        share = draw.pixels(tuple(images.shape[-2:]))
-        if not share.any():
-            return images
-        share = share[:, None].to(images.device)
-        partner = images[draw.partner.to(images.device)]
-        if share.dtype == torch.bool:
-            return torch.where(share, partner, images)
-        share = share.to(images.dtype)
-        return images * (1 - share) + partner * share
+        return draw.mix(images)
 
 
 class _BetaRegion(Region):
@@ -134,7 +162,7 @@ class WholeImage(_BetaRegion):
     def draw(self, shape, grid, generator):  # noqa: D102
         lam = draw_beta(self.alpha, generator)
         mask = torch.full((1, *grid), 1 - lam, dtype=torch.float64)
-        return Draw(flip_partner(shape[0]), mask, torch.full((shape[0],), lam, dtype=torch.float64))
+        return EvenDraw(flip_partner(shape[0]), mask, torch.full((shape[0],), lam, dtype=torch.float64))
 
 
 @MODELS.register_module()
@@ -149,7 +177,7 @@ class Box(_BetaRegion):
         size = tuple(shape[-2:])
         pixel_mask = _box_mask(size, draw_beta(self.alpha, generator), _draw_cell(size, generator))
         mask = F.interpolate(pixel_mask[:, None].double(), grid, mode="area")[:, 0]
-        return PixelDraw(flip_partner(shape[0]), mask, _own_share(pixel_mask, shape[0]), pixel_mask)
+        return PixelDraw(flip_partner(shape[0]), mask, own_share(pixel_mask, shape[0]), pixel_mask)
 
 
 @MODELS.register_module()
@@ -169,7 +197,7 @@ class TokenBox(_BetaRegion):
     def place(self, batch: int, grid: tuple[int, int], lam: float, center: tuple[int, int]) -> Draw:
         """Return the draw that follows from λ and the box's center (row, column) in tokens."""
         mask = _box_mask(grid, lam, center)
-        return Draw(flip_partner(batch), mask, _own_share(mask, batch))
+        return Draw(flip_partner(batch), mask, own_share(mask, batch))
 
 
 def box_at(size: tuple[int, int], lam: float, center: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -197,7 +225,13 @@ def flip_partner(batch: int) -> Tensor:
 
 def no_mix(batch: int, grid: tuple[int, int]) -> Draw:
     """Return the draw that takes nothing from any partner."""
-    return Draw(torch.arange(batch), torch.zeros(1, *grid, dtype=torch.bool), torch.ones(batch, dtype=torch.float64))
+    mask = torch.zeros(1, *grid, dtype=torch.bool)
+    return EvenDraw(torch.arange(batch), mask, torch.ones(batch, dtype=torch.float64))
+
+
+def own_share(mask: Tensor, batch: int) -> Tensor:
+    """Return the ratio (B,) of a draw with a mask (1, h, w)."""
+    return (1 - mask.double().mean(dim=(1, 2))).expand(batch)
 
 
 def draw_beta(alpha: float, generator: torch.Generator) -> float:
@@ -244,7 +278,3 @@ def _box_mask(size: tuple[int, int], lam: float, center: tuple[int, int]) -> Ten
     mask = torch.zeros(1, *size, dtype=torch.bool)
     mask[:, top:bottom, left:right] = True
     return mask
-
-
-def _own_share(mask: Tensor, batch: int) -> Tensor:
-    return (1 - mask.double().mean(dim=(1, 2))).expand(batch)

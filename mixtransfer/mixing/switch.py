@@ -1,4 +1,4 @@
-"""Mixup or CutMix, step by step: the switch of timm's training script, which DeiT's and most later recipes use."""
+"""Mixup or another region, step by step: the switch of timm's training script, which most later recipes use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mixtransfer.mixing.regions import Box, Region, WholeImage, build
 from mixtransfer.mixing.targets import Area
 from mixtransfer.registry import MODELS
 
-__all__ = ["MixupOrCutMix", "OneOf"]
+__all__ = ["MixupOrCutMix", "OneOf", "mixup_or"]
 
 
 @MODELS.register_module()
@@ -38,6 +38,17 @@ class OneOf(Region):
         return self.regions[chosen].draw(shape, grid, generator)
 
 
+def mixup_or(region: Region, alpha: float, switch_prob: float) -> OneOf:
+    """Return the switch between Mixup with ``alpha`` and, with probability ``switch_prob``, another region.
+
+    Raises:
+        UserError: ``switch_prob`` is no probability.
+    """
+    if not 0 <= switch_prob <= 1:
+        raise UserError(f"switch_prob={switch_prob}; give a probability from 0 to 1")
+    return OneOf([WholeImage(alpha), region], [1 - switch_prob, switch_prob])
+
+
 @MODELS.register_module()
 class MixupOrCutMix(Mixing):
     """Mixup in some steps, CutMix in the others; the defaults are DeiT's (arXiv 2012.12877, table 9).
@@ -58,7 +69,4 @@ class MixupOrCutMix(Mixing):
         prob: float = 1.0,
         seed: int = 0,
     ):
-        if not 0 <= switch_prob <= 1:
-            raise UserError(f"MixupOrCutMix: switch_prob={switch_prob}; give a probability from 0 to 1")
-        region = OneOf([WholeImage(mixup_alpha), Box(cutmix_alpha)], [1 - switch_prob, switch_prob])
-        super().__init__(region, Area(), prob, seed)
+        super().__init__(mixup_or(Box(cutmix_alpha), mixup_alpha, switch_prob), Area(), prob, seed)

@@ -1,6 +1,7 @@
-"""Targets: what the label of a mixed image becomes. All are pure and linear, so that rows keep the sum they had.
+"""Targets: what the label of a mixed image becomes. All are pure and linear in the labels.
 
-Labels are dense (B, K) rows, smoothing included; evidence is a dict of what the method declares in ``needs``.
+Labels are dense (B, K) rows, smoothing included; evidence is a dict of what the method declares in ``needs`` and
+``needs_before``. The targets of TransMix, TokenMix and SMMix are in files of their own.
 """
 
 from __future__ import annotations
@@ -20,15 +21,30 @@ class Target:
     """Base of all targets.
 
     Attributes:
-        needs: names of the evidence that :meth:`relabel` reads. ``"token_labels"``: the (B, 1) label that a backbone's
-            ``embed(images, token_labels=draw.label_map(images))`` returns.
+        needs: names of the evidence from the pass of the mixed images. ``"token_labels"``: the (B, 1) label that a
+            backbone's ``embed(images, token_labels=draw.label_map(images))`` returns.
+        needs_before: names of the evidence about the unmixed images; there is none in steps that cut no region out.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    needs_before: ClassVar[tuple[str, ...]] = ()
 
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
-        """Return the labels (B, K) of the mixed images from those of the unmixed ones."""
+        """Return the labels (B, K) of the mixed images from those of the unmixed ones.
+
+        Called for draws that cut a region out; all others go by area.
+        """
         raise NotImplementedError
+
+    def losses(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses besides the label's, by name, always the same ones.
+
+        Args:
+            targets: labels (B, K) of the unmixed images.
+            draw: how they were mixed.
+            evidence: what the target needs, and the ``"logits"`` (B, K) of the mixed images.
+        """
+        return {}
 
 
 @MODELS.register_module()

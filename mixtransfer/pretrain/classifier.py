@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
 import torch
+import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -10,18 +15,17 @@ from torch import Tensor, nn
 from mixtransfer.backbones import backbone_class
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Draw, Mixing
+from mixtransfer.mixing.losses import soft_cross_entropy
 from mixtransfer.mixing.regions import build
+from mixtransfer.pretrain.activation import class_map, crop_map, load_classifier, teacher_map
 from mixtransfer.registry import MODELS
 
-__all__ = ["MixingClassifier", "smooth_one_hot", "soft_cross_entropy"]
-
-#: Evidence that the classifier can collect in a forward pass, by the name that a mixing method asks for.
-EVIDENCE = ("token_labels",)
+__all__ = ["MixingClassifier", "region_means", "smooth_one_hot", "soft_cross_entropy"]
 
 
 @MODELS.register_module()
 class MixingClassifier(BaseModel):
-    """Backbone, image embedding, linear head.
+    """Backbone, image embedding, linear head; a second head on tokens for methods that classify regions (SMMix).
 
     Args:
         arch: an architecture name, see :func:`mixtransfer.list_archs`.
@@ -29,13 +33,28 @@ class MixingClassifier(BaseModel):
         backbone: keyword arguments of the backbone.
         mixing: config of a mixing method, e.g. ``dict(type="TLAlign")``; None trains on the images as they are.
         token: side in pixels of the cells of the grid that the method draws its regions on.
+        teacher: for methods that ask for an activation map, ``dict(arch=..., checkpoint=..., source="auto",
+            trust=False)``: a frozen classifier of the same classes, whose embedding is the mean of its last tokens.
+            :meth:`init_weights` loads it, completely. Without one the samples bring the maps, see :meth:`loss`.
         label_smoothing: mass that a label spreads over all classes.
+        binary_loss: learn every class by itself, by a binary cross-entropy (mean over batch and classes), in place of
+            the cross-entropy of the softmax.
         data_preprocessor: config of the preprocessor, normally ``mmpretrain.ClsDataPreprocessor``.
         init_cfg: OpenMMLab initialization.
 
     Raises:
         UserError: the mixing method needs evidence that this model cannot collect.
     """
+
+    #: Evidence that can be collected, by the name that a mixing method asks for -> what the backbone has to observe.
+    evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "token_labels": (),
+        "class_attention": ("class_attention",),
+        "region_logits": ("tokens",),
+        "image_attention": ("image_attention",),
+        "unmixed_logits": (),
+        "activation": (),
+    }
 
     def __init__(
         self,
@@ -45,7 +64,9 @@ class MixingClassifier(BaseModel):
         backbone: dict | None = None,
         mixing: dict | None = None,
         token: int = 16,
+        teacher: dict | None = None,
         label_smoothing: float = 0.1,
+        binary_loss: bool = False,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
@@ -55,12 +76,29 @@ class MixingClassifier(BaseModel):
         if self.backbone.token_head:
             self.aux_head = _head(self.backbone.embed_channels, num_classes)
         self.num_classes, self.label_smoothing, self.token = num_classes, label_smoothing, token
+        self.binary_loss = binary_loss
         self.mixing = None if mixing is None else build(mixing, Mixing)
-        lacking = [need for need in self.mixing.needs if need not in EVIDENCE] if self.mixing else []
+        needs = self.mixing.needs if self.mixing else ()
+        lacking = [need for need in needs if not self.collects(need)]
         if lacking:
             raise UserError(
-                f"mixing {mixing['type']}: needs {', '.join(lacking)}, which MixingClassifier cannot collect"
+                f"mixing {type(self.mixing).__name__}: needs {', '.join(lacking)}, which {type(self).__name__} cannot "
+                f"collect from {arch}"
             )
+        if "region_logits" in needs:
+            self.token_head = _head(self.backbone.embed_channels, num_classes)
+        # Outside of the module tree: a teacher is neither trained nor saved.
+        self._teacher: tuple[MixingClassifier, ...] = ()
+        self._teacher_source: dict = {}
+        if teacher is not None:
+            if "activation" not in needs:
+                raise UserError("teacher: no mixing method asks for an activation map; leave it out")
+            if not {"arch", "checkpoint"} <= set(teacher) <= {"arch", "checkpoint", "source", "trust"}:
+                raise UserError(f"teacher={dict(teacher)}: give arch and checkpoint, and source or trust if needed")
+            self._teacher_source = {key: value for key, value in teacher.items() if key != "arch"}
+            self._teacher = (MixingClassifier(teacher["arch"], num_classes).requires_grad_(False).eval(),)
+            if "tokens" not in self._teacher[0].backbone.observes:
+                raise UserError(f"teacher.arch={teacher['arch']}: has no tokens to classify; give e.g. a pvt_v2")
         self._register_load_state_dict_pre_hook(_accept_flat_names)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
@@ -75,7 +113,8 @@ class MixingClassifier(BaseModel):
         if mode == "tensor":
             return self.classify(inputs)[0]
         if mode == "loss":
-            return self.loss(inputs, torch.cat([sample.gt_label for sample in data_samples]))
+            labels = torch.cat([sample.gt_label for sample in data_samples])
+            return self.loss(inputs, labels, **self._label_maps(data_samples))
         if mode == "predict":
             scores = self.classify(inputs)[0].softmax(dim=1)
             for sample, score, label in zip(data_samples, scores, scores.argmax(dim=1, keepdim=True), strict=True):
@@ -93,17 +132,96 @@ class MixingClassifier(BaseModel):
         vector, label = self.backbone.embed(images, token_labels)
         return self.head(vector), label
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the losses of a training step on images (B, 3, H, W) with class labels (B,)."""
-        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
+    def collects(self, need: str) -> bool:
+        """Return whether a piece of evidence can be collected from this network."""
+        return need in self.evidence and set(self.evidence[need]) <= set(self.backbone.observes)
+
+    def loss(
+        self, images: Tensor, labels: Tensor, label_maps: Tensor | None = None, crops: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the losses of a training step on images (B, 3, H, W) with class labels (B,).
+
+        Args:
+            images: the batch.
+            labels: their classes.
+            label_maps: (B, 2, R, h, w), scores and numbers of the best classes in every cell of the whole images; read
+                by a method that asks for an activation map, where there is no teacher. A sample brings its own as
+                ``label_map``, and its crop as ``crop``.
+            crops: (B, 4), top, left, height and width of what was cropped, as shares of the whole images.
+        """
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
         if self.mixing is None:
-            return {"loss": soft_cross_entropy(self.classify(images)[0], targets)}
-        draw = self.draw(images)
+            return {"loss": self.criterion(self.classify(images)[0], targets)}
+        # Draws are Python's and NumPy's work, and their numbers would be constants of a graph.
+        outside = torch.compiler.disable
+        draw = outside(self.draw)(images)
+        evidence = self.before(images, labels, draw, label_maps, crops)
+        draw = outside(draw.place)(evidence)
         images = self.mixing.apply(images, draw)
-        traced = "token_labels" in self.mixing.needs
-        logits, label = self.classify(images, draw.label_map(images) if traced else None)
-        targets = self.mixing.relabel(targets, draw, {"token_labels": label} if traced else {})
-        return {"loss": soft_cross_entropy(logits, targets)}
+        evidence |= self.collect(images, draw)
+        extra = self.mixing.losses(targets, draw, evidence)
+        loss = self.criterion(evidence["logits"], self.mixing.relabel(targets, draw, evidence))
+        # mmengine logs the sum of several losses as "loss".
+        return {"loss_class": loss, **extra} if extra else {"loss": loss}
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of logits and labels, both (B, K)."""
+        if self.binary_loss:
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits))
+        return soft_cross_entropy(logits, targets)
+
+    @torch.no_grad()
+    def before(
+        self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the evidence about the unmixed images that the step needs; most steps need none.
+
+        The network sees them as in evaluation.
+        """
+        needs, evidence = self.mixing.needs_before(draw), {}
+        if "activation" in needs:
+            evidence["activation"] = self.activation(images, labels, draw, label_maps, crops)
+        if "image_attention" in needs or "unmixed_logits" in needs:
+            with _evaluating(self):
+                wanted = [name for need in needs for name in self.evidence[need]]
+                evidence |= self.backbone.observe(images, wanted)
+                evidence["unmixed_logits"] = self.head(evidence["vector"])
+        return evidence
+
+    def collect(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """Return the logits (B, num_classes) of mixed images (B, 3, H, W), and the evidence that the target needs."""
+        needs = self.mixing.target.needs
+        wanted = [name for need in needs for name in self.evidence[need]]
+        if not wanted:
+            traced = "token_labels" in needs
+            logits, label = self.classify(images, draw.label_map(images) if traced else None)
+            return {"logits": logits, "token_labels": label} if traced else {"logits": logits}
+        evidence = self.backbone.observe(images, wanted)
+        evidence["logits"] = self.head(evidence["vector"])
+        if "region_logits" in needs:
+            evidence["region_logits"] = self.token_head(region_means(evidence["tokens"], draw))
+        return evidence
+
+    @torch.no_grad()
+    def activation(
+        self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
+    ) -> Tensor:
+        """Return where unmixed images show their class, (B, h, w), from the teacher or from their label maps."""
+        for teacher in self._teacher:
+            return teacher_map(teacher.backbone.observe(images, ("tokens",)), teacher.head, labels)
+        if label_maps is None or crops is None:
+            raise UserError(
+                f"{type(self.mixing).__name__}: give a teacher, or samples with label_map and crop, passed on by "
+                "PackInputs(algorithm_keys=['label_map', 'crop'])"
+            )
+        return crop_map(class_map(label_maps, labels), crops, tuple(draw.mask.shape[1:]))
+
+    def init_weights(self) -> None:
+        """Initialize as configured, and load the teacher."""
+        super().init_weights()
+        for teacher in self._teacher:
+            load_classifier(teacher, **self._teacher_source)
 
     def draw(self, images: Tensor) -> Draw:
         """Draw how this step mixes its images (B, 3, H, W).
@@ -115,17 +233,49 @@ class MixingClassifier(BaseModel):
             self.mixing.load_state_dict({"step": step})
         return self.mixing.draw(tuple(images.shape), tuple(-(-side // self.token) for side in images.shape[2:]))
 
+    def _apply(self, fn, recurse: bool = True) -> MixingClassifier:
+        for teacher in self._teacher:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
-def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    def _label_maps(self, samples: list) -> dict[str, Tensor]:
+        if self._teacher or self.mixing is None or "activation" not in self.mixing.needs:
+            return {}
+        if any("label_map" not in sample or "crop" not in sample for sample in samples):
+            return {}
+        maps, crops = ([getattr(sample, name) for sample in samples] for name in ("label_map", "crop"))
+        return {"label_maps": torch.stack(maps), "crops": torch.stack(crops)}
+
+
+def region_means(tokens: Tensor, draw: Draw) -> Tensor:
+    """Return the mean (B, 2, D) of the tokens (B, D, h, w) that are the image's own, and of its partner's.
+
+    The mean of no token is 0.
+    """
+    share = draw.on_grid(tuple(tokens.shape[2:])).flatten(1).to(tokens).expand(len(tokens), -1)
+    shares = torch.stack([1 - share, share], dim=1)
+    weights = shares / shares.sum(dim=2, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+    return weights @ tokens.flatten(2).transpose(1, 2)
+
+
+def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return soft labels (B, K): ``smoothing``/K everywhere, and 1 − ``smoothing`` more at each label of (B,)."""
     off = smoothing / num_classes
-    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    targets = torch.full((len(labels), num_classes), off, dtype=dtype, device=labels.device)
     return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + off)
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over the batch of −Σ targets · log softmax(logits), both (B, K)."""
-    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a network as in evaluation, and leave every part of it in the mode that it was in."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _head(channels: int, num_classes: int) -> nn.Linear:
@@ -137,7 +287,7 @@ def _head(channels: int, num_classes: int) -> nn.Linear:
 
 def _accept_flat_names(state: dict[str, Tensor], prefix: str, *_) -> None:
     """Let a backbone's own names, as ``convert_state_dict`` returns them, load into the classifier."""
-    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "aux_head", "data_preprocessor"))
+    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "aux_head", "token_head", "data_preprocessor"))
     if any(key.startswith(own[0]) for key in state):
         return
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:

@@ -14,8 +14,9 @@ a token loss of 0 with the graph intact; the draws of step n of a run are the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from mmengine.dist import get_rank
@@ -29,8 +30,9 @@ from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.losses import divergence, kl
 from mixtransfer.mixing.regions import step_generator
-from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot, soft_cross_entropy
+from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot
 from mixtransfer.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mixtransfer.transfer.optim import TransferOptimWrapperConstructor
 
@@ -51,11 +53,6 @@ def ratio_loss(decisions: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def divergence(logits: Tensor, expected: Tensor) -> Tensor:
-    """Return the mean over the batch of KL(softmax(expected) ‖ softmax(logits)), both (B, K)."""
-    return _kl(logits, expected).mean()
-
-
 def token_distance(tokens: Tensor, expected: Tensor, kept: Tensor | None) -> Tensor:
     """Return the mean squared distance of tokens (B, N, D), over those of ``kept`` (B, N) or over all."""
     return _mean((tokens - expected).square().mean(dim=2), kept)
@@ -63,12 +60,7 @@ def token_distance(tokens: Tensor, expected: Tensor, kept: Tensor | None) -> Ten
 
 def token_divergence(logits: Tensor, expected: Tensor, kept: Tensor | None) -> Tensor:
     """Return the mean over tokens of KL(softmax(expected) ‖ softmax(logits)), both (B, N, K), likewise."""
-    return _mean(_kl(logits, expected), kept)
-
-
-def _kl(logits: Tensor, expected: Tensor) -> Tensor:
-    logits, expected = logits.log_softmax(dim=-1), expected.log_softmax(dim=-1)
-    return (expected.exp() * (expected - logits)).sum(dim=-1)
+    return _mean(kl(logits, expected), kept)
 
 
 def _mean(values: Tensor, kept: Tensor | None) -> Tensor:
@@ -95,6 +87,8 @@ class DynamicClassifier(MixingClassifier):
     Raises:
         UserError: ``arch`` is not sparsified.
     """
+
+    evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {"token_labels": ()}
 
     def __init__(
         self,
@@ -133,10 +127,6 @@ class DynamicClassifier(MixingClassifier):
             if source == "auto":
                 source = recognize_format(teacher.backbone, weights)
             state = account_for(weights, teacher.backbone, source, path, head=self.num_classes).state
-            if self.backbone.token_head:
-                state |= {key: value for key, value in weights.items() if key.startswith("aux_head.")}
-                if "aux_head.weight" not in state or "aux_head.bias" not in state:
-                    raise UserError(f"teacher.checkpoint={path}: lacks LV-ViT's token head, aux_head.weight and .bias")
             teacher.load_state_dict(dict(state))
             self.load_state_dict(dict(state), strict=False)
 
@@ -167,7 +157,7 @@ class DynamicClassifier(MixingClassifier):
         if self.backbone.token_head and not self.teachers:
             # As published: the token head learns from its teacher, or from the classes.
             logits = logits + 0.5 * self.aux_head(encoded.tokens).amax(dim=1)
-        losses = {"loss_class": soft_cross_entropy(logits, targets)}
+        losses = {"loss_class": self.criterion(logits, targets)}
         if encoded.decisions:
             losses["loss_ratio"] = self.ratio_weight * ratio_loss(encoded.decisions, self.backbone.keep_ratios)
         for teacher in self.teachers:

@@ -241,7 +241,7 @@ class OAMixer(MixingClassifier):
             images, maps = self.mixing.apply(images, draw), self.mixing.apply(maps, draw)
             targets = self.mixing.relabel(targets, draw, {})
         vector, tokens = self.embed(images, maps)
-        losses = {"loss_class": soft_cross_entropy(self.head(vector), targets)}
+        losses = {"loss_class": self.criterion(self.head(vector), targets)}
         if self.tok_head is not None:
             shares = self.patches(maps, self.grid(images)).flatten(0, 1)
             losses["loss_tokens"] = self.token_weight * soft_cross_entropy(self.tok_head(tokens.flatten(0, 1)), shares)
