@@ -8,6 +8,7 @@ The functions below keep mmcv's calling conventions (argument names, results wri
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import sys
@@ -35,12 +36,11 @@ REMEDY = (
 def install() -> None:
     """Make ``mmcv.ops`` importable; a compiled mmcv, or an extension that is already there, stays as it is.
 
-    Raises:
-        UserError: torchvision's kernels cannot be loaded next to the installed torch.
+    torchvision is imported when mmcv asks for the first op, which raises a UserError if its kernels cannot be loaded
+    next to the installed torch.
     """
     if EXTENSION in sys.modules or _has_compiled_ops():
         return
-    _check_kernels()
     spec = ModuleSpec(EXTENSION, _ExtensionLoader(), origin=__name__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,6 +53,7 @@ def _has_compiled_ops() -> bool:
     return mmcv is not None and PathFinder.find_spec(EXTENSION, mmcv.submodule_search_locations) is not None
 
 
+@functools.cache
 def _check_kernels() -> None:
     try:
         # registers the kernels; with a torch that does not fit, either this fails or the kernels are missing after it
@@ -82,15 +83,22 @@ class _ExtensionLoader(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        for function in (nms, roi_align_forward, roi_align_backward, get_compiler_version, get_compiling_cuda_version):
-            setattr(module, function.__name__, function)
-        module.__getattr__ = _refusal
+        def find(name: str) -> Callable[..., object]:
+            # Kept as an attribute, so that the next look-up is a plain one.
+            module.__dict__[name] = op = _op(name)
+            return op
+
+        module.__getattr__ = find
 
 
-def _refusal(name: str) -> Callable[..., NoReturn]:
-    """Return a function that refuses the op ``name``: mmcv asks for all ops at import, calls few of them."""
+def _op(name: str) -> Callable[..., object]:
+    """Return the op ``name``, or a function that refuses it: mmcv asks for all ops at import, calls few of them."""
     if name.startswith("_"):
         raise AttributeError(f"module {EXTENSION!r} has no attribute {name!r}")
+    _check_kernels()
+    for function in (nms, roi_align_forward, roi_align_backward, get_compiler_version, get_compiling_cuda_version):
+        if function.__name__ == name:
+            return function
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         raise UserError(f"the op {name!r} is missing, since mmcv is installed without compiled ops; {REMEDY}")

@@ -261,8 +261,10 @@ from mixtransfer import ops
 def load_library(path):
     raise OSError("undefined symbol")
 torch.ops.load_library = load_library
+ops.install()
+assert "torchvision" not in sys.modules
 try:
-    ops.install()
+    sys.modules[ops.EXTENSION].nms
 except ops.UserError as error:
     print(error)
     print("mmcv" in sys.modules)

@@ -1,6 +1,7 @@
 """Networks that no published record covers compute what timm's do, from timm's key names, and write them back."""
 
 import pytest
+import timm.layers
 import torch
 from timm.models.cait import Cait
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
@@ -9,6 +10,7 @@ from mixtransfer.backbones.cait import CaiT
 from mixtransfer.backbones.cait import Spec as CaiTSpec
 from mixtransfer.backbones.pvt import PVTv2
 from mixtransfer.backbones.pvt import Spec as PVTSpec
+from mixtransfer.layers import init
 
 DEPTHS, CHANNELS, HEADS = (1, 2, 1, 1), (8, 8, 16, 16), (1, 1, 2, 2)
 
@@ -48,3 +50,16 @@ def test_equals_timm_from_its_names(pair, size):
         maps = theirs.forward_intermediates(x, indices=indices, intermediates_only=True)
         for a, b in zip(ours(x), maps, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("trunc_normal_", {"std": 0.02}), ("trunc_normal_", {"std": 1.0}), ("lecun_normal_", {})]
+)
+def test_initial_values_are_timms(name, arguments):
+    """Written here, so that a conversion to our names need not import timm."""
+    values = []
+    for module in (timm.layers, init):
+        torch.manual_seed(0)
+        values.append(torch.empty(8, 3, 4, 4))
+        getattr(module, name)(values[-1], **arguments)
+    assert torch.equal(*values) and values[0].std() > 0

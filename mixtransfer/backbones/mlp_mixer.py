@@ -29,14 +29,15 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, lecun_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -277,7 +278,34 @@ def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
     return Network(classes or 0, spec.img_size, channels, spec.patch, spec.depth, spec.channels)
 
 
+def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
+    from mmpretrain.models import ImageClassifier
+
+    if classes is None:
+        return None
+    size = dict(embed_dims=spec.channels, num_layers=spec.depth)
+    size |= dict(tokens_mlp_dims=spec.channels // 2, channels_mlp_dims=4 * spec.channels)
+    backbone = dict(type="MlpMixer", arch=size, img_size=spec.img_size, patch_size=spec.patch)
+    backbone |= dict(patch_cfg=dict(in_channels=channels), norm_cfg=dict(type="LN", eps=NORM_EPS))
+    head = dict(type="LinearClsHead", num_classes=classes, in_channels=spec.channels) if classes else None
+    return ImageClassifier(backbone, neck=dict(type="GlobalAveragePooling", dim=1), head=head)
+
+
 MLPMixer.formats = {
     "official": KeyMap(derived=(r"blocks\.\d+\.mlp_tokens\.mask_scale",)),
     "timm": KeyMap(network=_timm),
+    "mmpretrain": KeyMap(
+        renames=(
+            ("patch_embed.projection.{rest}", "stem.proj.{rest}"),
+            ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
+            ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
+            ("layers.{i}.token_mix.layers.0.0.{rest}", "blocks.{i}.mlp_tokens.fc1.{rest}"),
+            ("layers.{i}.token_mix.layers.1.{rest}", "blocks.{i}.mlp_tokens.fc2.{rest}"),
+            ("layers.{i}.channel_mix.layers.0.0.{rest}", "blocks.{i}.mlp_channels.fc1.{rest}"),
+            ("layers.{i}.channel_mix.layers.1.{rest}", "blocks.{i}.mlp_channels.fc2.{rest}"),
+            ("ln1.{rest}", "norm.{rest}"),
+            ("head.fc.{rest}", "head.{rest}"),
+        ),
+        network=_mmpretrain,
+    ),
 }

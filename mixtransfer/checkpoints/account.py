@@ -16,9 +16,13 @@ from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.checkpoints.surgery import resize_input
 from mixtransfer.errors import UserError
 
-__all__ = ["HEAD", "Account", "account_for", "some"]
+__all__ = ["HEAD", "TOKEN_HEAD", "Account", "account_for", "some"]
 
 HEAD = ("head.weight", "head.bias")
+#: Said where a position table does not fit.
+OBLONG = "; tables of images that are not square fit networks for that size only, say --img-size HxW (img_size=(H, W))"
+#: The second head of networks with ``token_head``.
+TOKEN_HEAD = ("aux_head.weight", "aux_head.bias")
 
 
 @dataclass
@@ -50,14 +54,17 @@ def account_for(
         backbone: the network's backbone; nothing is loaded into it.
         source: the format of the names.
         name: the file, for messages.
-        head: classes of the linear head on the embedding, or None for a network without one.
+        head: classes of the linear head on the embedding, and of the one on tokens where the network has it, or None
+            for a network without.
 
     Raises:
         UserError: naming each missing, unexpected or misshapen entry.
     """
     own = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     if head is not None:
-        own |= dict(zip(HEAD, ((head, backbone.embed_channels), (head,)), strict=True))
+        shapes = (head, backbone.embed_channels), (head,)
+        for names in (HEAD, TOKEN_HEAD) if backbone.token_head else (HEAD,):
+            own |= dict(zip(names, shapes, strict=True))
     converted = convert(weights, backbone.arch, source)
     result = Account(source)
     if converted.derived:
@@ -81,15 +88,15 @@ def account_for(
     result.new = tuple(key for key in absent if any(re.fullmatch(pattern, key) for pattern in optional))
     halves = [key for key in result.new if any(_module(key) == _module(other) for other in result.state)]
     missing = [key for key in absent if key not in result.new or key in halves]
+    misshapen = [
+        key for key, value in result.state.items() if key in own and (tuple(value.shape) != own[key] or key in uneven)
+    ]
     _refuse(
         f"{name} does not fit {backbone.arch} ({source} names)",
+        OBLONG if any(re.search(r"pos(?![a-z]*_bias)", key) for key in misshapen) else "",
         missing=missing,
         unexpected=[key for key in result.state if key not in own],
-        misshapen=[
-            f"{key} {before[key]} instead of {own[key]}"
-            for key, value in result.state.items()
-            if key in own and (tuple(value.shape) != own[key] or key in uneven)
-        ],
+        misshapen=[f"{key} {before[key]} instead of {own[key]}" for key in misshapen],
     )
     kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if not value.is_floating_point()]
     whole = {key for key, value in backbone.state_dict().items() if not value.is_floating_point()}
@@ -105,10 +112,10 @@ def some(keys: Sequence[str], shown: int = 6) -> str:
     return ", ".join(keys[:shown]) + more
 
 
-def _refuse(what: str, **problems: list[str]) -> None:
+def _refuse(what: str, hint: str, **problems: list[str]) -> None:
     found = [f"{len(keys)} {kind}: {some(keys, 12)}" for kind, keys in problems.items() if keys]
     if found:
-        raise UserError(f"{what}: {'; '.join(found)}")
+        raise UserError(f"{what}: {'; '.join(found)}{hint}")
 
 
 def _rule_of(key: str, backbone: Backbone) -> str | None:

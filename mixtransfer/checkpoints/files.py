@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import mixtransfer
@@ -19,6 +18,7 @@ from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
 from mixtransfer.checkpoints.convert import OURS, Conversion, convert
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.outline import read_outline
+from mixtransfer.checkpoints.pages import GivenBack
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import identify
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -140,9 +140,16 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
     options = options or ConvertOptions()
     source, target = Path(source), Path(target)
     _check_target(target, options)
-    selected = select_weights(
-        read_checkpoint(source, options.trust, mapped=True), str(source), options.average, options.drop
-    )
+    content = read_checkpoint(source, options.trust, mapped=True)
+    with GivenBack(source) as pages:
+        report, state = _convert(content, source, options)
+        _write(report, state, target, options, pages.give_back)
+    return report
+
+
+def _convert(content: Mapping[str, Any], source: Path, options: ConvertOptions) -> tuple[Report, dict[str, Tensor]]:
+    """Return the report, all but the file, and the entries to write."""
+    selected = select_weights(content, str(source), options.average, options.drop)
     arch, names = _identify(selected, str(source), options)
     net, head = _network(selected.weights, arch, names, options, str(source))
     account = account_for(selected.weights, net, names, str(source), head)
@@ -182,8 +189,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
         nonfinite=bad,
         proof=proof or {"proof": "none (--no-verify)"},
     )
-    _write(report, written.state, target, options)
-    return report
+    return report, written.state
 
 
 def convert_many(
@@ -265,7 +271,7 @@ def _network(
     if len(heads) == 1:
         raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
     head = len(keys[HEAD[0]]) if heads else None
-    with torch.device("meta"), build_without_values():
+    with build_without_values():
         embedding = {
             key for key in family(arch=arch, with_embedding=True).state_dict() if _matches(family.embed_only, key)
         }
@@ -321,8 +327,8 @@ def _prove(
     compared = {}
     for library in sorted({account.source, options.target} - {OURS, "official"}) if finite else ():
         result = compare(net, account.state, library, options.network(), size, answer)
-        if result is None:
-            compared[f"against {library}"] = f"not compared: no network of {library} takes these weights"
+        if isinstance(result, str):
+            compared[f"against {library}"] = f"not compared: {result}"
             continue
         difference, on = result
         if not difference <= TOLERANCE:
@@ -339,7 +345,9 @@ def _prove(
     }
 
 
-def _write(report: Report, state: Mapping[str, Tensor], target: Path, options: ConvertOptions) -> None:
+def _write(
+    report: Report, state: Mapping[str, Tensor], target: Path, options: ConvertOptions, after: Callable[[], None]
+) -> None:
     state = file_names(state, options.target)
     container = options.container
     if container is None:
@@ -347,7 +355,7 @@ def _write(report: Report, state: Mapping[str, Tensor], target: Path, options: C
     note = {"format": "pt", "arch": report.arch, "names": options.target, "made_by": report.made_by}
     staged = target.with_name(f".staged.{target.name}") if options.hashed else target
     try:
-        write_weights(staged, state, note, container)
+        write_weights(staged, state, note, container, after)
         digest = file_hash(staged)
         if options.hashed:
             target = staged.replace(target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}"))

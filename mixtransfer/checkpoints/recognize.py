@@ -115,7 +115,11 @@ def identify(entries: Mapping[str, Any], name: str) -> Match:
     best = matches[0]
     rivals = [m.arch for m in matches if m.certainty == best.certainty and m.network != best.network]
     if rivals:
-        raise UserError(f"{name}: fits {', '.join(dict.fromkeys([best.arch, *rivals]))} alike; say --arch")
+        names = list(dict.fromkeys([best.arch, *rivals]))
+        raise UserError(
+            f"{name}: fits {', '.join(names)} alike: they have the same names and shapes and compute different things;"
+            f" say which, e.g. --arch {names[0]}"
+        )
     return best
 
 

@@ -50,7 +50,8 @@ class Selection:
     """The weights of one network.
 
     Attributes:
-        weights: the entries, without wrappers and prefix; a classifier's head beside its backbone keeps ``head.``.
+        weights: the entries, without wrappers and prefix; a classifier's heads beside its backbone keep ``head.``
+            and ``aux_head.``.
         container: the path to them in the file, e.g. ``("state_dict",)``; empty for a flat file.
         prefix: what was cut off the names of the backbone.
         average: whether they are a moving average.
@@ -146,7 +147,7 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
             continue
         if new.startswith(inside):
             new = new[len(inside) :]
-        elif not new.startswith("head."):
+        elif not new.startswith(("head.", "aux_head.")):
             rule = rule_for(new)
             if rule is None:
                 raise UserError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.account import HEAD, some
+from mixtransfer.checkpoints.account import HEAD, TOKEN_HEAD, some
 from mixtransfer.checkpoints.convert import OURS, convert
 from mixtransfer.errors import UserError
 
@@ -68,13 +68,21 @@ def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tupl
     """
     own = {key: _single(value) for key, value in state.items()}
     _without_layers(backbone, {key for key in backbone.state_dict() if key not in own and "." in key})
-    backbone.load_state_dict({key: value for key, value in own.items() if key not in HEAD}, assign=True)
+    heads = (*HEAD, *TOKEN_HEAD)
+    backbone.load_state_dict({key: value for key, value in own.items() if key not in heads}, assign=True)
     backbone.eval()
     with torch.inference_mode():
         if not backbone.with_embedding:
             return backbone(images)
-        vector = backbone.embed(images)
-        return (F.linear(vector, *(own[key] for key in HEAD)) if HEAD[0] in own else vector,)
+        return (_logits(backbone, own, images) if HEAD[0] in own else backbone.embed(images),)
+
+
+def _logits(backbone: Backbone, own: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    if not backbone.token_head:
+        return F.linear(backbone.embed(images), *(own[key] for key in HEAD))
+    encoded = backbone.encode(images)
+    tokens = F.linear(encoded.tokens, *(own[key] for key in TOKEN_HEAD))
+    return F.linear(encoded.vector, *(own[key] for key in HEAD)) + 0.5 * tokens.amax(dim=1)
 
 
 def compare(
@@ -84,12 +92,13 @@ def compare(
     network: Mapping[str, Any],
     size: tuple[int, int],
     answer: tuple[Tensor, ...],
-) -> tuple[float, str] | None:
+) -> tuple[float, str] | str:
     """Feed the same images to our network and to the library's own, and return how far the answers are apart.
 
     Both get the converted weights. Where the library's network is dense, or the weights are, dense maps are compared,
     on an image somewhat larger than ``size``: where a window covers a whole map, classifiers drop the shift of windows
-    that dense networks keep. Dense norms that the weights lack are the identity's, 1 and 0, in both.
+    that dense networks keep. Dense norms that the weights lack are the identity's, 1 and 0, in both. Weights without a
+    head count as dense in a family whose embedding reads nothing but the maps, if the library has a dense network.
 
     Args:
         net: our network, from :func:`run`.
@@ -101,15 +110,24 @@ def compare(
 
     Returns:
         The largest absolute difference relative to the standard deviation of the library's answer, and what was
-        compared; None where the library has no such network.
+        compared; or why nothing was.
 
     Raises:
         UserError: the library's network does not take the weights.
     """
+    dense = net.formats[library].dense or not net.with_embedding
+    if not dense and HEAD[0] not in state and not net.embed_only:
+        result = _compare(net, state, library, network, size, answer, dense=True)
+        if not isinstance(result, str):
+            return result
+    return _compare(net, state, library, network, size, answer, dense)
+
+
+def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[float, str] | str:
     key_map, head = net.formats[library], state.get(HEAD[0])
+    none = f"no network of {library} takes these weights"
     if key_map.network is None:
-        return None
-    dense = key_map.dense or not net.with_embedding
+        return none
     compared = _comparable_size(net, network, size, dense, key_map.dense)
     images = fixed_images(compared, network.get("in_channels", 3))
     if dense:
@@ -122,12 +140,15 @@ def compare(
         state = ours.resize_loaded(dict(state))
         answer = run(ours, state, images)
     spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
-    sizes = {"img_size": compared[0], "window": network.get("window")}
+    sizes = {"img_size": compared if compared[0] != compared[1] else compared[0], "window": network.get("window")}
     spec = dataclasses.replace(spec, **{k: v for k, v in sizes.items() if k in fields and v is not None})
-    with build_without_values():
-        theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
+    try:
+        with build_without_values():
+            theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
     if theirs is None:
-        return None
+        return none
     theirs.eval()  # OpenMMLab's Swin returns None from it
     _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
     with torch.inference_mode():
@@ -143,7 +164,7 @@ def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int,
     classifiers, which pad otherwise, not padded at all.
     """
     window = network.get("window") or getattr(net.archs[net.arch], "window", 0)
-    with torch.device("meta"):
+    with build_without_values():
         least = window * max(type(net)(arch=net.arch).strides)
     size = tuple(max(side, least) for side in size)
     if not dense:

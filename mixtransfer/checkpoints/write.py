@@ -9,6 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,13 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 BLOCK = 1 << 20
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], note: Mapping[str, str], container: str) -> None:
+def write_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    note: Mapping[str, str],
+    container: str,
+    after: Callable[[], None] = lambda: None,
+) -> None:
     """Write named tensors as the suffix of ``path`` says; tensors are written one after another, without a copy.
 
     Args:
@@ -32,22 +39,37 @@ def write_weights(path: Path, state: Mapping[str, Tensor], note: Mapping[str, st
         state: the entries.
         note: what is kept beside them: safetensors metadata, ``"meta"`` in a ``.pth``.
         container: the key that holds the entries in a ``.pth``; empty for a flat file without ``note``.
+        after: called after each piece that is written.
 
     Raises:
         UserError: the file cannot be written; nothing is left behind then.
     """
-    with replace_whole(path) as partial:
+    with replace_whole(path) as partial, open(partial, "wb") as file:
+        stream = _Stream(file, after)
         if path.suffix == ".safetensors":
-            with open(partial, "wb") as file:
-                _write_safetensors(file, state, note)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_safetensors(stream, state, note)
         else:
             compact = {key: _contiguous(value) for key, value in state.items()}
             try:
-                torch.save({"meta": dict(note), container: compact} if container else compact, partial)
+                torch.save({"meta": dict(note), container: compact} if container else compact, stream)
             except RuntimeError:  # what its zip writer makes of a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass
+class _Stream:
+    file: BinaryIO
+    after: Callable[[], None]
+
+    def write(self, data: bytes | memoryview) -> int:
+        written = self.file.write(data)
+        self.after()
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 @contextlib.contextmanager
@@ -78,7 +100,7 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_safetensors(file: BinaryIO, state: Mapping[str, Tensor], note: Mapping[str, str]) -> None:
+def _write_safetensors(file: _Stream, state: Mapping[str, Tensor], note: Mapping[str, str]) -> None:
     """Write the published layout: header length, JSON header, then the bytes of each tensor without gaps.
 
     Wider types come first, so that every tensor is aligned to its type.

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from mixtransfer.errors import UserError
 
-FORMATS = ("mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision", "transformers")
+FORMATS = (
+    "mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision", "transformers", "detectron2"
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,48 @@
+"""Reading mapped files without keeping them in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["GivenBack"]
+
+
+class GivenBack(TorchFunctionMode):
+    """While entered, what an operation read of a mapped file is given back after it; a later one reads it again.
+
+    So a network whose weights lie in a file takes the memory of a layer, not of all weights. Nothing may have written
+    to the mapped values, as that would be lost. Where the system has no list of mappings (``/proc``) memory is kept.
+
+    Args:
+        path: a file that ``read_checkpoint(mapped=True)`` has read.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.spans = list(_spans(path.resolve()))
+        self.advise = ctypes.CDLL(None).madvise if self.spans else None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.give_back()
+        return result
+
+    def give_back(self) -> None:
+        """Give back what was read so far."""
+        for start, stop in self.spans:
+            self.advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+
+
+def _spans(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the addresses (start, stop) at which the file is mapped into this process."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else ():
+        span, *_, name = line.split(maxsplit=5)
+        if name == str(path):
+            start, stop = span.split("-")
+            yield int(start, 16), int(stop, 16)
