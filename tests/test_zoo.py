@@ -114,7 +114,7 @@ def test_a_variant_without_a_count_stops_the_page():
 
 
 def test_reports_of_pytest_fill_cells(tmp_path):
-    cells = zoo.read_junit(
+    cells, formats = zoo.read_junit(
         report(
             tmp_path / "junit.xml",
             {
@@ -127,6 +127,9 @@ def test_reports_of_pytest_fill_cells(tmp_path):
                 "test_parity::test_dense_maps_equal_published[swin_mlp-swin_mlp_base_w7_224_dense-f64]": "passed",
                 "test_backbone_contract::test_declared_channels[64-64-fan/vit]": "passed",
                 "test_backbone_contract::test_labels_are_linear_in_the_map[fan]": "passed",
+                "test_convert::test_a_format_goes_there_and_back_with_the_same_bytes[pvt_v2-timm]": "passed",
+                "test_convert::test_equals_the_librarys_network_both_ways[pvt_v2-timm-classifier]": "passed",
+                "test_convert::test_equals_the_librarys_network_both_ways[pvt_v2-timm-dense]": "skipped",
                 "test_ops::test_nms[swin]": "failed",
             },
         )
@@ -138,11 +141,17 @@ def test_reports_of_pytest_fill_cells(tmp_path):
         "swin_mlp": {"parity dense": "1 record"},
         "fan": {"contract": "1 test", "token labels": "1 test"},
     }
+    assert formats == {
+        "swin": {"official": "C"},
+        "regionvit": {"official": "D"},
+        "swin_mlp": {"official": "D"},
+        "pvt_v2": {"timm": "⇄ C"},
+    }
 
 
 def test_recipes_are_counted_by_file_and_a_family_without_any_says_so(tmp_path):
     cases = ("the_parts_fit[seg/upernet_swin_mlp.py]", "one_trains[seg/upernet_swin_mlp.py]", "names[_base_/swin.py]")
-    cells = zoo.read_junit(
+    cells, _ = zoo.read_junit(
         report(tmp_path / "junit.xml", dict.fromkeys((f"test_configs::test_{case}" for case in cases), "passed"))
     )
     assert cells["swin_mlp"]["recipes"] == "1 recipe"
@@ -193,15 +202,47 @@ def test_our_tests_name_every_family_as_the_page_reads_them(tmp_path):
     """Renamed tests or parameters would silently empty a column."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider"]
     modules = [
-        TESTS / f"test_{name}.py" for name in ("parity", "oamixer", "timm_formats", "backbone_contract", "configs")
+        TESTS / f"test_{name}.py"
+        for name in ("parity", "oamixer", "timm_formats", "backbone_contract", "configs", "convert")
     ]
     listed = subprocess.run([*command, *modules], capture_output=True, text=True, check=True, cwd=TESTS.parent).stdout
     found = re.findall(r"^tests/(\w+)\.py::(.+)$", listed, re.MULTILINE)
-    cells = zoo.read_junit(report(tmp_path / "junit.xml", {f"{module}::{name}": "passed" for module, name in found}))
+    cells, formats = zoo.read_junit(
+        report(tmp_path / "junit.xml", {f"{module}::{name}": "passed" for module, name in found})
+    )
     columns = zoo.COLUMNS.keys() - {"speed ratio"}
     assert {cls.family: columns - cells[cls.family].keys() for cls in FAMILIES} == {
         cls.family: set() for cls in FAMILIES
     }
+    assert {family: set(row) for family, row in formats.items()} == {cls.family: set(cls.formats) for cls in FAMILIES}
+    zoo.formats_table(formats)
+
+
+def test_the_table_of_formats_has_no_cell_without_proof(tmp_path):
+    formats = {cls.family: dict.fromkeys(cls.formats, "⇄ C D") for cls in FAMILIES}
+    page = zoo.with_formats(f"before\n{zoo.BEGIN}\nold\n{zoo.END}\nafter\n", formats, "a.md")
+    lines = page.splitlines()
+    assert (lines[0], lines[1], lines[-2], lines[-1]) == ("before", zoo.BEGIN, zoo.END, "after") and "old" not in page
+    assert {"deit", "swin"} <= {line.split(" ")[1] for line in lines[2:-2] if "⇄" in line}
+    cells = [cell.strip() for line in lines[4:-2] for cell in line.strip("|").split("|")]
+    assert len(cells) == len(FAMILIES) * (1 + len(zoo.FORMATS)) and all(cells)
+    assert {name for cls in FAMILIES for name in cls.formats} == set(zoo.FORMATS)
+    formats["swin"]["timm"] = "C D"
+    with pytest.raises(UserError, match=r"swin has no proof of its format 'timm'; run python -m pytest --junitxml"):
+        zoo.formats_table(formats)
+    with pytest.raises(UserError, match=r"a\.md: the marks of the table of formats are gone"):
+        zoo.with_formats("before\n", formats, "a.md")
+
+
+def test_check_notices_an_edit_of_the_table_of_formats(tmp_path, capsys):
+    for name in ("zoo.json", "zoo.md", "checkpoints.md"):
+        shutil.copy(DOCS / name, tmp_path)
+    page = tmp_path / "checkpoints.md"
+    page.write_text(page.read_text().replace("| swin | ⇄ C D |", "| swin | – |"))
+    assert run_command("benchmark", ["zoo", "--check", "--folder", str(tmp_path)]) == 1
+    assert "checkpoints.md is not up to date; run tools/benchmark.py zoo" in capsys.readouterr().out
+    assert run_command("benchmark", ["zoo", "--folder", str(tmp_path)]) == 0
+    assert page.read_bytes() == (DOCS / "checkpoints.md").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mixtransfer.backbones import swin
@@ -50,8 +49,9 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
-from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.linear import Linear, piecewise
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -151,7 +151,7 @@ class SwinAdaBlock(swin.Block):
 
     def __init__(self, channels: int, heads: int, window: int, drop_path: float):
         super().__init__(channels, heads, window, drop_path)
-        path = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+        path = nn.Sequential(nn.LayerNorm(channels), Linear(channels, channels))
         self.fastmlp = nn.Sequential(OrderedDict(fc1=path))
 
     def forward(self, x, grid: swin.WindowGrid, labels: Tensor | None, choice: Split | Tensor):
@@ -344,8 +344,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = Conv(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv1 = Linear(channels, 4 * channels)
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
         self.drop_path = drop_path
 
@@ -355,6 +355,10 @@ class ConvNeXtBlock(nn.Module):
 
     def slow(self, x: Tensor) -> Tensor:
         """Return the scaled MLP of each token (…, C)."""
+        return piecewise(self.mlp, x, self.pwconv1.out_features)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return the same for tokens that are few, or that need a gradient."""
         return self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(x))))
 
 
@@ -363,7 +367,7 @@ class ConvNeXtAdaBlock(ConvNeXtBlock):
 
     def __init__(self, channels: int, drop_path: float):
         super().__init__(channels, drop_path)
-        self.fast_path = nn.Sequential(nn.LayerNorm(channels, eps=NORM_EPS), nn.Linear(channels, channels))
+        self.fast_path = nn.Sequential(nn.LayerNorm(channels, eps=NORM_EPS), Linear(channels, channels))
         self.fast_path_gamma = nn.Parameter(torch.full((channels,), 1e-6))
 
     def forward(self, x, choice: Split | Tensor):

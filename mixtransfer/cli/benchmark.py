@@ -60,16 +60,20 @@ def parser() -> argparse.ArgumentParser:
     count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     zoo = commands.add_parser(
         "zoo",
-        help="write docs/zoo.md",
+        help="write docs/zoo.md, and the table of formats in docs/checkpoints.md",
         description="Count the variants that zoo.json lacks, add what reports of tests and of speed say of the "
-        "families, and write the page zoo.md from that and from the size tables.",
+        "families, and write from that and from the size tables the page zoo.md and the table in checkpoints.md.",
     )
-    zoo.add_argument("--check", action="store_true", help="write nothing; exit with 1 if zoo.md is not up to date")
+    zoo.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     zoo.add_argument("--recount", action="store_true", help="count all variants anew")
     zoo.add_argument("--junit", type=Path, metavar="FILE", help="report of python -m pytest --junitxml FILE")
     zoo.add_argument("--speed", type=Path, metavar="FILE", help="file of speed --case families --json FILE")
     zoo.add_argument(
-        "--folder", type=Path, default=Path("docs"), metavar="DIR", help="where zoo.md and zoo.json are (default docs)"
+        "--folder",
+        type=Path,
+        default=Path("docs"),
+        metavar="DIR",
+        help="where the pages and zoo.json are (default docs)",
     )
     return main
 
@@ -145,25 +149,34 @@ def _zoo(args: argparse.Namespace) -> int:
         raise UserError("--check writes nothing; leave out --recount, --junit and --speed")
     if not args.folder.is_dir():
         raise UserError(f"--folder {args.folder}: no such folder; run this in a checkout, or give the folder of zoo.md")
-    store, page = args.folder / "zoo.json", args.folder / "zoo.md"
+    store = args.folder / "zoo.json"
     record = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-    record = {"complexity": {}, "status": {}, "speed": "", **record}
-    if args.check:
-        if page.exists() and page.read_text(encoding="utf-8") == zoo.page(record):
-            return 0
-        print(f"{page} is not up to date; run tools/benchmark.py zoo")
-        return 1
-    record["complexity"] = _counted({} if args.recount else record["complexity"])
+    record = {"complexity": {}, "status": {}, "speed": "", "formats": {}, **record}
+    if not args.check:
+        record["complexity"] = _counted({} if args.recount else record["complexity"])
     if args.junit:
-        record["status"] = zoo.merged(record["status"], zoo.read_junit(args.junit), zoo.PYTEST)
+        status, record["formats"] = zoo.read_junit(args.junit)
+        record["status"] = zoo.merged(record["status"], status, zoo.PYTEST)
     if args.speed:
         ratios, record["speed"] = zoo.read_speed(args.speed)
         record["status"] = zoo.merged(record["status"], ratios, zoo.SPEED)
-    text = zoo.page(record)
-    _write_text(store, zoo.dumps(record))
-    _write_text(page, text)
+    page, checkpoints = args.folder / "zoo.md", args.folder / "checkpoints.md"
+    texts = {page: zoo.page(record)}
+    if checkpoints.exists():
+        texts[checkpoints] = zoo.with_formats(_text(checkpoints), record["formats"], str(checkpoints))
+    if args.check:
+        old = [path for path, text in texts.items() if _text(path) != text]
+        for path in old:
+            print(f"{path} is not up to date; run tools/benchmark.py zoo")
+        return 1 if old else 0
+    for path, text in {store: zoo.dumps(record), **texts}.items():
+        _write_text(path, text)
     print(zoo.status_table(record["status"], record["speed"]))
     return 0
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _counted(counts: dict[str, dict]) -> dict[str, dict]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.errors import UserError, unknown_name
@@ -62,6 +62,14 @@ RECIPES = {
     "hornet": Recipe("hornet_tiny_7x7", 0.2),
     "fcvit": Recipe("fcvit_tiny", 0.1),
     "sequencer2d": Recipe("sequencer2d_s", 0.1),
+    "mlp_mixer": Recipe("mixer_s16", 0.1, multiple=16),
+    # OAMixer's are smaller, but share one kernel: their published code is several times slower than a ConvMixer's.
+    "convmixer": Recipe("convmixer_1024_20_ks9_p14", 0.0, 504, multiple=14),
+    # Compared in evaluation, as all; that training draws and masks the same is in the tests. 14 × 14 tokens are written
+    # into the code of DynamicViT.
+    "dynamicvit": Recipe("dynamicvit_deit_256_07", 0.0, 224, multiple=224),
+    "dynamicvit_swin": Recipe("dynamicvit_swin_t_07", 0.2, 448, multiple=224),
+    "dynamicvit_convnext": Recipe("dynamicvit_convnext_t_07", 0.2),
 }
 
 
@@ -133,4 +141,7 @@ def _network(recipe: Recipe, size: int) -> Backbone:
         # At their initial values layer scales, biases and positions hardly change an output: the check would be blind.
         if parameter.dim() < 2 or "pos" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
+        elif "score_predictor" in name:
+            # Their scores all but agree at first: which tokens are dropped would hang on rounding.
+            nn.init.kaiming_normal_(parameter)
     return net

@@ -1,7 +1,8 @@
 """The zoo page: what every variant costs and scores, and what tests and benchmarks say of every family.
 
 Nothing of it is typed: sizes and published numbers come from the families' tables, parameters and multiply-accumulates
-are counted, and the status of a family is read from pytest's own report and from the file of ``benchmark speed``.
+are counted, and the status of a family is read from pytest's own report and from the file of ``benchmark speed``. The
+same report fills the table of formats in the page on checkpoints.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ __all__ = [
     "SPEED",
     "deviation",
     "dumps",
+    "formats_table",
     "merged",
     "page",
     "read_junit",
     "read_speed",
     "status_table",
+    "with_formats",
 ]
 
 PYTEST = "python -m pytest --junitxml FILE, then tools/benchmark.py zoo --junit FILE"
@@ -55,6 +58,15 @@ PARITY = {
     ("test_parity", "test_dense_maps_equal_published"): (("parity dense",), "record"),
     ("test_timm_formats", "test_equals_timm_from_its_names"): (("parity classify", "parity dense"), "timm network"),
 }
+#: Formats of checkpoints, the columns of their table, and marks of their cells: what passed tests say.
+FORMATS = ("official", "timm", "torchvision", "transformers", "mmpretrain", "mmdet", "mmseg", "detectron2")
+MARKS = {"both ways": "⇄", "classifier": "C", "dense": "D"}
+#: Tests that fill cells of the table of formats, and their marks; None where the last parameter names it.
+PROOFS = {
+    "test_a_format_goes_there_and_back_with_the_same_bytes": "both ways",
+    "test_equals_the_librarys_network_both_ways": None,
+}
+BEGIN, END = "<!-- written by tools/benchmark.py zoo --junit FILE -->", "<!-- up to here -->"
 #: Records that are named after their repository, not after the family.
 ALIASES = (("sequencer", "sequencer2d"),)
 HEADER = ("pixels", "parameters, M", "published", "MACs, G", "published", "top-1", "box AP", "mask AP", "mIoU")
@@ -122,6 +134,35 @@ def status_table(status: Mapping[str, Mapping[str, str]], machine: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def formats_table(formats: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the table of formats in Markdown, from what :func:`read_junit` says of each family's formats.
+
+    Raises:
+        UserError: a format of a family was not converted both ways.
+    """
+    lines = [f"| family | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
+    for cls in FAMILIES:
+        cells = formats.get(cls.family, {})
+        for name in cls.formats:
+            if MARKS["both ways"] not in cells.get(name, ""):
+                raise UserError(f"zoo.json: {cls.family} has no proof of its format {name!r}; run {PYTEST}")
+        lines.append(f"| {cls.family} | {' | '.join(cells.get(name, DASH) for name in FORMATS)} |")
+    return "\n".join(lines)
+
+
+def with_formats(text: str, formats: Mapping[str, Mapping[str, str]], name: str) -> str:
+    """Return the page ``text`` with the table of formats between its two marks; ``name`` is the page's, for messages.
+
+    Raises:
+        UserError: the page has no such marks, or a format was not converted both ways.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{name}: the marks of the table of formats are gone; put the lines {BEGIN} and {END} back")
+    return f"{before}{BEGIN}\n{formats_table(formats)}\n{END}{after}" if formats else text
+
+
 def deviation(measured: float, printed: float) -> float | None:
     """Return by what share ``measured`` is off ``printed``; None within 1 % or the rounding of ``printed``."""
     decimals = 0 if isinstance(printed, int) else len(repr(printed).partition(".")[2])
@@ -130,22 +171,26 @@ def deviation(measured: float, printed: float) -> float | None:
     return measured / printed - 1
 
 
-def read_junit(path: Path) -> dict[str, dict[str, str]]:
-    """Return, for each family, the cells that a report of pytest fills.
+def read_junit(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Return the cells that a report of pytest fills: of each family's status, and of each family's formats.
 
     Raises:
         UserError: the file is no such report, or one of the tests that fill cells failed.
     """
     found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    proved: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for case in _cases(path):
         module, (function, _, arguments) = case.get("classname").rpartition(".")[2], case.get("name").partition("[")
         cells = list(_cells(module, function, arguments.rstrip("]")))
-        if cells and any(case.find(tag) is not None for tag in ("failure", "error")):
+        proofs = list(_proofs(module, function, arguments.rstrip("]")))
+        if (cells or proofs) and any(case.find(tag) is not None for tag in ("failure", "error")):
             raise UserError(f"{path}: {module}::{case.get('name')} failed; the page counts passed tests only, mend it")
         if case.find("skipped") is None:
             for family, column, unit, item in cells:
                 found[family, column][unit].add(item)
-    if not found:
+            for family, name, proof in proofs:
+                proved[family][name].add(proof)
+    if not found and not proved:
         raise UserError(f"{path}: no test of a family in it; write it with {PYTEST.partition(',')[0]}")
     status: dict[str, dict[str, str]] = defaultdict(dict)
     for (family, column), why in ABSENT.items():
@@ -155,7 +200,11 @@ def read_junit(path: Path) -> dict[str, dict[str, str]]:
     for (family, column), units in found.items():
         counts = (f"{len(items)} {unit}{'s' * (len(items) > 1)}" for unit, items in sorted(units.items()))
         status[family][column] = ", ".join(counts)
-    return dict(status)
+    formats = {
+        family: {name: " ".join(mark for what, mark in MARKS.items() if what in proofs) for name, proofs in row.items()}
+        for family, row in proved.items()
+    }
+    return dict(status), formats
 
 
 def read_speed(path: Path) -> tuple[dict[str, dict[str, str]], str]:
@@ -267,6 +316,16 @@ def _cells(module: str, function: str, arguments: str) -> Iterator[tuple[str, st
     elif module == "test_configs" and re.fullmatch(r"(?!_base_)[\w/]+\.py", arguments):
         if (family := _family(arguments)) is not None:
             yield family, "recipes", "recipe", arguments
+
+
+def _proofs(module: str, function: str, arguments: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (family, format, key of :data:`MARKS`) for each cell of the table of formats that a passed test marks."""
+    if module == "test_convert" and function in PROOFS:
+        family, name, *use = arguments.split("-")
+        yield family, name, PROOFS[function] or use[0]
+    elif PARITY.get((module, function), ((), ""))[1] == "record" and (family := _family(arguments)) is not None:
+        (column,), _ = PARITY[module, function]
+        yield family, "official", {"parity classify": "classifier", "parity dense": "dense"}[column]
 
 
 def _family(text: str, whole: bool = False) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.evaluation.published import convolutions, tokens, windows
+from mixtransfer.evaluation.published import convolutions, sparse, tokens, windows
 from mixtransfer.evaluation.published.common import COMMON
 
 __all__ = ["WAYS", "as_published"]
@@ -23,7 +23,7 @@ __all__ = ["WAYS", "as_published"]
 #: family -> our class -> the published way.
 WAYS: Mapping[str, Mapping[type[nn.Module], type[nn.Module]]] = {
     family: {**COMMON, **ways}
-    for group in (tokens.WAYS, windows.WAYS, convolutions.WAYS)
+    for group in (tokens.WAYS, windows.WAYS, convolutions.WAYS, sparse.WAYS)
     for family, ways in group.items()
 }
 

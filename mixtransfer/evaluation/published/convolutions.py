@@ -1,4 +1,4 @@
-"""HorNet, CMT, FCViT, Hire-MLP, RaftMLP and Sequencer2D the way their published codes compute them."""
+"""HorNet, CMT, FCViT, the MLPs, ConvMixer and Sequencer2D the way their published codes compute them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones import cmt, fcvit, hire_mlp, hornet, raft_mlp, sequencer
+from mixtransfer.backbones import cmt, convmixer, fcvit, hire_mlp, hornet, mlp_mixer, raft_mlp, sequencer
 from mixtransfer.evaluation.published.common import Summed, attend, convolve, drop_path, join_heads, split_heads
 from mixtransfer.layers.channels_last import Conv, Pointwise
 
@@ -343,6 +343,58 @@ class SequencerBlock(Summed, sequencer.Block):
         return self.add(x, self.mlp_channels(self.norm2(x)))
 
 
+class MixerTokenMixer(mlp_mixer.TokenMixer):
+    """Linear layers on tokens that are transposed, and back."""
+
+    def forward(self, x, grid, gate=None):
+        return self.fc2(F.gelu(self.fc1(x.transpose(1, 2)))).transpose(1, 2)
+
+
+class MixerBlock(Summed, mlp_mixer.Block):
+    """Both branches for all samples."""
+
+    def forward(self, x, grid, gate=None):
+        x = self.add(x, self.mlp_tokens(self.norm1(x), grid))
+        return self.add(x, self.mlp_channels(self.norm2(x)))
+
+
+class ConvMixerFilter(convmixer.Mixer):
+    """A kernel that all channels share filters B·C maps of one channel."""
+
+    def forward(self, x, gate=None):
+        if not self.shared:
+            return self.conv(x)
+        return self.conv(x.reshape(-1, 1, *x.shape[2:])).reshape(x.shape)
+
+
+class ConvMixerResidual(Summed, convmixer.Residual):
+    """Layer after layer."""
+
+    def forward(self, x, gate):
+        mix, activation, norm = self.fn
+        return self.add(x, norm(activation(mix(x))))
+
+
+class ConvMixerBlock(convmixer.Block):
+    """Layer after layer."""
+
+    def forward(self, x, gate=None):
+        residual, project, activation, norm = self.block
+        return norm(activation(project(residual(x, None))))
+
+
+class ConvMixer(convmixer.ConvMixer):
+    """Maps (B, C, H, W) throughout."""
+
+    def dense(self, images, labels):
+        x, maps = self.stem(images), []
+        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+            x = block(x)
+            if index in self.out_indices:
+                maps.append(x)
+        return tuple(maps), None
+
+
 #: family -> our class -> the published way.
 WAYS = {
     "hornet": {
@@ -384,4 +436,11 @@ WAYS = {
         raft_mlp.PatchEmbed: RaftPatchEmbed,
     },
     "sequencer2d": {sequencer.BiLSTM2D: SequencerMixer, sequencer.Block: SequencerBlock},
+    "mlp_mixer": {mlp_mixer.TokenMixer: MixerTokenMixer, mlp_mixer.Block: MixerBlock},
+    "convmixer": {
+        convmixer.ConvMixer: ConvMixer,
+        convmixer.Mixer: ConvMixerFilter,
+        convmixer.Residual: ConvMixerResidual,
+        convmixer.Block: ConvMixerBlock,
+    },
 }
