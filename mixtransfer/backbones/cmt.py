@@ -32,7 +32,7 @@ from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, linear
+from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.registry import MODELS
 
@@ -144,7 +144,7 @@ class ConvMlp(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """Return new tokens of a part of the map."""
-        x = F.gelu(plus_depthwise(self.proj, self.conv1(x.permute(0, 3, 1, 2))))
+        x = gelu(plus_depthwise(self.proj, self.conv1(x.permute(0, 3, 1, 2))))
         conv, norm = self.conv2
         if norm.training or self.proj_bn.training:
             return norm(conv(self.proj_bn(x))).permute(0, 2, 3, 1)
@@ -295,7 +295,7 @@ class CMT(Backbone):
         """Yield the map (B, H, W, C) and its labels (B, N, K) or None after each of the first ``count`` stages."""
         x = images
         for number in (1, 2, 3):
-            x = getattr(self, f"stem_norm{number}")(F.gelu(getattr(self, f"stem_conv{number}")(x)))
+            x = getattr(self, f"stem_norm{number}")(gelu(getattr(self, f"stem_conv{number}")(x)))
         x = x.permute(0, 2, 3, 1)
         rows = None
         for i, name in enumerate(STAGES[:count]):

@@ -34,8 +34,9 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
+from mixtransfer.layers.linear import gelu
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.registry import MODELS
 
@@ -114,6 +115,16 @@ class Mixer(nn.Module):
         return x.unflatten(2, size)
 
 
+def normed(x: Tensor, activation: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    """Return BN(activation(x)) of a map that nobody else reads: in evaluation without gradient in its place."""
+    if norm.training or torch.is_grad_enabled():
+        return norm(activation(x))
+    x = gelu(x) if isinstance(activation, nn.GELU) else F.relu_(x)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return x.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+
 class Residual(nn.Module):
     """x + BN(GELU(mix x)), with stochastic depth."""
 
@@ -126,9 +137,11 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
         """Return a map of the same shape (B, C, H, W)."""
         mixer, activation, norm = self.fn
-        branch = norm(activation(mixer(x, gate)))
+        branch = normed(mixer(x, gate), activation, norm)
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
-        return x + branch * keep_mask(len(x), self.drop_path, x) if self.training and self.drop_path else x + branch
+        if self.training and self.drop_path:
+            branch = branch * keep_mask(len(x), self.drop_path, x)
+        return add(x, branch)
 
 
 class Block(nn.Module):
@@ -144,7 +157,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return a map of the same shape (B, C, H, W); ``gate`` is one of :class:`Mixer`."""
         residual, project, activation, norm = self.block
-        return norm(activation(project(residual(x, gate))))
+        return normed(project(residual(x, gate)), activation, norm)
 
 
 @MODELS.register_module()

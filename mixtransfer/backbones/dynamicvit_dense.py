@@ -29,7 +29,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones import swin
@@ -51,7 +50,7 @@ from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, piecewise
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -359,7 +358,7 @@ class ConvNeXtBlock(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Return the same for tokens that are few, or that need a gradient."""
-        return self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(x))))
+        return self.gamma * self.pwconv2(gelu(self.pwconv1(self.norm(x))))
 
 
 class ConvNeXtAdaBlock(ConvNeXtBlock):

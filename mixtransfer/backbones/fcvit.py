@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -31,6 +30,7 @@ from mixtransfer.layers.channels_last import Conv, Pointwise, strips
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.linear import gelu
 from mixtransfer.registry import MODELS
 
 __all__ = ["FCViT"]
@@ -117,8 +117,8 @@ class TokenMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed map (B, H, W, C)."""
-        x = F.gelu(self.fc1(self.dw1(self.gc1(x))))
-        return F.gelu(self.fc2(self.dw2(self.gc2(x))))
+        x = gelu(self.fc1(self.dw1(self.gc1(x))))
+        return gelu(self.fc2(self.dw2(self.gc2(x))))
 
 
 class ChannelMixer(nn.Module):
@@ -133,7 +133,7 @@ class ChannelMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed map (B, H, W, C)."""
-        return strips(lambda y: self.fc2(F.gelu(self.dwconv(self.fc1(y)))), x, self.fc1.out_channels)
+        return strips(lambda y: self.fc2(gelu(self.dwconv(self.fc1(y)))), x, self.fc1.out_channels)
 
 
 class Block(nn.Module):

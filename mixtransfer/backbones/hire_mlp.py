@@ -32,7 +32,7 @@ from mixtransfer.layers.channels_last import Conv, Pointwise
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
-from mixtransfer.layers.linear import linear, piecewise
+from mixtransfer.layers.linear import gelu, linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]
@@ -121,7 +121,7 @@ class PointwiseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
-        return piecewise(lambda y: self.fc2(F.gelu(self.fc1(y))), x, self.fc1.out_channels)
+        return piecewise(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_channels)
 
 
 class Block(nn.Module):

@@ -33,7 +33,7 @@ from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import Linear, linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["HorNet"]
@@ -173,7 +173,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Return the MLP of each token."""
-        return piecewise(lambda y: self.pwconv2(F.gelu(self.pwconv1(y))), x, self.pwconv1.out_features)
+        return piecewise(lambda y: self.pwconv2(gelu(self.pwconv1(y))), x, self.pwconv1.out_features)
 
 
 @MODELS.register_module()

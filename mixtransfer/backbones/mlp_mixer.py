@@ -37,7 +37,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.drop_path import add_branch, keep_mask
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import Mlp
+from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -97,7 +97,7 @@ class TokenMixer(nn.Module):
         activation adds to it is left as it is (OAMixer).
         """
         x = resample(x, grid, self.grid)
-        out = _columns(F.gelu(_columns(x, self.fc1)), self.fc2)
+        out = _columns(gelu(_columns(x, self.fc1)), self.fc2)
         if gate is not None:
             out = torch.baddbmm(out, (gate - 1) * (self.fc2.weight @ self.fc1.weight), x.to(out.dtype))
         return resample(out, self.grid, grid)

@@ -40,6 +40,7 @@ from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.linear import gelu
 from mixtransfer.layers.positions import relative_position_index
 from mixtransfer.registry import MODELS
 
@@ -214,7 +215,7 @@ class Block(nn.Module):
         expand, shrink = self.proj_c_e, self.proj_c_s
         weight, bias = (p.unflatten(0, (2, -1, self.groups)).transpose(1, 2).flatten(0, 2) for p in expand.parameters())
         tokens = self.norm(x).flatten(0, 1)
-        u, v = F.gelu(torch.addmm(bias.unsqueeze(1), weight, tokens.t())).chunk(2)
+        u, v = gelu(torch.addmm(bias.unsqueeze(1), weight, tokens.t())).chunk(2)
         gated = self.gate_unit(u, v, valid)
         weight = shrink.weight.unflatten(1, (-1, self.groups)).transpose(1, 2).flatten(1)
         return F.linear(gated.t(), weight, shrink.bias).view(x.shape)
@@ -237,7 +238,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the embedded map, sides rounded up."""
         for index, (proj, norm) in enumerate(zip(self.projs, self.norms, strict=True)):
-            x = norm(proj(x if index == 0 else F.gelu(x)))
+            x = norm(proj(x if index == 0 else gelu(x)))
         return x.permute(0, 2, 3, 1)
 
 

@@ -38,7 +38,7 @@ from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
-from mixtransfer.layers.linear import Linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, piecewise
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
@@ -110,7 +110,7 @@ class LinearAttention(Attention):
         if labels is not None:
             labels = pool_labels(labels_to_map(labels, size), (POOLED, POOLED)).flatten(2).transpose(1, 2)
         grid = F.adaptive_avg_pool2d(x.unflatten(1, size).permute(0, 3, 1, 2), POOLED).permute(0, 2, 3, 1)
-        return F.gelu(self.norm(self.sr(grid).flatten(1, 2))), labels
+        return gelu(self.norm(self.sr(grid).flatten(1, 2))), labels
 
 
 class DepthwiseConv(nn.Module):
@@ -138,13 +138,13 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return new tokens (B, N, C)."""
         if self.dwconv is None:
-            return piecewise(lambda y: self.fc2(F.gelu(self.fc1(y))), x, self.fc1.out_features)
+            return piecewise(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_features)
         return strips(self.filtered, x.unflatten(1, size), self.fc1.out_features).flatten(1, 2)
 
     def filtered(self, x: Tensor) -> Tensor:
         """Return new tokens (B, H, W, C) of v2."""
         size, x = x.shape[1:3], self.fc1(x.flatten(1, 2))
-        return self.fc2(F.gelu(self.dwconv(F.relu(x) if self.relu else x, size))).unflatten(1, size)
+        return self.fc2(gelu(self.dwconv(F.relu(x) if self.relu else x, size))).unflatten(1, size)
 
 
 class Block(nn.Module):

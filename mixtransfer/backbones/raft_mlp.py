@@ -31,7 +31,7 @@ from mixtransfer.backbones.keys import KeyMap, Reorder
 from mixtransfer.errors import UserError
 from mixtransfer.layers.drop_path import add_branch
 from mixtransfer.layers.labels import image_label, pool_labels
-from mixtransfer.layers.linear import Mlp
+from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]
@@ -117,7 +117,7 @@ class TokenMixer(nn.Module):
 def _columns(x: Tensor, layer: nn.Linear, activate: bool) -> Tensor:
     """Apply a linear layer to the columns of (B, in, N) without transposing them: (B, out, N)."""
     x = torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
-    return F.gelu(x) if activate else x
+    return gelu(x) if activate else x
 
 
 class ChannelMixer(Mlp):

@@ -33,7 +33,7 @@ from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.drop_path import add, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]
@@ -87,7 +87,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return ``scale`` times the new tokens (B, N, C)."""
-        return piecewise(lambda y: _scaled(self.fc2, F.gelu(self.fc1(y)), scale), x, self.fc1.out_features)
+        return piecewise(lambda y: _scaled(self.fc2, gelu(self.fc1(y)), scale), x, self.fc1.out_features)
 
 
 class Attention(nn.Module):

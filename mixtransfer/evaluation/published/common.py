@@ -93,7 +93,7 @@ class PlainMlp(Mlp):
     """All tokens at once."""
 
     def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 #: Our class -> the published way, in all families.

@@ -302,7 +302,7 @@ class RaftChannelMixer(raft_mlp.ChannelMixer):
     """All tokens at once."""
 
     def forward(self, x):
-        return self.fc2(self.act(self.fc1(self.norm_in(x))))
+        return self.fc2(F.gelu(self.fc1(self.norm_in(x))))
 
 
 class RaftPatchEmbed(raft_mlp.PatchEmbed):
