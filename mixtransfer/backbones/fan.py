@@ -16,7 +16,7 @@ Dense maps: hybrids give both stages of the stem, the tokens behind one block, a
 stride 32 through a new convolution (detectors) or at 16 (``_seg``); the ``_token`` detectors norm each map; plain
 networks give the tokens behind blocks 5, 8 and 12 and behind class attention.
 Different: a side shorter than a stride is padded to it with zeros. STL's classifier of single tokens, ``aux_head``, is
-dropped.
+no part of the backbone; ``TokenLabelingClassifier`` trains it.
 """
 
 from __future__ import annotations
@@ -367,6 +367,7 @@ class FAN(Backbone):
 
     family = "fan"
     label_rule = "attention"
+    observes = ("tokens",)
     # Table 1 of the first paper and the repositories' model functions.
     archs: ClassVar = {
         **_PLAIN,
@@ -472,6 +473,19 @@ class FAN(Backbone):
         return tuple(m.permute(0, 3, 1, 2) for m in maps), tuple(outputs[i][1] for i in self.out_indices)
 
     def embedding(self, images, labels):  # noqa: D102
+        token, label, _, _ = self.classified(images, labels)
+        return self.norm(token[:, 0]), None if label is None else label[:, 0]
+
+    def observation(self, images, wanted):  # noqa: D102
+        token, _, x, size = self.classified(images, None)
+        seen = {"vector": self.norm(token[:, 0])}
+        if "tokens" in wanted:
+            x = self.norm(self.cls_attn_blocks[-1].patches(x))
+            seen["tokens"] = x.transpose(1, 2).unflatten(2, size)
+        return seen
+
+    def classified(self, images: Tensor, labels: Tensor | None):
+        """Return the class token (B, 1, D), its label (B, 1, K), and the patches (B, N, D) before the last block."""
         x, rows, size, _ = self.tokens(images, labels, paired=True)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, size, rows)
@@ -483,7 +497,7 @@ class FAN(Backbone):
             label = None if label is None else mix_labels(label, attended)
             if number < len(self.cls_attn_blocks) - 1:
                 x = block.patches(x)
-        return self.norm(token[:, 0]), None if label is None else label[:, 0]
+        return token, label, x, size
 
     def stage_modules(self):  # noqa: D102
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]

@@ -1,15 +1,20 @@
-"""``tools/benchmark.py``: compare speed side by side, count the cost of architectures, and write the zoo page."""
+"""``tools/benchmark.py``: compare speed side by side, count cost, measure robustness, and write the zoo page."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
+
+if TYPE_CHECKING:
+    from mixtransfer.transfer.runner import TransferRunner
 
 #: Cases of ``benchmark speed``: functions of mixtransfer.evaluation.contests.
 CASES = {
@@ -21,9 +26,11 @@ CASES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``benchmark speed``, ``benchmark complexity`` and ``benchmark zoo``."""
-    main = argparse.ArgumentParser(prog="mixtransfer benchmark", description="Measure speed and complexity.")
-    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,zoo}")
+    """Return the parser of ``benchmark`` with its actions."""
+    main = argparse.ArgumentParser(
+        prog="mixtransfer benchmark", description="Measure speed, complexity and robustness."
+    )
+    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,robustness,zoo}")
     speed = commands.add_parser(
         "speed",
         help="compare speed with other implementations",
@@ -58,6 +65,32 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=_positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
     )
     count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    robustness = commands.add_parser(
+        "robustness",
+        help="measure a classifier on corrupted images",
+        description="Measure a classifier's top-1 accuracy on images in ImageNet-C's layout, and print a table of "
+        "corruptions and severities, the mean corruption error (mCE) if all its 15 corruptions are there, and the "
+        "share of the clean accuracy that is left.",
+    )
+    robustness.add_argument("config", metavar="CONFIG", help="a classifier's config, e.g. configs/pretrain/fan.py")
+    robustness.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
+    robustness.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder with corruption/severity/class/image"
+    )
+    robustness.add_argument(
+        "--clean", type=Path, metavar="DIR", help="clean images, class/image (default: DIR/clean of --data, if there)"
+    )
+    robustness.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change entries of the config, e.g. test_dataloader.batch_size=256",
+    )
+    robustness.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    robustness.add_argument(
+        "--trust", action="store_true", help="let the checkpoint run code (only if you know its author)"
+    )
     zoo = commands.add_parser(
         "zoo",
         help="write docs/zoo.md, and the table of formats in docs/checkpoints.md",
@@ -79,12 +112,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``benchmark speed``, ``benchmark complexity`` or ``benchmark zoo``."""
+    """Run one of the actions."""
     if args.action == "zoo":
         return _zoo(args)
     if args.json is not None and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
         raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
-    return {"speed": _speed, "complexity": _complexity}[args.action](args)
+    return {"speed": _speed, "complexity": _complexity, "robustness": _robustness}[args.action](args)
 
 
 def _speed(args: argparse.Namespace) -> int:
@@ -107,18 +140,20 @@ def _speed(args: argparse.Namespace) -> int:
         **environment(device),
         **{name: getattr(args, name) for name in ("rounds", "size", "batch", "dtype", "compile")},
     }
-    results = [
-        measure(contest, args.rounds, device, progress_line(contest.title))
-        for case in args.case
-        for contest in getattr(contests, case)(options)
-    ]
+    results, gain = [], {}
+    for case in args.case:
+        for contest in getattr(contests, case)(options):
+            results.append(measure(contest, args.rounds, device, progress_line(contest.title)))
+            gain = speedups(results)
+            # After every contest, so that a run that is stopped leaves what it measured.
+            _write(
+                args.json,
+                {"environment": about, "results": [result.as_dict() for result in results], "speedups": gain},
+            )
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
     print(table(results))
-    gain = speedups(results)
     if gain:
         print(f"\ntheirs / ours: lowest {gain['lowest']:.2f}, geometric mean {gain['geometric_mean']:.2f}")
-    content = {"environment": about, "results": [result.as_dict() for result in results], "speedups": gain}
-    _write(args.json, content)
     return 0
 
 
@@ -140,6 +175,73 @@ def _complexity(args: argparse.Namespace) -> int:
     print(table(rows))
     _write(args.json, [asdict(row) for row in rows])
     return 0
+
+
+def _robustness(args: argparse.Namespace) -> int:
+    from mixtransfer.cli.running import build_runner, load_config, one_line_errors, task_of
+    from mixtransfer.evaluation.robustness import for_cropped_images, open_corrupted, summary, table
+
+    if not Path(args.checkpoint).is_file():
+        raise UserError(f"{args.checkpoint}: no such checkpoint file")
+    images = open_corrupted(args.data, args.clean)
+    with tempfile.TemporaryDirectory() as work_dir:
+        shared = {"data": None, "launcher": "none", "work_dir": work_dir}
+        cfg = load_config(argparse.Namespace(**{**vars(args), **shared}), splits=())
+        if task_of(cfg) != "cls":
+            raise UserError(f"{args.config}: no classifier's config; give one of configs/pretrain")
+        count = cfg.model.get("num_classes") or cfg.model.get("head", {}).get("num_classes")
+        if count not in (None, len(images.classes)):
+            raise UserError(
+                f"--data {args.data}: {len(images.classes)} class folders, and the model of {args.config} has {count} "
+                "classes; give images of its classes"
+            )
+        cfg.load_from, cfg.custom_hooks = args.checkpoint, []
+        dataset = cfg.test_dataloader.dataset
+        while "dataset" in dataset:
+            dataset = dataset.dataset
+        pipeline, cropped = dataset.pipeline, for_cropped_images(dataset.pipeline)
+        jobs = [(path, cropped) for paths in images.folders.values() for path in paths]
+        if images.clean:
+            jobs.insert(0, (images.clean, pipeline))
+        with one_line_errors(args.config):
+            runner = build_runner(cfg, args.trust)
+            runner.load_or_resume()
+            found = iter(_accuracies(runner, jobs, images.classes))
+    clean = next(found) if images.clean else None
+    top1 = {name: [next(found) for _ in paths] for name, paths in images.folders.items()}
+    print(table(top1, clean))
+    about = {"config": args.config, "checkpoint": args.checkpoint, "data": str(args.data)}
+    _write(args.json, {**about, "top1": top1, "summary": summary(top1, clean)})
+    return 0
+
+
+def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], classes: Sequence[str]) -> list[float]:
+    """Return the top-1 accuracy in percent on each folder of class folders, read by its pipeline."""
+    import torch
+    from mmengine.evaluator import Evaluator
+
+    model, found = runner.model.eval(), []
+    progress, before = progress_line("batches measured"), 0
+    for number, (folder, pipeline) in enumerate(jobs):
+        dataset = {
+            "type": "mmpretrain.CustomDataset",
+            "data_prefix": str(folder),
+            "pipeline": pipeline,
+            "metainfo": {"classes": classes},
+        }
+        loader = runner.build_dataloader(
+            {**runner.cfg.test_dataloader, "dataset": dataset, "persistent_workers": False}, seed=runner.seed
+        )
+        evaluator = Evaluator({"type": "mmpretrain.Accuracy", "topk": (1,)})
+        # Folders still to come are taken to be as long as this one.
+        total = before + len(loader) * (len(jobs) - number)
+        for done, batch in enumerate(loader, before + 1):
+            with torch.no_grad():
+                evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+            progress(done, total)
+        before += len(loader)
+        found.append(float(evaluator.evaluate(len(loader.dataset))["accuracy/top1"]))
+    return found
 
 
 def _zoo(args: argparse.Namespace) -> int:

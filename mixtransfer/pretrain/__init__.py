@@ -3,5 +3,6 @@
 from mixtransfer.pretrain.classifier import MixingClassifier
 from mixtransfer.pretrain.dynamic import DynamicClassifier
 from mixtransfer.pretrain.oamixer import OAMixer
+from mixtransfer.pretrain.token_labeling import TokenLabelingClassifier
 
-__all__ = ["DynamicClassifier", "MixingClassifier", "OAMixer"]
+__all__ = ["DynamicClassifier", "MixingClassifier", "OAMixer", "TokenLabelingClassifier"]

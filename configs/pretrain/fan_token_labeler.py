@@ -1,0 +1,28 @@
+"""FAN-T-Hybrid as a labeler of tokens, the first phase of STL, ImageNet-1k, 360 epochs.
+
+    tools/train.py configs/pretrain/fan_token_labeler.py
+
+Hardware: 8 GPUs × 128 images, as published. Recipe: NVlabs/STL, scripts/fan_token_labeler/fan_tiny_tl.sh (arXiv
+2401.03844): FAN's with AdamW 2e-3 at batch 1024, 350 epochs and 10 at the lowest rate, averaged weights. Published: the
+labeler itself has no printed accuracy; of its students configs/pretrain/fan_token.py has one. Not reproduced yet.
+"""
+
+_base_ = "../_base_/imagenet_300e.py"
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[4]["erase_prob"] = 0.3
+
+model = dict(
+    type="mixtransfer.TokenLabelingClassifier",
+    arch="fan_hybrid_tiny_token",
+    backbone=dict(drop_path_rate=0.05),
+)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=5e-4, by_epoch=True, end=5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5, end=350),
+]
+train_cfg = dict(max_epochs=360)
+custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99992)]
