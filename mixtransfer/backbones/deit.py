@@ -85,11 +85,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(LN x), then x + MLP(LN x), each with stochastic depth."""
 
-    def __init__(self, channels: int, heads: int, drop_path: float):
+    def __init__(self, channels: int, heads: int, drop_path: float, eps: float = NORM_EPS):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(channels, eps=eps)
         self.attn = Attention(channels, heads)
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(channels, eps=eps)
         self.mlp = Mlp(channels, 4 * channels)
         self.drop_path = drop_path
 

@@ -35,7 +35,7 @@ from mixtransfer.layers.positions import resize_position_table, resize_relative_
 from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 
-__all__ = ["MixMIMEncoder", "sinusoid"]
+__all__ = ["MixMIMEncoder", "sinusoid", "xavier_linear"]
 
 README = "Sense-X/MixMIM, README"
 UPERNET = "ADE20K: UPerNet, arXiv 2205.13137v1 as listed by Papers with Code"
@@ -132,9 +132,9 @@ class MixMIMEncoder(Backbone):
         "mixmim_large": Published(197, 35.9, 85.9, sources=(README,)),
         "mixmim_large_384": Published(199, 112, 86.9, sources=(README,)),
     }
-    # The sinusoid is a constant, which a file may lack; a pretraining checkpoint also holds the decoder.
+    # The sinusoid is a constant, which a file may lack.
     dense_only = (TABLE,)
-    embed_only = (r"norm\..+", "mask_token", r"decoder_.+")
+    embed_only = (r"norm\..+",)
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class MixMIMEncoder(Backbone):
         count = len(spec.depths)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (spec.img_size,) * 2
         self.grid = (-(-height // PATCH), -(-width // PATCH))
-        self.depths, self.depth = spec.depths, sum(spec.depths)
+        self.in_channels, self.depths, self.depth = in_channels, spec.depths, sum(spec.depths)
         self.out_indices = check_out_indices(out_indices, count, arch)
         channels = [spec.channels * 2**i for i in range(count)]
         self.embed_channels = channels[-1]
@@ -171,7 +171,7 @@ class MixMIMEncoder(Backbone):
         )
         if with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
-        self.apply(_init)
+        self.apply(xavier_linear)
         self._register_load_state_dict_pre_hook(self._keep_sinusoid)
         self.finish(
             [channels[i] for i in self.out_indices],
@@ -264,7 +264,8 @@ def _source(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[None, None].float(), size=size, mode="nearest").view(1, -1, 1)
 
 
-def _init(module: nn.Module) -> None:
+def xavier_linear(module: nn.Module) -> None:
+    """Draw a linear layer's weight by Glorot's uniform rule and zero its bias; for ``Module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -62,6 +62,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     if cfg.get("custom_imports"):
         # Importing is left to the registries, which do it when a class is looked up.
         cfg.pop("custom_imports")
+    if "test" in splits and not cfg.get("test_dataloader"):
+        raise UserError(f"{args.config}: nothing to measure: it has no test_dataloader (pretraining without labels)")
     use_data(cfg, args.data, splits)
     if "train" in splits:
         check_schedule(cfg)

@@ -17,7 +17,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -236,7 +236,11 @@ class TransferRunner(Runner):
             dataset.full_init()
         if len(dataset) == 0:
             raise UserError(f"{dataset.data_root}: no image is left after filtering; see tools/data.py check")
-        loader = Runner.build_dataloader({**dataloader, "dataset": Samples(dataset, seed)}, seed, diff_rank_seed)
+        settings = {**dataloader, "dataset": Samples(dataset, seed)}
+        if isinstance(settings.get("collate_fn"), Mapping):
+            # mmengine gives the function all entries but the type, also the scope that it notes for a library's config.
+            settings["collate_fn"] = {key: value for key, value in settings["collate_fn"].items() if key != "_scope_"}
+        loader = Runner.build_dataloader(settings, seed, diff_rank_seed)
         loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
         return loader
 
