@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmpretrain.structures import DataSample
 from parity_records import assert_matches, fill, published_state, record, record_input
 from published_steps import both_precisions
@@ -101,27 +102,29 @@ def test_a_cell_is_restored_from_the_cells_of_its_image_that_it_is_not_among(toy
 
 
 def test_a_steps_mask_is_that_of_its_iteration(toy):
-    images = torch.empty(4, 3, 128, 96)
-    first = [toy.draw(images) for _ in range(3)]
+    images, hub = torch.empty(4, 3, 128, 96), MessageHub.get_current_instance()
+
+    def draw(step):
+        hub.update_info("iter", step)
+        return toy.draw(images)
+
+    first = [draw(step) for step in range(3)]
     assert all(mask.shape == (4, 3) and mask.sum() == 6 for mask in first)
     assert not torch.equal(first[0], first[1])
-    toy.step = 1
-    assert torch.equal(toy.draw(images), first[1])
+    assert torch.equal(draw(1), first[1])
     toy.mask_ratio = 0.26
-    assert toy.draw(images).sum() == 3
+    assert draw(1).sum() == 3
 
 
 def test_predicting_shows_what_was_mixed_and_restored(toy):
     images = torch.rand(3, 3, 64, 64)
-    toy.eval().step = 5
-    mask = toy.draw(images)
-    toy.step = 5
+    MessageHub.get_current_instance().update_info("iter", 5)
+    mask = toy.eval().draw(images)
     samples = toy(images, [DataSample() for _ in images], mode="predict")
     pixels = mask.bool().repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
     assert torch.equal(samples[0].mixed, torch.where(pixels, images[2], images[0]))
     # Restored cells have the mean of what they restore, up to what the network adds.
     toy.decoder_pred.weight.data.zero_()
-    toy.step = 5
     samples = toy(images, samples, mode="predict")
     mean = cells(images)[1:2].mean(dim=-1, keepdim=True)
     assert torch.allclose(cells(samples[1].restored[None]), mean.expand(-1, -1, 3 * CELL**2))

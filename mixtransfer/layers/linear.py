@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["PIECE", "Linear", "Mlp", "gelu", "in_parts", "linear", "piecewise"]
 
-#: Rows from which on oneDNN's product is the faster one, in evaluation and in training. Below, its reordering of the
-#: weights weighs more than what the threads win.
-MANY, MANY_IN_TRAINING = 1024, 1536
+#: Weights of a layer from which on oneDNN's product is the faster one.
+MANY = 96 * 96
+#: Multiplications from which on that makes up for a gradient function written in Python.
+MUCH = 2**28
 #: Hidden values of a piece of tokens, 4 MB in float32; fewer than three pieces are not worth the cut.
 PIECE = 2**20
 
@@ -20,23 +22,58 @@ PIECE = 2**20
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + b over the last axis: (…, C) -> (…, D) for a weight (D, C).
 
-    On CPU in float32 many rows go through a pointwise convolution: the same product by oneDNN, whose threads share it
-    better than MKL's. On two cores, Swin-T at 512² then takes 0.88 of the time in evaluation and 0.91 in training.
+    On CPU in float32 the product is oneDNN's, which torch itself asks in compiled models alone: MKL's takes longer, the
+    more so the fewer the rows.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+    if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
-    rows, (out_width, width) = x[..., 0].numel(), weight.shape
-    if torch.is_grad_enabled():
-        # The backward pass is slower than MKL's for odd numbers of rows, and for widths like 80 or 112.
-        gains = rows >= MANY_IN_TRAINING and not (rows % 2 or width % 32 or out_width % 32)
-    else:
-        gains = rows >= MANY
-    # On one thread torch does not ask oneDNN.
-    if not gains or torch.get_num_threads() == 1:
-        return F.linear(x, weight, bias)
-    tokens = x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)
-    out = F.conv2d(tokens, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    if not torch.is_grad_enabled():
+        return _product(x, weight, bias)
+    return _Product.apply(x, weight, bias) if x.numel() * len(weight) >= MUCH else F.linear(x, weight, bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN multiplies these: not where operations are compiled, traced, counted, mapped or cast."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and x.dtype == weight.dtype == torch.float32
+        and weight.numel() >= MANY
+        and x.numel() > 0
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    """oneDNN's product with a gradient: its own for the input, MKL's for the weight, where that is the faster one."""
+
+    @staticmethod
+    def forward(x, weight, bias):
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows, of_x, of_weight = gradient.reshape(-1, len(weight)), None, None
+        if needs_x:
+            # Grad mode is on where a gradient of the gradient is wanted.
+            of_x = gradient @ weight if torch.is_grad_enabled() else _product(gradient, weight.t(), None)
+        if needs_weight:
+            of_weight = rows.t() @ x.reshape(-1, x.size(-1))
+        return of_x, of_weight, rows.sum(dim=0) if needs_bias else None
 
 
 def piecewise(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
@@ -48,7 +85,7 @@ def piecewise(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> T
     """
     if not in_parts(x, x[..., 0].numel() * hidden):
         return function(x)
-    pieces = x.reshape(-1, x.size(-1)).split(max(PIECE // hidden, MANY))
+    pieces = x.reshape(-1, x.size(-1)).split(max(PIECE // hidden, 1))
     return torch.cat([function(piece) for piece in pieces]).unflatten(0, x.shape[:-1])
 
 

@@ -1,0 +1,62 @@
+"""Linear layers by oneDNN: torch's numbers and gradients, and torch's own product where others look at it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixtransfer.layers import linear as module
+from mixtransfer.layers.linear import Linear, linear
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Send layers of any size to oneDNN, and return the shapes that arrive there."""
+    monkeypatch.setattr(module, "MUCH", 0)
+    seen, product = [], module._product
+    monkeypatch.setattr(module, "_product", lambda x, *rest: seen.append(tuple(x.shape)) or product(x, *rest))
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(128,), (3, 128), (0, 128), (2, 7, 128), (2, 0, 128), (2, 3, 5, 128)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+def test_values_and_gradients_are_torchs(shape, bias, products):
+    torch.manual_seed(0)
+    layer, gradient = Linear(128, 96, bias), torch.randn(*shape[:-1], 96)
+    results = []
+    for function in (linear, F.linear):
+        x = torch.ones(shape).cumsum(-1).div(128).requires_grad_()
+        parameters = list(layer.parameters())
+        out = function(x, layer.weight, layer.bias)
+        with torch.no_grad():
+            assert torch.allclose(function(x, layer.weight, layer.bias), out, atol=1e-5)
+        results.append([out, *torch.autograd.grad(out, [x, *parameters], gradient)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert len(products) == (3 if 0 not in shape else 0)
+
+
+def test_gradients_of_gradients(products):
+    layer, x = Linear(128, 96), torch.randn(4, 128, requires_grad=True)
+    results = []
+    for function in (linear, F.linear):
+        (slope,) = torch.autograd.grad(function(x, layer.weight, layer.bias).pow(3).sum(), x, create_graph=True)
+        results += torch.autograd.grad(slope.square().sum(), layer.weight)
+    torch.testing.assert_close(*results, atol=1e-2, rtol=1e-3)
+    assert products[0] == (4, 128)
+
+
+def test_what_looks_at_operations_sees_torchs_own(products):
+    layer, x = Linear(128, 96), torch.randn(4, 128)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 4 * 128 * 96
+        assert "aten::linear" in str(torch.jit.trace(layer, x, check_trace=False).inlined_graph)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(torch.vmap(layer)(x), F.linear(x, layer.weight, layer.bias))
+    torch.func.vmap(torch.func.grad(lambda row: layer(row).sum()))(x)
+    assert products == []
+    layer(x)
+    assert products == [(4, 128)]
