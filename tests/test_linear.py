@@ -9,20 +9,22 @@ from mixtransfer.layers import linear as module
 from mixtransfer.layers.linear import Linear, linear
 
 
-@pytest.fixture
-def products(monkeypatch):
-    """Send layers of any size to oneDNN, and return the shapes that arrive there."""
-    monkeypatch.setattr(module, "MUCH", 0)
+@pytest.fixture(params=[False, True], ids=["narrow cores", "wide cores"])
+def products(request, monkeypatch):
+    """Send layers of any size but zero to oneDNN, and return the shapes that arrive there."""
+    monkeypatch.setattr(module, "wide", lambda: request.param)
+    for limit in ("PRODUCTS", "TRAINED", "TRAINED_WIDE"):
+        monkeypatch.setattr(module, limit, 1)
     seen, product = [], module._product
     monkeypatch.setattr(module, "_product", lambda x, *rest: seen.append(tuple(x.shape)) or product(x, *rest))
     return seen
 
 
 @pytest.mark.parametrize("shape", [(128,), (3, 128), (0, 128), (2, 7, 128), (2, 0, 128), (2, 3, 5, 128)], ids=str)
+@pytest.mark.parametrize("channels", [96, 160])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-def test_values_and_gradients_are_torchs(shape, bias, products):
-    torch.manual_seed(0)
-    layer, gradient = Linear(128, 96, bias), torch.randn(*shape[:-1], 96)
+def test_values_and_gradients_are_torchs(shape, channels, bias, products):
+    layer, gradient = Linear(128, channels, bias), torch.randn(*shape[:-1], channels)
     results = []
     for function in (linear, F.linear):
         x = torch.ones(shape).cumsum(-1).div(128).requires_grad_()
@@ -33,7 +35,8 @@ def test_values_and_gradients_are_torchs(shape, bias, products):
         results.append([out, *torch.autograd.grad(out, [x, *parameters], gradient)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert len(products) == (3 if 0 not in shape else 0)
+    # Forward with and without gradient, the gradients of the input and, on wide cores, of the weight.
+    assert len(products) == (0 if 0 in shape else 4 if module.wide() else 3)
 
 
 def test_gradients_of_gradients(products):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,27 +10,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["PIECE", "Linear", "Mlp", "gelu", "in_parts", "linear", "piecewise"]
+__all__ = ["PIECE", "Linear", "Mlp", "gelu", "in_parts", "linear", "piecewise", "wide"]
 
-#: Weights of a layer from which on oneDNN's product is the faster one.
-MANY = 96 * 96
-#: Multiplications from which on that makes up for a gradient function written in Python.
-MUCH = 2**28
+#: Weights of a layer, and multiplications, from which on oneDNN's product is the faster one.
+WEIGHTS, PRODUCTS = 96 * 96, 2**21
+#: Multiplications from which on that makes up for a gradient function written in Python, and the same on `wide` cores.
+TRAINED, TRAINED_WIDE = 2**28, 2**23
 #: Hidden values of a piece of tokens, 4 MB in float32; fewer than three pieces are not worth the cut.
 PIECE = 2**20
+
+
+@functools.cache
+def wide() -> bool:
+    """Return whether the processor's cores do twice what MKL asks of them: AMD's, which it keeps to AVX2, from Zen 5 on.
+
+    Those are told from Zen 4, whose AVX-512 runs at half width, by having VNNI for AVX2 as well.
+    """
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    amd = features.get("cpu_name", "").startswith("AMD")
+    return amd and features.get("avx512_f", False) and features.get("avx_vnni", False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + b over the last axis: (…, C) -> (…, D) for a weight (D, C).
 
     On CPU in float32 the product is oneDNN's, which torch itself asks in compiled models alone: MKL's takes longer, the
-    more so the fewer the rows.
+    more so the fewer the rows, and more than twice as long on :func:`wide` cores.
     """
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if not torch.is_grad_enabled():
-        return _product(x, weight, bias)
-    return _Product.apply(x, weight, bias) if x.numel() * len(weight) >= MUCH else F.linear(x, weight, bias)
+    return _Product.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -43,9 +53,14 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and x.dtype == weight.dtype == torch.float32
-        and weight.numel() >= MANY
-        and x.numel() > 0
+        and _pays(x.numel() * len(weight), weight.numel())
     )
+
+
+def _pays(products: int, weights: int) -> bool:
+    if torch.is_grad_enabled():
+        return products >= (TRAINED_WIDE if wide() else TRAINED)
+    return products >= PRODUCTS and (wide() or weights >= WEIGHTS)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,7 +68,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product with a gradient: its own for the input, MKL's for the weight, where that is the faster one."""
+    """oneDNN's product with a gradient: its own for the input, for the weight whichever is the faster one."""
 
     @staticmethod
     def forward(x, weight, bias):
@@ -72,8 +87,18 @@ class _Product(torch.autograd.Function):
             # Grad mode is on where a gradient of the gradient is wanted.
             of_x = gradient @ weight if torch.is_grad_enabled() else _product(gradient, weight.t(), None)
         if needs_weight:
-            of_weight = rows.t() @ x.reshape(-1, x.size(-1))
+            of_weight = _outer(rows, x.reshape(-1, x.size(-1)))
         return of_x, of_weight, rows.sum(dim=0) if needs_bias else None
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """Return aᵀ b: (N, D) and (N, C) -> (D, C).
+
+    oneDNN first copies the operand that it is given as the input, so that is the narrower one.
+    """
+    if torch.is_grad_enabled() or not wide() or max(a.size(1), b.size(1)) <= 96:
+        return a.t() @ b
+    return _product(a.t(), b.t(), None) if a.size(1) < b.size(1) else _product(b.t(), a.t(), None).t()
 
 
 def piecewise(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
