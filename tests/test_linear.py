@@ -49,6 +49,22 @@ def test_gradients_of_gradients(products):
     assert products[0] == (4, 128)
 
 
+def test_onednn_is_never_given_a_weight_with_gaps(products, monkeypatch):
+    # It would compute the same, but in a reference loop; an expanded gradient becomes such a weight.
+    seen, product = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_linear_pointwise", lambda x, w, *rest: seen.append(w) or product(x, w, *rest)
+    )
+    x, weight = torch.randn(64, 128, requires_grad=True), torch.randn(160, 256, requires_grad=True)
+    results = []
+    for function in (linear, F.linear):
+        out = function(x, weight[:, ::2], None)
+        results += [out, *torch.autograd.grad(out.sum(), [x, weight])]
+    for ours, theirs in zip(results[:3], results[3:], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert seen and all(w.is_contiguous() or w.t().is_contiguous() for w in seen)
+
+
 def test_what_looks_at_operations_sees_torchs_own(products):
     layer, x = Linear(128, 96), torch.randn(4, 128)
     with torch.no_grad():

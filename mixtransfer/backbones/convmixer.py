@@ -36,7 +36,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import gelu
+from mixtransfer.layers.linear import gelu, wide
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.registry import MODELS
 
@@ -45,7 +45,8 @@ __all__ = ["ConvMixer"]
 QUOTED = "arXiv 2201.09792 as quoted by Rishit-dagli/ConvMixer-torch2tf, README"
 #: Positions up to which a product with the N × N matrix of a kernel is faster than its convolution.
 MATRIX_POSITIONS = 512
-#: Wider kernels filter in two thirds of the time on CPU with the channels last; their gradients take longer.
+#: Wider kernels filter in two thirds of the time on CPU with the channels last, but not on wide cores; their gradients
+#: take longer.
 NARROW = 7
 
 
@@ -116,13 +117,10 @@ class Mixer(nn.Module):
 
 
 def normed(x: Tensor, activation: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    """Return BN(activation(x)) of a map that nobody else reads: in evaluation without gradient in its place."""
-    if norm.training or torch.is_grad_enabled():
+    """Return BN(activation(x)) of a map that nobody else reads: without gradient the activation is in its place."""
+    if torch.is_grad_enabled():
         return norm(activation(x))
-    x = gelu(x) if isinstance(activation, nn.GELU) else F.relu_(x)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
-    return x.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+    return norm(gelu(x) if isinstance(activation, nn.GELU) else F.relu_(x))
 
 
 class Residual(nn.Module):
@@ -231,9 +229,9 @@ class ConvMixer(Backbone):
     def embed_patches(self, images: Tensor) -> Tensor:
         """Return the map of patches (B, C, H, W), sides padded to whole ones."""
         x = self.stem(pad_to_multiple(images, self.stem[0].stride[0]))
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and self.archs[self.arch].kernel > NARROW:
-            return x.contiguous(memory_format=torch.channels_last)
-        return x
+        if torch.is_grad_enabled() or x.device.type != "cpu" or wide() or self.archs[self.arch].kernel <= NARROW:
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def dense(self, images, labels):  # noqa: D102
         x, maps = self.embed_patches(images), []

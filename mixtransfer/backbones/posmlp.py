@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
@@ -40,7 +39,7 @@ from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
-from mixtransfer.layers.linear import gelu
+from mixtransfer.layers.linear import gelu, linear
 from mixtransfer.layers.positions import relative_position_index
 from mixtransfer.registry import MODELS
 
@@ -215,10 +214,10 @@ class Block(nn.Module):
         expand, shrink = self.proj_c_e, self.proj_c_s
         weight, bias = (p.unflatten(0, (2, -1, self.groups)).transpose(1, 2).flatten(0, 2) for p in expand.parameters())
         tokens = self.norm(x).flatten(0, 1)
-        u, v = gelu(torch.addmm(bias.unsqueeze(1), weight, tokens.t())).chunk(2)
+        u, v = gelu(linear(weight, tokens, None).add_(bias.unsqueeze(1))).chunk(2)
         gated = self.gate_unit(u, v, valid)
         weight = shrink.weight.unflatten(1, (-1, self.groups)).transpose(1, 2).flatten(1)
-        return F.linear(gated.t(), weight, shrink.bias).view(x.shape)
+        return linear(gated.t(), weight, shrink.bias).view(x.shape)
 
 
 class PatchEmbed(nn.Module):

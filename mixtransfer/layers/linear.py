@@ -22,9 +22,9 @@ PIECE = 2**20
 
 @functools.cache
 def wide() -> bool:
-    """Return whether the processor's cores do twice what MKL asks of them: AMD's, which it keeps to AVX2, from Zen 5 on.
+    """Return whether the cores do twice what MKL asks of them: those of AMD, which it keeps to AVX2, from Zen 5 on.
 
-    Those are told from Zen 4, whose AVX-512 runs at half width, by having VNNI for AVX2 as well.
+    These are told from Zen 4, whose AVX-512 runs at half width, by having VNNI for AVX2 as well.
     """
     features = getattr(torch.cpu, "get_capabilities", dict)()
     amd = features.get("cpu_name", "").startswith("AMD")
@@ -64,6 +64,9 @@ def _pays(products: int, weights: int) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # With gaps between a weight's rows or columns oneDNN takes its reference loop, a thousand times as long.
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
