@@ -34,6 +34,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.depthwise import depthwise
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import gelu, wide
@@ -101,13 +102,12 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return the filtered map; ``gate`` (B, N, N) multiplies what position i takes from j by the shared kernel."""
-        if not self.shared:
-            return self.conv(x)
-        channels, size = x.size(1), (x.size(2), x.size(3))
         weight, bias = self.conv.weight, self.conv.bias
+        if not self.shared:
+            return depthwise(x, weight, bias)
+        channels, size = x.size(1), (x.size(2), x.size(3))
         if gate is None and size[0] * size[1] > MATRIX_POSITIONS:
-            weight, bias = weight.expand(channels, -1, -1, -1), bias.expand(channels)
-            return F.conv2d(x, weight, bias, padding=self.conv.padding, groups=channels)
+            return depthwise(x, weight.expand(channels, -1, -1, -1), bias.expand(channels))
         x = x.flatten(2)
         if gate is None:
             x = F.linear(x, self.matrix(size), bias.expand(x.size(2)))

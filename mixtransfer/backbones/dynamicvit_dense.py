@@ -46,7 +46,8 @@ from mixtransfer.backbones.dynamicvit import (
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import mix_labels
-from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.channels_last import Patches, Pointwise
+from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -341,7 +342,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, channels: int, drop_path: float):
         super().__init__()
-        self.dwconv = Conv(channels, channels, 7, padding=3, groups=channels)
+        self.dwconv = Depthwise(channels, 7)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.pwconv1 = Linear(channels, 4 * channels)
         self.pwconv2 = Linear(4 * channels, channels)

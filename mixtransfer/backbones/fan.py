@@ -35,6 +35,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.drop_path import add_branch, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
@@ -103,7 +104,7 @@ class StemBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv_dw = Conv(channels, channels, 7, padding=3, groups=channels)
+        self.conv_dw = Depthwise(channels, 7)
         self.norm = UnbiasedNorm(channels)
         self.mlp = nn.ModuleDict({"fc1": Pointwise(channels, 4 * channels), "fc2": Pointwise(4 * channels, channels)})
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.published import Published
-from mixtransfer.layers.channels_last import Conv, Pointwise, strips
+from mixtransfer.layers.channels_last import Pointwise, strips
+from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
@@ -112,7 +113,7 @@ class TokenMixer(nn.Module):
             return nn.Sequential(Pointwise(channels, hidden), nn.GELU(), Pointwise(hidden, channels))
 
         self.gc1, self.gc2 = GlobalContext(channels), GlobalContext(channels)
-        self.dw1, self.dw2 = (Conv(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels) for _ in range(2))
+        self.dw1, self.dw2 = (Depthwise(channels, KERNEL) for _ in range(2))
         self.fc1, self.fc2 = bottleneck(), bottleneck()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class ChannelMixer(nn.Module):
         super().__init__()
         hidden = ratio * channels
         self.fc1 = Pointwise(channels, hidden)
-        self.dwconv = Conv(hidden, hidden, 3, padding=1, groups=hidden)
+        self.dwconv = Depthwise(hidden, 3)
         self.fc2 = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.depthwise import Depthwise, depthwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label
@@ -66,16 +67,15 @@ def resize_filter(weight: Tensor, size: tuple[int, int]) -> Tensor:
     return planes.permute(1, 2, 3, 0).contiguous()
 
 
-class LocalFilter(nn.Conv2d):
+class LocalFilter(Depthwise):
     """Depthwise 7 × 7 convolution, times ``SCALE``: (B, H, W, D) -> (B, H, W, D)."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, channels, 7, padding=3, groups=channels)
+        super().__init__(channels, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered map."""
-        out = self._conv_forward(x.permute(0, 3, 1, 2), SCALE * self.weight, SCALE * self.bias)
-        return out.permute(0, 2, 3, 1)
+        return depthwise(x.permute(0, 3, 1, 2), SCALE * self.weight, SCALE * self.bias).permute(0, 2, 3, 1)
 
 
 class GlobalLocalFilter(nn.Module):

@@ -35,6 +35,7 @@ from mixtransfer.backbones.pvt_formats import V1_FORMATS, V2_FORMATS
 from mixtransfer.layers.attended import attended_patches
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, strips
+from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
@@ -118,7 +119,7 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.dwconv = Conv(channels, channels, 3, padding=1, groups=channels)
+        self.dwconv = Depthwise(channels, 3)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the filtered tokens."""

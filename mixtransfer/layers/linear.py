@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["PIECE", "Linear", "Mlp", "gelu", "in_parts", "linear", "piecewise", "wide"]
+__all__ = ["PIECE", "Linear", "Mlp", "eager", "gelu", "in_parts", "linear", "piecewise", "wide"]
 
 #: Weights of a layer, and multiplications, from which on oneDNN's product is the faster one.
 WEIGHTS, PRODUCTS = 96 * 96, 2**21
@@ -37,27 +37,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On CPU in float32 the product is oneDNN's, which torch itself asks in compiled models alone: MKL's takes longer, the
     more so the fewer the rows, and more than twice as long on :func:`wide` cores.
     """
-    if not _by_onednn(x, weight):
+    if not (eager(x, weight) and _pays(x.numel() * len(weight), weight.numel())):
         return F.linear(x, weight, bias)
     return _Product.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies these: not where operations are compiled, traced, counted, mapped or cast."""
+def eager(*tensors: Tensor) -> bool:
+    """Return whether operations on these run one by one on CPU in float32, and are there to be chosen.
+
+    Not so where they are compiled, traced, counted, mapped or cast.
+    """
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and x.dtype == weight.dtype == torch.float32
-        and _pays(x.numel() * len(weight), weight.numel())
     )
 
 
 def _pays(products: int, weights: int) -> bool:
+    """Return whether so many multiplications with so many weights are faster by oneDNN."""
     if torch.is_grad_enabled():
         return products >= (TRAINED_WIDE if wide() else TRAINED)
     return products >= PRODUCTS and (wide() or weights >= WEIGHTS)

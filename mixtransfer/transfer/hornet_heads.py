@@ -22,7 +22,8 @@ from mmseg.models.decode_heads import UPerHead
 from torch import Tensor
 
 from mixtransfer.backbones.hornet import GlobalLocalFilter, GnConv
-from mixtransfer.layers.channels_last import Conv, Pointwise
+from mixtransfer.layers.channels_last import Pointwise
+from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.registry import MODELS
 
 __all__ = ["GatedFusion", "HorFPN", "HorUPerHead"]
@@ -65,7 +66,7 @@ class GatedFusion(GnConv):
         if global_filter:
             self.dwconv = UnscaledFilter(gates, FILTER_GRID)
         else:
-            self.dwconv = Conv(gates, gates, kernel_size, padding=kernel_size // 2, groups=gates)
+            self.dwconv = Depthwise(gates, kernel_size)
         self.norm_name = None
         if norm_cfg is not None:
             self.norm_name, norm = build_norm_layer(norm_cfg, channels)
