@@ -545,6 +545,16 @@ def test_our_names_need_no_library_of_networks(tmp_path, classifier):
     assert done.stdout.splitlines()[-1] == "[]" and "goes back" in done.stdout
 
 
+def test_a_report_that_cannot_be_printed_is_one_line(tmp_path, classifier):
+    path = save({"model": classifier}, tmp_path / "a.pth")
+    tool = Path(__file__).parents[1] / "tools" / "convert.py"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, tool, path, tmp_path / "b.safetensors"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "mixtransfer convert: error: No space left on device\n")
+
+
 def test_the_mark_for_compiled_graphs_is_torchs():
     ours, theirs = constant_in_graphs(lambda: None), torch.compiler.assume_constant_result(lambda: None)
     assert vars(ours) == vars(theirs) and vars(ours)

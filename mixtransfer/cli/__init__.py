@@ -28,9 +28,17 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     command = importlib.import_module(f"mixtransfer.cli.{name}")
     args = command.parser().parse_args(argv)
     try:
-        return command.run(args) or 0
+        status = command.run(args) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"mixtransfer {name}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # Those of files have a name; without one it is the output that cannot be written.
+        if error.filename is not None:
+            raise
+        print(f"mixtransfer {name}: error: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mixtransfer {name}: interrupted", file=sys.stderr)
