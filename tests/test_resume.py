@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -33,12 +34,13 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop
     assert train(config, scenes, tmp_path / "cut", workers=2) == 130
     assert f"stopped after iteration {stop_after}" in capfd.readouterr().out
     assert ProbeHook.losses == straight[:stop_after]
+    assert not active_children()  # at the process's exit they would be killed, with a traceback
     assert latest_checkpoint(tmp_path / "cut").name == "interrupted.pth"
     torch.load(latest_checkpoint(tmp_path / "cut"), weights_only=True)
 
     ProbeHook.reset()
     assert train(config, scenes, tmp_path / "cut", "--resume", workers=1) == 0
-    assert ProbeHook.losses == straight[stop_after:]
+    assert ProbeHook.losses == straight[stop_after:] and not active_children()
     assert not (tmp_path / "cut" / "interrupted.pth").exists()
 
 

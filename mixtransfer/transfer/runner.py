@@ -254,6 +254,31 @@ class TransferRunner(Runner):
         loader = self.build_dataloader(self._train_dataloader, seed=self.seed)
         return classes[kind](self, place_batches(loader), **loop)
 
+    def train(self) -> nn.Module:
+        """Train; afterwards no data worker is left."""
+        try:
+            return super().train()
+        finally:
+            self._stop_workers()
+
+    def test(self) -> dict:
+        """Return the metrics on the test set; afterwards no data worker is left."""
+        try:
+            return super().test()
+        finally:
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        # Those still there at the process's exit would be killed, which torch reports as an error.
+        loops = [self._train_loop, self._val_loop, self._test_loop]
+        loaders = [loop.dataloader for loop in loops if hasattr(loop, "dataloader")]
+        batches = getattr(loops[0], "dataloader_iterator", None)
+        for iterator in [*(loader._iterator for loader in loaders), getattr(batches, "batches", None)]:
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+        for loader in loaders:
+            loader._iterator = None
+
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
         """Read a checkpoint of a whole model into host memory and load it completely, or raise a UserError."""
         content = read_checkpoint(filename, self.trust)
