@@ -250,6 +250,24 @@ def test_bad_samples_are_named(harm, words, workers, scenes, tmp_path, error):
     assert words in line and image.stem in line
 
 
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_compiled_training_has_the_losses_of_training(task, scenes, tmp_path, monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
+    graphs, compile_module = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=graphs))
+    config, losses = tiny_config(task, tmp_path), []
+    for options in ((), ("--compile",)):
+        ProbeHook.reset()
+        cut = {"seg": ("train_cfg.max_iters=3",), "det": ("train_cfg.max_epochs=1", "train_dataloader.batch_size=6")}
+        assert train(config, scenes, tmp_path / "run", *options, cfg_options=(*cut[task], "train_cfg.val_begin=9")) == 0
+        losses.append(ProbeHook.losses)
+    assert graphs.op_count > 100 and len(losses[0]) == 3
+    for eager, compiled in zip(*losses, strict=True):
+        assert eager.keys() == compiled.keys() and "loss_token" in eager
+        assert all(compiled[key] == pytest.approx(value, rel=1e-3) for key, value in eager.items())
+
+
 def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
     from mmpretrain.structures import DataSample
     from mmpretrain.visualization import UniversalVisualizer
