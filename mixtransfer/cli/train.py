@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
+from mixtransfer.cli.running import (
+    add_arguments,
+    build_runner,
+    load_config,
+    one_line_errors,
+    require_pretrained,
+    task_of,
+)
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -26,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="go on from a checkpoint of training, by default the newest in the work directory",
     )
     options.add_argument("--amp", action="store_true", help="mixed precision (float16), on a GPU")
-    options.add_argument("--compile", action="store_true", help="compile the backbone with torch.compile")
+    options.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     options.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     options.add_argument(
         "--deterministic", action="store_true", help="use deterministic operations only, where there are"
@@ -76,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
     with one_line_errors(args.config):
         runner = build_runner(cfg, args.trust)
     if args.compile:
-        # mmengine would compile the whole step, down to the optimizer's, which torch's compiler cannot follow.
-        getattr(runner.model, "module", runner.model).backbone.compile()
+        # mmengine would compile the whole step, down to the optimizer's, which torch's compiler cannot follow. A
+        # detector's heads work on ground truth of new sizes in every step, so there it is the backbone alone.
+        model = getattr(runner.model, "module", runner.model)
+        (model if task_of(cfg) == "cls" else model.backbone).compile()
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:
