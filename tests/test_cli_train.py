@@ -186,7 +186,11 @@ def test_a_detector_that_finds_nothing_has_an_ap_of_zero_for_every_class(scenes,
     ProbeHook.reset()
     assert train(config, scenes, tmp_path, cfg_options=("train_cfg.max_epochs=1", "train_cfg.val_begin=9")) == 0
     command = [str(config), str(tmp_path / "epoch_1.pth"), "--data", str(scenes), "--work-dir", str(tmp_path)]
-    assert run_command("test", [*command, "--cfg-options", "model.test_cfg.rcnn.score_thr=1.1"]) == 0
+    nothing = ["--cfg-options", "model.test_cfg.rcnn.score_thr=1.1"]
+    # The ground truth is drawn all the same.
+    assert run_command("test", [*command, "--show-dir", str(tmp_path / "pictures"), *nothing]) == 0
+    assert all(cv2.imread(str(path)) is not None for path in sorted((tmp_path / "pictures").iterdir()))
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["metrics"]["coco/bbox_mAP"] == result["metrics"]["coco/segm_mAP"] == 0
     assert set(result["per_class"]) == {"ball", "box", "tree", "star", "ring", "fish"}

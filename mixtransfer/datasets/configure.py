@@ -92,7 +92,8 @@ def _void_is_zero(step: Mapping) -> Mapping:
 
 
 def _location(folder: DatasetFolder, split: Split) -> dict:
-    metainfo = dict(classes=folder.classes, palette=[list(color) for color in folder.palette])
+    # mmdet draws instances in tuples only.
+    metainfo = dict(classes=folder.classes, palette=[tuple(color) for color in folder.palette])
     if folder.kind == "seg":
         return dict(
             type="mmseg.BaseSegDataset",
