@@ -73,6 +73,15 @@ def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
     assert Image.open(tmp_path / "tiles/0_mixed.png").size == (128, 128)
 
 
+def test_only_what_depends_on_weights_asks_for_them(scenes, tmp_path, capsys):
+    options = ["--cfg-options", *SMALL, "model.backbone.init_cfg.checkpoint=none.pth", "train_dataloader.batch_size=2"]
+    argv = [SEGMENT, "--data", scenes, "--work-dir", str(tmp_path), "--count", "1", *options]
+    assert run_command("visualize", ["align", *argv]) == 2
+    assert "no pretrained weights in none.pth; give their file with --cfg-options" in capsys.readouterr().err
+    assert run_command("visualize", ["mix", *argv]) == 0
+    assert (tmp_path / "mix.png").is_file() and not (tmp_path / "align.png").exists()
+
+
 def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
     cfg = load_config(arguments(scenes, tmp_path, ["model.backbone.init_cfg=None", *demo.SMALL]), ("test",))
     model = build_runner(cfg).model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -47,8 +47,10 @@ def _draw_batch(args: argparse.Namespace) -> int:
     from mixtransfer.visualization.batches import class_colors, mixed_batch, save_aligned, save_mixed
 
     cfg = load_config(args, splits=("train",))
-    if args.checkpoint:
+    if args.checkpoint or args.action == "mix":  # what is mixed depends on no weights
         cfg.model.backbone.init_cfg = None
+    else:
+        require_pretrained(cfg.model)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     runner = build_runner(cfg, args.trust)
