@@ -6,11 +6,24 @@ first look-up. It also makes ``mmcv.ops`` importable where mmcv came without com
 modules import it.
 """
 
+import contextlib
+import importlib
+from types import ModuleType
+
 from mmengine import registry as root
 
 from mixtransfer import ops
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS", "TRANSFORMS", "WEIGHT_INITIALIZERS"]
+__all__ = [
+    "DATASETS",
+    "HOOKS",
+    "METRICS",
+    "MODELS",
+    "OPTIM_WRAPPER_CONSTRUCTORS",
+    "TRANSFORMS",
+    "WEIGHT_INITIALIZERS",
+    "import_quietly",
+]
 
 SCOPE = "mixtransfer"
 
@@ -19,6 +32,12 @@ ops.install()
 
 def _child(parent: root.Registry, *locations: str) -> root.Registry:
     return root.Registry(parent.name, parent=parent, scope=SCOPE, locations=[f"mixtransfer.{x}" for x in locations])
+
+
+def import_quietly(module: str) -> ModuleType:
+    """Import a module of a library that announces on standard output which optional package it lacks."""
+    with contextlib.redirect_stdout(None):
+        return importlib.import_module(module)
 
 
 MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")

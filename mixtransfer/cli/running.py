@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.cli.progress import progress_line
@@ -219,12 +217,12 @@ def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:
     """Build the runner of a checked config; with ``trust`` the checkpoints that it reads may run code."""
     from mmengine.runner.utils import set_random_seed
 
-    import_quietly(f"{cfg.default_scope}.datasets")
-
     from mixtransfer.datasets.label_check import add_label_check
+    from mixtransfer.registry import import_quietly
     from mixtransfer.transfer import fit_channels
     from mixtransfer.transfer.runner import TransferRunner
 
+    import_quietly(f"{cfg.default_scope}.datasets")
     if "decode_head" in cfg.model:
         add_label_check(cfg)
     if cfg.get("randomness", {}).get("seed") is None:
@@ -234,12 +232,6 @@ def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:
     runner = TransferRunner.from_cfg(cfg)
     runner.trust = trust
     return runner
-
-
-def import_quietly(module: str) -> ModuleType:
-    """Import a module of a library that announces on standard output which optional package it lacks."""
-    with contextlib.redirect_stdout(None):
-        return importlib.import_module(module)
 
 
 @contextlib.contextmanager

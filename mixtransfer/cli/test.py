@@ -6,14 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mixtransfer.cli.running import (
-    add_arguments,
-    build_runner,
-    import_quietly,
-    load_config,
-    one_line_errors,
-    plain,
-)
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, plain
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -36,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
     cfg = load_config(args, splits=("test",))
+
+    from mixtransfer.registry import import_quietly
 
     metrics = import_quietly("mixtransfer.evaluation.metrics")
 

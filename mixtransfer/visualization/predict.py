@@ -17,6 +17,7 @@ from torch import nn
 from mixtransfer.checkpoints import read_checkpoint
 from mixtransfer.checkpoints.read import find_weights
 from mixtransfer.errors import UserError
+from mixtransfer.registry import import_quietly
 from mixtransfer.transfer import fit_channels
 from mixtransfer.transfer.runner import load_strictly
 from mixtransfer.visualization.pictures import overlay, save
@@ -26,6 +27,7 @@ __all__ = ["load_model", "predictions", "save_predictions"]
 
 def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.Module:
     """Build the model of a checked config with the weights of a checkpoint, for evaluation."""
+    import_quietly(f"{cfg.default_scope}.datasets")
     init_default_scope(cfg.default_scope)
     fit_channels(cfg)
     if "backbone" in cfg.model:
