@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mixtransfer.cli.running import (
-    add_arguments,
-    build_runner,
-    load_config,
-    one_line_errors,
-    require_pretrained,
-    task_of,
-)
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -58,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU, and torch finds none; leave it out")
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+    if args.compile:
+        cfg.compile = True
     cfg.default_hooks.checkpoint = {
         "max_keep_ckpts": 3,
         **cfg.default_hooks.get("checkpoint", {}),
@@ -82,11 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
     with one_line_errors(args.config):
         runner = build_runner(cfg, args.trust)
-    if args.compile:
-        # mmengine would compile the whole step, down to the optimizer's, which torch's compiler cannot follow. A
-        # detector's heads work on ground truth of new sizes in every step, so there it is the backbone alone.
-        model = getattr(runner.model, "module", runner.model)
-        (model if task_of(cfg) == "cls" else model.backbone).compile()
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:

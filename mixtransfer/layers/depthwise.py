@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.layers.channels_last import Conv
-from mixtransfer.layers.linear import eager
+from mixtransfer.layers.linear import WeightedFunction, eager
 
 __all__ = ["Depthwise", "depthwise"]
 
@@ -21,33 +21,31 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     oneDNN's gradient of a wide kernel takes longer than all the rest of its step: on CPU 33 ms for 1024 channels of
     36 × 36 with a kernel of 9 × 9, 1.4 ms as the convolution of the padded map with the gradient as its kernel.
     """
-    kernel = weight.size(-1)
-    if kernel >= WIDE and torch.is_grad_enabled() and x.numel() and eager(x, weight):
+    if weight.size(-1) >= WIDE and torch.is_grad_enabled() and x.numel() and eager(x, weight):
         return _Depthwise.apply(x, weight, bias)
-    return F.conv2d(x, weight, bias, padding=kernel // 2, groups=len(weight))
+    return _filtered(x, weight, bias)
 
 
-class _Depthwise(torch.autograd.Function):
+def _filtered(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2, groups=len(weight))
+
+
+class _Depthwise(WeightedFunction):
     """Written in operations that have gradients, so that this one has as well."""
 
     @staticmethod
     def forward(x, weight, bias):
-        return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2, groups=len(weight))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
+        return _filtered(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        padding, of_x, of_weight = weight.size(-1) // 2, None, None
-        if needs_x:
-            of_x = F.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=len(weight))
+        of_x = _filtered(gradient, weight.flip(2, 3), None) if needs_x else None
+        of_weight = None
         if needs_weight:
             # Every channel of every sample is a map of its own here, and its gradient the kernel.
-            maps, kernels = F.pad(x, [padding] * 4).flatten(0, 1), gradient.flatten(0, 1).unsqueeze(1)
+            maps, kernels = F.pad(x, [weight.size(-1) // 2] * 4).flatten(0, 1), gradient.flatten(0, 1).unsqueeze(1)
             of_weight = F.conv2d(maps.unsqueeze(0), kernels, groups=len(kernels)).view(len(x), *weight.shape).sum(dim=0)
         return of_x, of_weight, gradient.sum(dim=(0, 2, 3)) if needs_bias else None
 

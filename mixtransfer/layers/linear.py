@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["PIECE", "Linear", "Mlp", "eager", "gelu", "in_parts", "linear", "piecewise", "wide"]
+__all__ = ["PIECE", "Linear", "Mlp", "WeightedFunction", "eager", "gelu", "in_parts", "linear", "piecewise", "wide"]
 
 #: Weights of a layer, and multiplications, from which on oneDNN's product is the faster one.
 WEIGHTS, PRODUCTS = 96 * 96, 2**21
 #: Multiplications from which on that makes up for a gradient function written in Python, and the same on `wide` cores.
 TRAINED, TRAINED_WIDE = 2**28, 2**23
+#: Channels of the wider operand up to which MKL is the faster one at a weight's gradient on `wide` cores as well.
+FEW = 96
 #: Hidden values of a piece of tokens, 4 MB in float32; fewer than three pieces are not worth the cut.
 PIECE = 2**20
 
@@ -72,16 +74,21 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _Product(torch.autograd.Function):
+class WeightedFunction(torch.autograd.Function):
+    """A function of an input, a weight and a bias whose gradient is one of the first two alone."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep the input and the weight."""
+        ctx.save_for_backward(*inputs[:2])
+
+
+class _Product(WeightedFunction):
     """oneDNN's product with a gradient: its own for the input, for the weight whichever is the faster one."""
 
     @staticmethod
     def forward(x, weight, bias):
         return _product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx, gradient):
@@ -101,7 +108,7 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
     oneDNN first copies the operand that it is given as the input, so that is the narrower one.
     """
-    if torch.is_grad_enabled() or not wide() or max(a.size(1), b.size(1)) <= 96:
+    if torch.is_grad_enabled() or not wide() or max(a.size(1), b.size(1)) <= FEW:
         return a.t() @ b
     return _product(a.t(), b.t(), None) if a.size(1) < b.size(1) else _product(b.t(), a.t(), None).t()
 

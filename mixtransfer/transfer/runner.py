@@ -268,6 +268,19 @@ class TransferRunner(Runner):
         finally:
             self._stop_workers()
 
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the backbone, or a classifier as a whole; mmengine's own way compiles the whole step, ``target``.
+
+        torch's compiler cannot follow the optimizer's part of it, and heads of detectors work on ground truth of new
+        sizes in every step.
+        """
+        options = self.cfg.get("compile")
+        if options is None or options is False:
+            return
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        part = model if self.cfg.get("default_scope") == "mmpretrain" else model.backbone
+        part.compile(**(options if isinstance(options, Mapping) else {}))
+
     def _stop_workers(self) -> None:
         # Those still there at the process's exit would be killed, which torch reports as an error.
         loops = [self._train_loop, self._val_loop, self._test_loop]
