@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
 
     from mixtransfer.registry import import_quietly
 
-    metrics = import_quietly("mixtransfer.evaluation.metrics")
+    import_quietly("mixtransfer.evaluation.metrics")
 
+    from mixtransfer.evaluation.metrics import measure_classes
     from mixtransfer.visualization.predictions import PredictionPictures
 
-    metrics.measure_classes(cfg)
+    measure_classes(cfg)
     # The weights are about to be replaced: what the backbone was trained from is of no interest.
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None
@@ -46,17 +47,17 @@ def run(args: argparse.Namespace) -> int:
         runner = build_runner(cfg, args.trust)
         if args.show_dir:
             runner.register_hook(PredictionPictures(args.show_dir))
-        measured = plain(runner.test())
+        metrics = plain(runner.test())
     classes = {}
     for metric in runner.test_evaluator.metrics:
         classes.update(plain(getattr(metric, "per_class", {})))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": measured, "per_class": classes}
+    result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, values in classes.items():
         print(f"{name:<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
-    for name, value in measured.items():
+    for name, value in metrics.items():
         print(f"{name:<24} {_number(value)}")
     print(f"saved to {out}")
     return 0
