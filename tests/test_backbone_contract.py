@@ -237,6 +237,26 @@ def test_trains_after_inference_mode_at_the_same_size(family):
 
 
 @families
+def test_training_keeps_nothing_that_evaluation_made(family):
+    """Biases for windows of a large image would take memory from the training that follows a validation."""
+    net = build_toy(family).eval()
+    before = held(net)
+    with torch.no_grad():
+        net(images(1, 64, 96))
+    assert held(net.train()) == before
+
+
+def held(net):
+    """Return the attributes of modules that hold tensors, parameters and buffers left out."""
+    return {
+        f"{name}.{key}"
+        for name, module in net.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_param") and not key.startswith("_buff") and "tensor(" in repr(value)
+    }
+
+
+@families
 def test_compiles(family):
     net = build_toy(family).eval()
     x = images()

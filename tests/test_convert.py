@@ -322,6 +322,24 @@ def test_windows_are_resized(tmp_path, classifier):
     assert state["layers.0.blocks.0.attn.relative_position_bias_table"].shape == (121, 1)
 
 
+@pytest.mark.parametrize("library", ["timm", "torchvision", "mmpretrain"])
+def test_images_that_windows_do_not_fit_are_compared_where_they_do(tmp_path, library):
+    """Libraries pad such maps each in its own way. The entries are of a classifier and of a detector at once."""
+    torch.manual_seed(3)
+    path = save(mixtransfer.build_backbone(ARCH, with_embedding=True).state_dict(), tmp_path / "a.pth")
+    report, _ = converted(path, tmp_path / "b.pth", target=library, img_size=(90, 130))
+    assert report.proof[f"against {library}"].startswith("embedding at 256x256 differ by")
+
+
+def test_images_that_the_librarys_patches_do_not_fit_are_one_line(tmp_path, monkeypatch):
+    cls = backbone_class("deit_tiny")
+    monkeypatch.setattr(cls, "archs", {**cls.archs, "toy": TOYS["deit"]})
+    path = save(mixtransfer.build_backbone("toy").state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"pos_embed is \(1, 26, 16\), there \(1, 17, 16\); .* multiples of the patch"):
+        converted(path, tmp_path / "b.pth", arch="toy", source="official", target="timm", img_size=70)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_input_kernels_keep_what_they_see():
     kernel = torch.randn(5, 3, 4, 4)
     own = {"stem.weight": (5, 1, 4, 4)}
@@ -543,6 +561,23 @@ def test_our_names_need_no_library_of_networks(tmp_path, classifier):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]" and "goes back" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["from mixtransfer.cli.convert import run_process; run_process(sys.argv[2:])", "main()"],
+    ids=["tool", "script"],
+)
+def test_a_process_that_only_converts_imports_no_triton(tmp_path, classifier, run):
+    """0.08 GB that torchvision would import, for compiled graphs that nothing here runs."""
+    path = save({"model": classifier}, tmp_path / "a.pth")
+    code = (
+        "import os, sys; from mixtransfer.cli import main; loaded = sys.modules;"
+        f"os._exit = lambda status: sys.exit((status, 'torchvision' in loaded, loaded['triton'])); {run}"
+    )
+    words = ["convert", path, tmp_path / "b.safetensors", "--to", "timm"]
+    done = subprocess.run([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.stderr == "(0, True, None)\n"
 
 
 def test_a_report_that_cannot_be_printed_is_one_line(tmp_path, classifier):

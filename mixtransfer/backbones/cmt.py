@@ -31,6 +31,7 @@ from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import pad_to_multiple
@@ -256,7 +257,7 @@ class CMT(Backbone):
         self.out_indices = check_out_indices(out_indices, len(STAGES), arch)
         #: Of each stage, the grids of queries and keys that its bias table is made for.
         self.grids = [(grid := reduced(size, s), reduced(grid, r)) for s, r in zip(STRIDES, REDUCTIONS, strict=True)]
-        self._cached: dict[int, tuple[tuple, Tensor]] = {}
+        self.kept = nn.ModuleList(Kept() for _ in STAGES)
 
         for number in (1, 2, 3):
             before, stride = (in_channels, 2) if number == 1 else (spec.stem, 1)
@@ -286,13 +287,11 @@ class CMT(Backbone):
     def bias(self, stage: int, size: tuple[int, int]) -> Tensor:
         """Return the bias of a stage for a map, (1, h, N, M); kept in evaluation."""
         table = getattr(self, f"relative_pos_{STAGES[stage]}")
-        grids = (size, reduced(size, REDUCTIONS[stage]))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return resize_pair_bias(table, self.grids[stage], grids).unsqueeze(0)
-        key = (size, table.data_ptr(), table._version, table.dtype)
-        if stage not in self._cached or self._cached[stage][0] != key:
-            self._cached[stage] = (key, resize_pair_bias(table, self.grids[stage], grids).unsqueeze(0))
-        return self._cached[stage][1]
+
+        def make(size: tuple[int, int]) -> Tensor:
+            return resize_pair_bias(table, self.grids[stage], (size, reduced(size, REDUCTIONS[stage]))).unsqueeze(0)
+
+        return self.kept[stage].get(make, size, of=[table])
 
     def stages(self, images: Tensor, labels: Tensor | None, count: int):
         """Yield the map (B, H, W, C) and its labels (B, N, K) or None after each of the first ``count`` stages."""

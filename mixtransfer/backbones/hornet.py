@@ -33,6 +33,7 @@ from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise, depthwise
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
 from mixtransfer.registry import MODELS
@@ -94,17 +95,11 @@ class GlobalLocalFilter(nn.Module):
         self.dw = Conv(half, half, 3, padding=1, groups=half, bias=False)
         self.complex_weight = nn.Parameter(trunc_normal_(torch.empty(half, grid[0], grid[1] // 2 + 1, 2), std=0.02))
         self.post_norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self._cached: tuple[tuple, Tensor] | None = None
+        self.kept = Kept()
 
     def filter(self, size: tuple[int, int]) -> Tensor:
         """Return the complex filter of a (H, W) map, (C, H, W // 2 + 1); kept in evaluation."""
-        weight = self.complex_weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._filter(size)
-        key = (size, weight.data_ptr(), weight._version, weight.dtype)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._filter(size))
-        return self._cached[1]
+        return self.kept.get(self._filter, size, of=[self.complex_weight])
 
     def _filter(self, size: tuple[int, int]) -> Tensor:
         weight = resize_filter(self.complex_weight, (size[0], size[1] // 2 + 1))

@@ -35,6 +35,7 @@ from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
@@ -84,17 +85,11 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
-        self._cached: tuple[tuple, Tensor] | None = None
+        self.kept = Kept()
 
     def bias(self) -> Tensor:
         """Return the bias of each pair of a window, (1, h, N, N); kept in evaluation."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._bias()
-        table, message = self.relative_position_bias_table, self.rel_pos_msg
-        key = (table.data_ptr(), table._version, table.dtype, message.data_ptr(), message._version)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._bias())
-        return self._cached[1]
+        return self.kept.get(self._bias, of=[self.relative_position_bias_table, self.rel_pos_msg])
 
     def _bias(self) -> Tensor:
         patches = self.relative_position_bias_table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1)

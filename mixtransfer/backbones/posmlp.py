@@ -38,6 +38,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates
 from mixtransfer.layers.init import trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu, linear
 from mixtransfer.layers.positions import relative_position_index
@@ -154,16 +155,11 @@ class Gate(nn.Module):
         if position == "lrpe_full":
             weight = torch.empty(1, window * window, window * window)
             self.token_proj_n_weight = nn.Parameter(trunc_normal_(weight, std=1e-6))
-        self._cached: tuple[list, Tensor] | None = None
+        self.kept = Kept()
 
     def matrices(self) -> Tensor:
         """Return the token-mixing matrices (g, N, N); kept in evaluation."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._matrices()
-        key = [(p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._matrices())
-        return self._cached[1]
+        return self.kept.get(self._matrices, of=self.parameters())
 
     def _matrices(self) -> Tensor:
         # Squared offsets have more digits than bfloat16.

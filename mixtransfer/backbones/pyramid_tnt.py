@@ -33,6 +33,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple
@@ -185,21 +186,18 @@ class Stage(nn.Module):
         self.relative_pos = nn.Parameter(torch.randn(1, heads, size[0] * size[1], keys[0] * keys[1]))
         reading = 2 if len(drop_paths) > DEEP else 1
         self.blocks = nn.ModuleList(Block(spec, stage, j < reading, rate) for j, rate in enumerate(drop_paths))
-        self._cached: tuple[tuple, Tensor] | None = None
+        self.kept = Kept()
 
     def grids(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the grids of patches and of keys of a map."""
         return size, key_grid(size, self.reduction)
 
     def bias(self, size: tuple[int, int]) -> Tensor:
-        """Return the bias of each pair for a grid, (1, h, N, M); the last one is kept in evaluation."""
-        table = self.relative_pos
-        if size == self.size or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return resize_pair_table(table, self.grids(self.size), self.grids(size))
-        key = (size, table.data_ptr(), table._version, table.dtype)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, resize_pair_table(table, self.grids(self.size), self.grids(size)))
-        return self._cached[1]
+        """Return the bias of each pair for a grid, (1, h, N, M); kept in evaluation."""
+        return self.kept.get(self._bias, size, of=[self.relative_pos])
+
+    def _bias(self, size: tuple[int, int]) -> Tensor:
+        return resize_pair_table(self.relative_pos, self.grids(self.size), self.grids(size))
 
 
 class Stem(nn.Module):

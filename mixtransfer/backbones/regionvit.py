@@ -36,6 +36,7 @@ from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
@@ -222,16 +223,11 @@ class Attention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", rotated_index(window), persistent=False)
-        self._cached: tuple[tuple, Tensor] | None = None
+        self.kept = Kept()
 
     def bias(self, regions: Regions) -> Tensor:
-        """Return the bias of each pair of a window with its mask, (1 or R, h, N, N); the last is kept in evaluation."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._bias(regions)
-        key = (regions, self.rel_pos.data_ptr(), self.rel_pos._version, self.rel_pos.dtype)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._bias(regions))
-        return self._cached[1]
+        """Return the bias of each pair of a window with its mask, (1 or R, h, N, N); kept in evaluation."""
+        return self.kept.get(self._bias, regions, of=[self.rel_pos])
 
     def _bias(self, regions: Regions) -> Tensor:
         # The regional token has no position: its row and column are 0.

@@ -32,6 +32,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
+from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
@@ -72,17 +73,11 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
-        self._cached: tuple[tuple, Tensor] | None = None
+        self.kept = Kept()
 
     def bias(self, grid: WindowGrid) -> Tensor:
         """Return the bias of each pair of a window plus the mask, (1, h, N, N) or (W, h, N, N); kept in evaluation."""
-        table = self.relative_position_bias_table
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._bias(grid)
-        key = (grid, table.data_ptr(), table._version, table.dtype)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._bias(grid))
-        return self._cached[1]
+        return self.kept.get(self._bias, grid, of=[self.relative_position_bias_table])
 
     def _bias(self, grid: WindowGrid) -> Tensor:
         table = self.relative_position_bias_table

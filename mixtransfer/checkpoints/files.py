@@ -15,7 +15,7 @@ from torch import Tensor
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.account import HEAD, Account, account_for, some
-from mixtransfer.checkpoints.convert import OURS, Conversion, convert
+from mixtransfer.checkpoints.convert import OURS, convert
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.outline import read_outline
 from mixtransfer.checkpoints.pages import GivenBack
@@ -160,8 +160,12 @@ def _convert(content: Mapping[str, Any], source: Path, options: ConvertOptions) 
             f"{source}: {len(bad)} entries hold NaN or infinite values: {some(bad)}; the training broke down, or pass"
             " --allow-nonfinite"
         )
+    proof = {}
+    if options.verify:
+        back = _prove_return(net, selected.weights, account, options.target, str(source))
+        proof = {**_prove_answers(net, account, options, str(source)), **back}
+    # Converted again: the proof's copy of what is reordered would stand beside two networks.
     written = convert(account.state, arch, OURS, options.target)
-    proof = _prove(net, selected.weights, account, written, options, str(source)) if options.verify else {}
     origin = {
         "file": source.name,
         "bytes": source.stat().st_size,
@@ -297,26 +301,34 @@ def _fill(net: Backbone, account: Account) -> list[str]:
     absent = net.formats[account.source].absent if account.source != OURS else ()
     filled = [key for key in account.new if _matches(absent, key) and not _matches(net.dense_only, key)]
     if filled:
-        fresh = type(net)(arch=net.arch, with_embedding=net.with_embedding).state_dict()
+        own = net.state_dict()
+        with build_without_values(max(own[key].numel() for key in filled)):
+            fresh = type(net)(arch=net.arch, with_embedding=net.with_embedding).state_dict()
         account.state |= {key: fresh[key] for key in filled}
         account.new = tuple(key for key in account.new if key not in filled)
     return filled
 
 
-def _prove(
-    net: Backbone, weights: Mapping[str, Tensor], account: Account, written: Conversion, options, name: str
+def _prove_return(
+    net: Backbone, weights: Mapping[str, Tensor], account: Account, target: str, name: str
 ) -> dict[str, str]:
-    """Return what was proved, or raise a UserError that says what failed."""
+    """Convert there and back, and return what that proved, or raise a UserError."""
+    written = convert(account.state, net.arch, OURS, target)
     exempt = {*account.resized, *written.left_out}
     kept = {key: value for key, value in account.state.items() if key not in exempt}
     expected = convert(kept, net.arch, OURS, account.source).state
-    back = convert(convert(written.state, net.arch, options.target).state, net.arch, OURS, account.source).state
+    back = convert(convert(written.state, net.arch, target).state, net.arch, OURS, account.source).state
     lost = [*differing(expected, weights), *differing(expected, back)]
     if lost:
         raise UserError(
             f"{name}: {len(lost)} entries do not come back as they were: {some(lost)}; the file mixes names of two"
             f" formats, or is not in {account.source} names: say --from"
         )
+    return {"goes back": f"{len(expected)} entries with the same bytes under {account.source} names"}
+
+
+def _prove_answers(net: Backbone, account: Account, options: ConvertOptions, name: str) -> dict[str, str]:
+    """Run the network and the libraries' own, and return what that proved, or raise a UserError."""
     size = options.img_size or getattr(net.archs[net.arch], "img_size", 224)
     size = (size, size) if isinstance(size, int) else size
     answer = run(net, account.state, fixed_images(size, options.in_channels))
@@ -341,7 +353,6 @@ def _prove(
         **compared,
         "loads": "strictly, every entry",
         "answers": f"{'finite' if finite else 'NaN or infinite'} {what} on a fixed {_size(size)} image",
-        "goes back": f"{len(expected)} entries with the same bytes under {account.source} names",
     }
 
 

@@ -30,27 +30,34 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-4
+#: Images whose maps windows of 7, 8 and 12 pad, and of which a window covers the last.
+PADDED_SIZE = (160, 160)
 #: The prefix that a format's own files put before the backbone's names, beside the classifier's ``head.``.
 FILE_PREFIX = {"mmpretrain": "backbone."}
 
 
 class _NoInit(TorchFunctionMode):
-    """Skip what fills parameters with random values: each is replaced by the checkpoint's."""
+    """Skip what fills parameters of more than ``largest`` values with random ones: the checkpoint's replace them."""
+
+    def __init__(self, largest: int):
+        super().__init__()
+        self.largest = largest
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         # torch.nn.init hands its tensor over by name.
         target = args[0] if args else kwargs.get("tensor")
-        if name.endswith("_") and not name.endswith("__") and isinstance(target, nn.Parameter):
+        fills = name.endswith("_") and not name.endswith("__")
+        if fills and isinstance(target, nn.Parameter) and target.numel() > self.largest:
             return target
         return function(*args, **kwargs)
 
 
 @contextmanager
-def build_without_values():
-    """Build networks inside whose parameters have no values yet; buffers have theirs."""
-    with _NoInit():
+def build_without_values(largest: int = -1):
+    """Build networks inside whose parameters of more than ``largest`` values have none yet; buffers have theirs."""
+    with _NoInit(largest):
         yield
 
 
@@ -70,11 +77,19 @@ def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tupl
     _without_layers(backbone, {key for key in backbone.state_dict() if key not in own and "." in key})
     heads = (*HEAD, *TOKEN_HEAD)
     backbone.load_state_dict({key: value for key, value in own.items() if key not in heads}, assign=True)
-    backbone.eval()
-    with torch.inference_mode():
+    with _evaluating(backbone):
         if not backbone.with_embedding:
             return backbone(images)
         return (_logits(backbone, own, images) if HEAD[0] in own else backbone.embed(images),)
+
+
+@contextmanager
+def _evaluating(network: nn.Module):
+    """Evaluate a network, and let go of what it keeps for further images."""
+    network.eval()
+    with torch.inference_mode():
+        yield
+    network.train()
 
 
 def _logits(backbone: Backbone, own: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -96,8 +111,8 @@ def compare(
     """Feed the same images to our network and to the library's own, and return how far the answers are apart.
 
     Both get the converted weights. Where the library's network is dense, or the weights are, dense maps are compared,
-    on an image somewhat larger than ``size``: where a window covers a whole map, classifiers drop the shift of windows
-    that dense networks keep. Dense norms that the weights lack are the identity's, 1 and 0, in both. Weights without a
+    with windows at a size of its own: where a window covers a whole map, classifiers drop the shift that dense networks
+    keep. Dense norms that the weights lack are the identity's, 1 and 0, in both. Weights without a
     head count as dense in a family whose embedding reads nothing but the maps, if the library has a dense network.
 
     Args:
@@ -132,12 +147,13 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
     images = fixed_images(compared, network.get("in_channels", 3))
     if dense:
         ours, state = _dense_counterpart(net, state, library, {**network, "img_size": compared})
-        with torch.inference_mode():
+        with _evaluating(ours):
             answer = ours(images)
     elif compared != size:
         with build_without_values():
             ours = type(net)(arch=net.arch, out_indices=(), with_embedding=True, **{**network, "img_size": compared})
-        state = ours.resize_loaded(dict(state))
+        own = {*ours.state_dict(), *HEAD, *TOKEN_HEAD}
+        state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
         answer = run(ours, state, images)
     spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
     sizes = {"img_size": compared if compared[0] != compared[1] else compared[0], "window": network.get("window")}
@@ -149,27 +165,29 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
         return f"{error.name} is not installed"
     if theirs is None:
         return none
-    theirs.eval()  # OpenMMLab's Swin returns None from it
     _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
-    with torch.inference_mode():
+    with _evaluating(theirs):
         other = _maps(theirs, images, net.out_indices) if dense else _vector(theirs(images))
     what = "dense maps" if dense else "logits" if head is not None else "embedding"
     return _largest_difference(answer, other), f"{what} at {compared[0]}x{compared[1]}"
 
 
 def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int, int], dense: bool, pads: bool):
-    """Return the image size at which a library's network computes what ours does.
+    """Return the image size at which a library's network computes what ours does; it matters to windows only.
 
-    No map may be smaller than its windows. Dense maps need larger ones, padded as dense code pads, or, for libraries of
-    classifiers, which pad otherwise, not padded at all.
+    Dense code that pads takes a small size. Classifiers pad each in its own way, so there windows fit the maps. Their
+    images are square, as networks differ in whether a window that covers one side of a map ends the shift along the
+    other; those of dense maps are two windows wide.
     """
     window = network.get("window") or getattr(net.archs[net.arch], "window", 0)
+    if not window:
+        return size
+    if dense and pads:
+        return PADDED_SIZE
     with build_without_values():
         least = window * max(type(net)(arch=net.arch).strides)
-    size = tuple(max(side, least) for side in size)
-    if not dense:
-        return size
-    return tuple(side + 32 if pads or not least else 2 * least for side in size)
+    side = 2 * least if dense else -(-max(size) // least) * least
+    return side, side
 
 
 def _dense_counterpart(
@@ -178,7 +196,7 @@ def _dense_counterpart(
     """Return our dense network without the norms that the library has no place for, loaded, and its entries."""
     outputs = {"out_indices": net.out_indices} if net.out_indices else {}
     with build_without_values():
-        ours = type(net)(arch=net.arch, **outputs, **network).eval()
+        ours = type(net)(arch=net.arch, **outputs, **network)
     own = ours.state_dict()
     state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
     for key in own.keys() - state.keys():
@@ -200,6 +218,12 @@ def _without_layers(network: nn.Module, keys: Collection[str]) -> None:
 def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, net: Backbone) -> None:
     """Load strictly; the network may lack entries that it computes, and those of layers that are not compared."""
     named = {key: _single(value) for key, value in file_names(state, library).items()}
+    for key, value in theirs.state_dict().items():
+        if key in named and named[key].shape != value.shape:
+            raise UserError(
+                f"{library}'s {net.arch} does not take the weights: {key} is {tuple(named[key].shape)}, there"
+                f" {tuple(value.shape)}; libraries take image sides that are multiples of the patch"
+            )
     result = theirs.load_state_dict(named, strict=False, assign=True)
     prefix = FILE_PREFIX.get(library, "")
     missing = []
