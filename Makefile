@@ -15,7 +15,7 @@ $(VENV)/.installed: requirements/tested.txt setup.py
 	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.ones(1), 0.5)"
 	touch $@
 
-# What only tests need stands apart: beside mmpretrain, transformers would keep it from being imported.
+# What only tests need stands apart: mmdet imports transformers wherever it is, which takes seconds.
 $(VENV)/transformers/.installed: requirements/transformers.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	touch $@

@@ -3,7 +3,7 @@
 Importing this module is enough to make them known to any OpenMMLab tool
 (``custom_imports = dict(imports=["mixtransfer.registry"])``); the modules that hold the classes are imported at the
 first look-up. It also makes ``mmcv.ops`` importable where mmcv came without compiled ops, since the detectors'
-modules import it.
+modules import it, and mmpretrain, which mmdet and mmseg import, beside transformers 5.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from types import ModuleType
 
 from mmengine import registry as root
 
-from mixtransfer import ops
+from mixtransfer import multimodal, ops
 
 __all__ = [
     "DATASETS",
@@ -28,6 +28,7 @@ __all__ = [
 SCOPE = "mixtransfer"
 
 ops.install()
+multimodal.install()
 
 
 def _child(parent: root.Registry, *locations: str) -> root.Registry:

@@ -35,7 +35,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.layers.compiling import constant_in_graphs
 
 ARCH = "swin_micro"
-#: Not beside the other packages, since mmpretrain cannot be imported where transformers 5 is.
+#: Not beside the other packages, since mmdet imports it wherever it is, which takes seconds.
 TRANSFORMERS = Path(sys.prefix) / "transformers"
 
 
