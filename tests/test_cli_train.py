@@ -85,9 +85,10 @@ def test_a_missing_dataset_is_one_line_before_torch_is_imported(tmp_path):
         (["model.backbone.init_cfg.checkpoint=x"], "model.backbone.init_cfg is None and has no entries"),
         (["train_cfg"], "write KEY=VALUE"),
         (["optim_wrapper.paramwise_cfg.layer_decay=0.9"], "paramwise_cfg"),
+        (["train_dataloader.batch_size=1"], "set train_dataloader.batch_size=2 or more"),
     ],
 )
-def test_options_that_change_nothing_are_refused(options, words, scenes, tmp_path, error):
+def test_options_that_cannot_work_are_refused(options, words, scenes, tmp_path, error):
     ProbeHook.reset()
     assert train(tiny_config("seg", tmp_path), scenes, tmp_path / "run", cfg_options=(*SHORT, *options)) == 2
     assert words in error()

@@ -252,6 +252,13 @@ def one_line_errors(name: str) -> Iterator[None]:
         if "is not in the" in str(error) and "registry" in str(error):
             raise UserError(f"{name}: {str(error.args[0]).partition('.')[0]}") from error
         raise
+    except ValueError as error:
+        if str(error).startswith("Expected more than 1 value per channel"):
+            raise UserError(
+                f"{name}: a batch of one image has nothing to normalize maps of one pixel by; set"
+                " train_dataloader.batch_size=2 or more"
+            ) from error
+        raise
 
 
 def _first_line(error: BaseException) -> str:
