@@ -278,14 +278,28 @@ def resident(path):
 def test_a_mapped_file_does_not_stay_in_memory(tmp_path, name):
     path, weight = tmp_path / name, torch.randn(1000, 1000)
     write_weights(path, {"a.weight": weight}, {}, "")
-    mapped = read_checkpoint(path, mapped=True)["a.weight"]
+    content = read_checkpoint(path, mapped=True)
+    mapped = content["a.weight"]
     assert torch.equal(mapped, weight) and resident(path) > 3_000_000
-    with GivenBack(path) as pages:
+    with GivenBack(path, content) as pages:
         assert torch.equal(mapped, weight) and resident(path) < 100_000
         assert torch.equal(torch.linalg.norm(mapped), torch.linalg.norm(weight))
         write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.give_back)
         assert resident(path) < 100_000
     assert torch.equal(read_checkpoint(tmp_path / f"b{path.suffix}")["a.weight"], weight)
+
+
+def test_only_what_stays_mapped_is_given_back(tmp_path):
+    """An earlier reading may end any time; giving its addresses back then took the values of others."""
+    path = tmp_path / "a.pth"
+    write_weights(path, {"a.weight": torch.randn(1000, 1000)}, {}, "")
+    first, second = (read_checkpoint(path, mapped=True) for _ in range(2))
+    pages = GivenBack(path, {"model": [second]})
+    inside = [
+        any(start <= content["a.weight"].data_ptr() < stop for start, stop in pages.spans)
+        for content in (first, second)
+    ]
+    assert inside == [False, True]
 
 
 FULL = OSError(28, "No space left on device")

@@ -76,6 +76,13 @@ def same(first, second):
     return first.keys() == second.keys() and not differing(first, second)
 
 
+def make_importable(monkeypatch):
+    """Let a test import transformers."""
+    if not TRANSFORMERS.is_dir():
+        pytest.skip(f"pip install --no-deps --target {TRANSFORMERS} -r requirements/transformers.txt")
+    monkeypatch.syspath_prepend(TRANSFORMERS)
+
+
 def formats():
     return [(cls.family, name) for cls in FAMILIES for name in cls.formats]
 
@@ -121,9 +128,7 @@ def test_equals_the_librarys_network_both_ways(tmp_path, monkeypatch, family, li
     }
     source = save({"model": state}, tmp_path / "a.pth")
     if library == "transformers":
-        if not TRANSFORMERS.is_dir():
-            pytest.skip(f"pip install --no-deps --target {TRANSFORMERS} -r requirements/transformers.txt")
-        monkeypatch.syspath_prepend(TRANSFORMERS)
+        make_importable(monkeypatch)
     there, _ = converted(source, tmp_path / "b.pth", arch="toy", source="official", target=library)
     back, ours = converted(tmp_path / "b.pth", tmp_path / "c.safetensors", arch="toy", source=library)
     for report in (there, back):
@@ -331,13 +336,53 @@ def test_images_that_windows_do_not_fit_are_compared_where_they_do(tmp_path, lib
     assert report.proof[f"against {library}"].startswith("embedding at 256x256 differ by")
 
 
-def test_images_that_the_librarys_patches_do_not_fit_are_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "library", "size", "compared"),
+    [
+        ("deit", "timm", 70, "80x80"),
+        ("deit", "transformers", (90, 130), "96x144"),
+        ("convmixer", "mmpretrain", (90, 130), "96x144"),
+        ("pvt", "transformers", 70, "68x68"),  # ours drops what is no whole patch, too
+    ],
+)
+def test_images_that_patches_do_not_fit_are_compared_where_they_do(
+    tmp_path, monkeypatch, family, library, size, compared
+):
+    if library == "transformers":
+        make_importable(monkeypatch)
+    cls = next(cls for cls in FAMILIES if cls.family == family)
+    monkeypatch.setattr(cls, "archs", {**cls.archs, "toy": TOYS[family]})
+    path = save(mixtransfer.build_backbone("toy", with_embedding=True).state_dict(), tmp_path / "a.pth")
+    report, _ = converted(path, tmp_path / "b.pth", arch="toy", source="mixtransfer", target=library, img_size=size)
+    assert f"at {compared} differ by" in report.proof[f"against {library}"]
+
+
+def test_images_that_a_library_does_not_take_are_one_line(tmp_path, monkeypatch):
     cls = backbone_class("deit_tiny")
     monkeypatch.setattr(cls, "archs", {**cls.archs, "toy": TOYS["deit"]})
-    path = save(mixtransfer.build_backbone("toy").state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"pos_embed is \(1, 26, 16\), there \(1, 17, 16\); .* multiples of the patch"):
-        converted(path, tmp_path / "b.pth", arch="toy", source="official", target="timm", img_size=70)
+    path = save(mixtransfer.build_backbone("toy", with_embedding=True).state_dict(), tmp_path / "a.pth")
+    options = dict(arch="toy", source="official", target="torchvision", img_size=(64, 96))
+    with pytest.raises(UserError, match=r"^torchvision's toy does not take images of 64x96 pixels; --no-verify writes"):
+        converted(path, tmp_path / "b.pth", **options)
     assert list(tmp_path.iterdir()) == [path]
+    _, state = converted(path, tmp_path / "b.pth", verify=False, **options)
+    assert state["encoder.pos_embedding"].shape == (1, 25, 16)
+
+
+@pytest.mark.parametrize("family", sorted(TOYS))
+def test_grey_and_deep_images_are_seen_as_color_images_were(tmp_path, monkeypatch, family):
+    cls = next(cls for cls in FAMILIES if cls.family == family.split("/")[0])
+    monkeypatch.setattr(cls, "archs", {**cls.archs, f"{family}_toy": TOYS[family]})
+    torch.manual_seed(0)
+    color = build_toy(family).eval()
+    path = save(color.state_dict(), tmp_path / "a.pth")
+    images = torch.randn(1, 1, 64, 64)
+    for channels, same_images in ((1, images), (4, torch.cat([images.expand(-1, 3, -1, -1), images + 1], dim=1))):
+        net = build_toy(family, in_channels=channels).eval()
+        load_checkpoint(net, path, source="mixtransfer")
+        with torch.no_grad():
+            for a, b in zip(net(same_images), color(images.expand(-1, 3, -1, -1)), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_input_kernels_keep_what_they_see():

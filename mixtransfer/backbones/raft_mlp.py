@@ -32,6 +32,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.layers.drop_path import add_branch
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Mlp, gelu
+from mixtransfer.layers.patches import COLORS, resize_channels
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]
@@ -230,6 +231,21 @@ class RaftMLP(Backbone):
             frozen_stages=frozen_stages,
             token_classifier=token_classifier,
         )
+
+    def resize_loaded(self, state):
+        """Fit the first patch embedding, (C, channels · pixels) of each of its patches, to the images' channels."""
+        key, embed = "levels.0.embed.fc.weight", self.levels[0].embed
+        pixels = [k * k for k in embed.kernels]
+        weight = state.get(key)
+        if weight is None or weight.dim() != 2 or weight.size(1) != COLORS * sum(pixels):
+            return state
+        channels = embed.fc.in_features // sum(pixels)
+        parts = weight.split([COLORS * n for n in pixels], dim=1)
+        parts = [
+            resize_channels(part.unflatten(1, (COLORS, k, k)), channels).flatten(1)
+            for part, k in zip(parts, embed.kernels, strict=True)
+        ]
+        return {**state, key: torch.cat(parts, dim=1)}
 
     def run(self, images: Tensor, count: int):
         """Yield (patch embedding, output), both (B, H_i, W_i, C_i), of each of the first ``count`` levels."""

@@ -141,7 +141,7 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
     source, target = Path(source), Path(target)
     _check_target(target, options)
     content = read_checkpoint(source, options.trust, mapped=True)
-    with GivenBack(source) as pages:
+    with GivenBack(source, content) as pages:
         report, state = _convert(content, source, options)
         _write(report, state, target, options, pages.give_back)
     return report

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["GivenBack"]
@@ -19,12 +21,17 @@ class GivenBack(TorchFunctionMode):
     to the mapped values, as that would be lost. Where the system has no list of mappings (``/proc``) memory is kept.
 
     Args:
-        path: a file that ``read_checkpoint(mapped=True)`` has read.
+        path: a file.
+        content: what ``read_checkpoint(mapped=True)`` made of it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, content: Mapping[str, Any]):
         super().__init__()
-        self.spans = list(_spans(path.resolve()))
+        # An earlier reading of the file may still be mapped: once it ends, other values may lie at its addresses.
+        # This reading's stays as long as its values do.
+        self.content = content
+        starts = {value.data_ptr() for value in _tensors(content)}
+        self.spans = [span for span in _spans(path.resolve()) if any(span[0] <= start < span[1] for start in starts)]
         self.advise = ctypes.CDLL(None).madvise if self.spans else None
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -36,6 +43,14 @@ class GivenBack(TorchFunctionMode):
         """Give back what was read so far."""
         for start, stop in self.spans:
             self.advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(value)
 
 
 def _spans(path: Path) -> Iterator[tuple[int, int]]:

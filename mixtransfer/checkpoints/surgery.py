@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["resize_input", "resize_kernel"]
+from mixtransfer.layers.patches import COLORS, resize_channels
 
-COLORS = 3
+__all__ = ["resize_input", "resize_kernel"]
 
 
 def resize_input(state: dict[str, Tensor], own: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -28,24 +28,11 @@ def resize_input(state: dict[str, Tensor], own: Mapping[str, tuple[int, ...]]) -
         if value.shape[:1] != shape[:1] or COLORS not in (value.shape[1], shape[1]):
             continue
         if value.shape[1] != shape[1]:
-            value = _resize_channels(value, shape[1])
+            value = resize_channels(value, shape[1])
         if kernels[0] != kernels[1] and value.shape[1] == shape[1] and _is_patch(kernels[0]) and _is_patch(kernels[1]):
             value = resize_kernel(value, kernels[1])
         resized[key] = value
     return resized
-
-
-def _resize_channels(kernel: Tensor, channels: int) -> Tensor:
-    """Fit (C, 3, k, k) to ``channels``.
-
-    One channel sees grey images as the network saw them in color (R = G = B): the sum over colors. Beyond three, the
-    further channels (depth, infrared) start at zero, so that the network answers as before.
-    """
-    if kernel.size(1) != COLORS or channels == 2:
-        return kernel
-    if channels == 1:
-        return kernel.sum(dim=1, keepdim=True)
-    return torch.cat([kernel, kernel.new_zeros(kernel.size(0), channels - COLORS, *kernel.shape[2:])], dim=1)
 
 
 def resize_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:

@@ -158,36 +158,59 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
     spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
     sizes = {"img_size": compared if compared[0] != compared[1] else compared[0], "window": network.get("window")}
     spec = dataclasses.replace(spec, **{k: v for k, v in sizes.items() if k in fields and v is not None})
-    try:
-        with build_without_values():
-            theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
-    if theirs is None:
-        return none
-    _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
-    with _evaluating(theirs):
-        other = _maps(theirs, images, net.out_indices) if dense else _vector(theirs(images))
+    with _said_of_images(library, net.arch, compared, "img_size" in network):
+        try:
+            with build_without_values():
+                theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
+        except ModuleNotFoundError as error:
+            return f"{error.name} is not installed"
+        if theirs is None:
+            return none
+        _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
+        with _evaluating(theirs):
+            other = _maps(theirs, images, net.out_indices) if dense else _vector(theirs(images))
     what = "dense maps" if dense else "logits" if head is not None else "embedding"
     return _largest_difference(answer, other), f"{what} at {compared[0]}x{compared[1]}"
 
 
-def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int, int], dense: bool, pads: bool):
-    """Return the image size at which a library's network computes what ours does; it matters to windows only.
+@contextmanager
+def _said_of_images(library: str, arch: str, size: tuple[int, int], chosen: bool):
+    """Say what a network raises for images that it is not made for, each in its own way, if their size was chosen."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if not chosen:
+            raise
+        text = f"{library}'s {arch} does not take images of {size[0]}x{size[1]} pixels"
+        raise UserError(f"{text}; --no-verify writes its names all the same") from error
 
-    Dense code that pads takes a small size. Classifiers pad each in its own way, so there windows fit the maps. Their
-    images are square, as networks differ in whether a window that covers one side of a map ends the shift along the
-    other; those of dense maps are two windows wide.
+
+def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int, int], dense: bool, pads: bool):
+    """Return the image size at which a library's network computes what ours does.
+
+    Dense code with windows that pads takes a small size. Classifiers pad each in its own way, or drop what is no whole
+    patch, so there patches and windows fit. With windows the images are square, as networks differ in whether a window
+    that covers one side of a map ends the shift along the other; those of dense maps are two windows wide.
     """
     window = network.get("window") or getattr(net.archs[net.arch], "window", 0)
-    if not window:
-        return size
-    if dense and pads:
+    if window and dense and pads:
         return PADDED_SIZE
     with build_without_values():
-        least = window * max(type(net)(arch=net.arch).strides)
-    side = 2 * least if dense else -(-max(size) // least) * least
-    return side, side
+        strides = type(net)(arch=net.arch).strides
+    unit = window * max(strides) or min(strides)
+    larger = tuple(-(-side // unit) * unit for side in size)
+    if window:
+        side = 2 * unit if dense else max(larger)
+        return side, side
+    # Our networks, too, either pad to whole patches or drop the rest; tables tell.
+    if larger != size and _shapes(net, {**network, "img_size": larger}) != _shapes(net, network):
+        return tuple(max(side // unit, 1) * unit for side in size)
+    return larger
+
+
+def _shapes(net: Backbone, network: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    with build_without_values():
+        return {key: tuple(value.shape) for key, value in type(net)(arch=net.arch, **network).state_dict().items()}
 
 
 def _dense_counterpart(
@@ -218,12 +241,6 @@ def _without_layers(network: nn.Module, keys: Collection[str]) -> None:
 def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, net: Backbone) -> None:
     """Load strictly; the network may lack entries that it computes, and those of layers that are not compared."""
     named = {key: _single(value) for key, value in file_names(state, library).items()}
-    for key, value in theirs.state_dict().items():
-        if key in named and named[key].shape != value.shape:
-            raise UserError(
-                f"{library}'s {net.arch} does not take the weights: {key} is {tuple(named[key].shape)}, there"
-                f" {tuple(value.shape)}; libraries take image sides that are multiples of the patch"
-            )
     result = theirs.load_state_dict(named, strict=False, assign=True)
     prefix = FILE_PREFIX.get(library, "")
     missing = []

@@ -1,11 +1,14 @@
-"""Patch embedding by a strided convolution, for any image size."""
+"""Patch embedding by a strided convolution, for any image size, and its kernels for other channels."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PatchEmbed", "pad_to_multiple"]
+__all__ = ["COLORS", "PatchEmbed", "pad_to_multiple", "resize_channels"]
+
+COLORS = 3
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -29,3 +32,16 @@ class PatchEmbed(nn.Module):
         grid = (x.size(2), x.size(3))
         x = x.flatten(2).transpose(1, 2)
         return (x if self.norm is None else self.norm(x)), grid
+
+
+def resize_channels(kernel: Tensor, channels: int) -> Tensor:
+    """Fit (C, 3, k, k) to images of ``channels``; kernels for others than color images come back as they are.
+
+    One channel sees grey images as the network saw them in color (R = G = B): the sum over colors. Beyond three, the
+    further channels (depth, infrared) start at zero, so that the network answers as before.
+    """
+    if kernel.size(1) != COLORS or channels == 2:
+        return kernel
+    if channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    return torch.cat([kernel, kernel.new_zeros(kernel.size(0), channels - COLORS, *kernel.shape[2:])], dim=1)
