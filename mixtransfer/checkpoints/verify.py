@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-4
-#: Images whose maps windows of 7, 8 and 12 pad, and of which a window covers the last.
+#: Of images for dense networks with windows: those of 7, 8 and 12 pad maps of it, and cover the last.
 PADDED_SIZE = (160, 160)
 #: The prefix that a format's own files put before the backbone's names, beside the classifier's ``head.``.
 FILE_PREFIX = {"mmpretrain": "backbone."}
@@ -158,7 +158,7 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
     spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
     sizes = {"img_size": compared if compared[0] != compared[1] else compared[0], "window": network.get("window")}
     spec = dataclasses.replace(spec, **{k: v for k, v in sizes.items() if k in fields and v is not None})
-    with _said_of_images(library, net.arch, compared, "img_size" in network):
+    with _size_errors(library, net.arch, compared, "img_size" in network):
         try:
             with build_without_values():
                 theirs = key_map.network(spec, None if dense else 0 if head is None else len(head), images.size(1))
@@ -174,8 +174,8 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
 
 
 @contextmanager
-def _said_of_images(library: str, arch: str, size: tuple[int, int], chosen: bool):
-    """Say what a network raises for images that it is not made for, each in its own way, if their size was chosen."""
+def _size_errors(library: str, arch: str, size: tuple[int, int], chosen: bool):
+    """Say in one line what networks raise, each in its own way, for images of a chosen size that they do not take."""
     try:
         yield
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
