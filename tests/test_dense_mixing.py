@@ -92,6 +92,23 @@ def test_label_maps_are_pasted_pixel_by_pixel_with_their_ignored_pixels():
     assert torch.equal(first.gt_sem_seg.data[0], own) and torch.equal(second.gt_sem_seg.data[0], other)
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_a_larger_partner_has_beyond_the_image_is_cut_off(masks):
+    """Batches of one are mixed with the one before, whose padded size may be another."""
+    large = (12, 16)
+    own = det_sample([(0, 2, 0, 2)], [0], masks=masks)
+    partner = det_sample([(2, 11, 4, 15), (9, 12, 0, 4)], [1, 2], masks=masks, valid=large, canvas=large)
+    pixels = area(0, 8, 3, 12)
+    mixed = mix(own, partner, pixels, min_share=0.4).gt_instances
+    assert boxes(mixed) == [[0, 0, 2, 2], [4, 2, 12, 8]] and mixed.labels.tolist() == [0, 1]
+    if masks:
+        assert torch.equal(torch.from_numpy(mixed.masks.masks[1]).bool(), area(2, 8, 4, 12))
+    # 48 of 99 pixels are left.
+    assert boxes(mix(own, partner, pixels, min_share=0.5).gt_instances) == [[0, 0, 2, 2]]
+    expected = torch.where(area(2, 8, 4, 12), 1, THINGS)
+    assert torch.equal(class_map(ground_truth(partner, SIZE), SIZE, THINGS + 1, 255), expected)
+
+
 def test_every_dense_map_of_a_sample_is_pasted():
     own, partner = seg_sample(torch.zeros(SIZE).long()), seg_sample(torch.ones(SIZE).long())
     own.gt_depth_map = PixelData(data=torch.full((1, *SIZE), 2.5))

@@ -178,6 +178,8 @@ def _size_errors(library: str, arch: str, size: tuple[int, int], chosen: bool):
     """Say in one line what networks raise, each in its own way, for images of a chosen size that they do not take."""
     try:
         yield
+    except UserError:
+        raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         if not chosen:
             raise

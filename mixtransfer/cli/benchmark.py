@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtransfer.cli.options import positive
 from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
 
@@ -46,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
         "--family", nargs="+", default=(), metavar="NAME", help="families of the case families (default: all)"
     )
     speed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
-    speed.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (default: torch's choice)")
-    speed.add_argument("--rounds", type=_positive, default=15, metavar="N", help="timings of each (default 15)")
-    speed.add_argument("--size", type=_positive, metavar="PX", help="side of the images (default: the case's)")
-    speed.add_argument("--batch", type=_positive, metavar="N", help="images a step (default: the case's)")
+    speed.add_argument("--threads", type=positive, metavar="N", help="threads on CPU (default: torch's choice)")
+    speed.add_argument("--rounds", type=positive, default=15, metavar="N", help="timings of each (default 15)")
+    speed.add_argument("--size", type=positive, metavar="PX", help="side of the images (default: the case's)")
+    speed.add_argument("--batch", type=positive, metavar="N", help="images a step (default: the case's)")
     speed.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast (default float32)"
     )
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     count.add_argument("archs", nargs="*", metavar="ARCH", help="architecture names (default: all)")
     count.add_argument(
-        "--size", type=_positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
+        "--size", type=positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
     )
     count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     robustness = commands.add_parser(
@@ -319,10 +320,3 @@ def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give a number above 0")
-    return value

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mixtransfer.cli import run_command
+from mixtransfer.cli.options import positive
 from mixtransfer.errors import UserError
 
 FORMATS = (
@@ -64,8 +65,10 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--img-size", type=_size, metavar="N or HxW", help="resample position tables to images of this size"
     )
-    main.add_argument("--window", type=_count, metavar="N", help="resample relative-position tables to windows of N")
-    main.add_argument("--in-channels", type=_count, default=3, metavar="N", help="1 for grey, 4 for color and depth, …")
+    main.add_argument("--window", type=positive, metavar="N", help="resample relative-position tables to windows of N")
+    main.add_argument(
+        "--in-channels", type=positive, default=3, metavar="N", help="1 for grey, 4 for color and depth, …"
+    )
     return main
 
 
@@ -94,12 +97,6 @@ def run_process(argv: Sequence[str]) -> NoReturn:
     os._exit(run_command("convert", argv))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1")
-    return int(text)
-
-
 def _regex(text: str) -> str:
     try:
         re.compile(text)
@@ -109,7 +106,7 @@ def _regex(text: str) -> str:
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    sides = tuple(_count(side) for side in text.split("x"))
+    sides = tuple(positive(side) for side in text.split("x"))
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r}: give N or HxW")
     return sides if len(sides) == 2 else sides[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mixtransfer.cli.options import positive, seed
 from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
 
@@ -20,18 +21,22 @@ def parser() -> argparse.ArgumentParser:
         description="Write textured scenes in the layouts of ADE20K (DIR/seg), COCO (DIR/det) and ImageNet (DIR/cls).",
     )
     scenes.add_argument("dir", metavar="DIR", help="folder to write; left as it is if it holds these scenes already")
-    scenes.add_argument("--train", type=int, default=400, metavar="N", help="training scenes (default 400)")
-    scenes.add_argument("--val", type=int, default=100, metavar="N", help="validation scenes (default 100)")
+    scenes.add_argument("--train", type=positive, default=400, metavar="N", help="training scenes (default 400)")
+    scenes.add_argument("--val", type=positive, default=100, metavar="N", help="validation scenes (default 100)")
     scenes.add_argument(
-        "--classify-train", type=int, default=4800, metavar="N", help="training pictures of one class (default 4800)"
+        "--classify-train",
+        type=positive,
+        default=4800,
+        metavar="N",
+        help="training pictures of one class (default 4800)",
     )
     scenes.add_argument(
-        "--classify-val", type=int, default=240, metavar="N", help="validation pictures of one class (default 240)"
+        "--classify-val", type=positive, default=240, metavar="N", help="validation pictures of one class (default 240)"
     )
     scenes.add_argument(
-        "--size", type=int, nargs=2, default=(128, 128), metavar=("H", "W"), help="pixels (default 128 128)"
+        "--size", type=positive, nargs=2, default=(128, 128), metavar=("H", "W"), help="pixels (default 128 128)"
     )
-    scenes.add_argument("--seed", type=int, default=0, metavar="S", help="another seed gives other scenes (default 0)")
+    scenes.add_argument("--seed", type=seed, default=0, metavar="S", help="another seed gives other scenes (default 0)")
     scenes.add_argument("--force", action="store_true", help="replace scenes that were written with other parameters")
     check = commands.add_parser(
         "check",
@@ -74,10 +79,10 @@ def _check(args: argparse.Namespace) -> int:
 
     reports = check_folder(args.dir, args.task, progress_line("checked"))
     print("\n\n".join(map(str, reports)))
-    count = sum(report.count for report in reports)
-    if count:
+    problems = sum(report.count for report in reports)
+    if problems:
         raise UserError(
-            f"{count} problem{'s' if count > 1 else ''} in {args.dir}, listed above; mend or remove these files"
+            f"{problems} problem{'s' if problems > 1 else ''} in {args.dir}, listed above; mend or remove these files"
         )
     print("\nno problems")
     return 0

@@ -15,7 +15,7 @@ __all__ = ["parser", "run"]
 def parser() -> argparse.ArgumentParser:
     """Return the options of ``test``."""
     options = argparse.ArgumentParser(
-        prog="test", description="Measure a checkpoint; print the metrics and save them as JSON."
+        prog="mixtransfer test", description="Measure a checkpoint; print the metrics and save them as JSON."
     )
     add_arguments(options)
     options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mixtransfer.cli.options import seed
 from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
 from mixtransfer.errors import UserError
 
@@ -13,7 +14,7 @@ __all__ = ["parser", "run"]
 def parser() -> argparse.ArgumentParser:
     """Return the options of ``train``."""
     options = argparse.ArgumentParser(
-        prog="train",
+        prog="mixtransfer train",
         description="Train the model of a config. Logs, checkpoints and the final config go to the work directory."
         " Ctrl-C saves and stops; --resume goes on as if nothing had happened.",
     )
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--amp", action="store_true", help="mixed precision (float16), on a GPU")
     options.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    options.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    options.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: %(default)s)")
     options.add_argument(
         "--deterministic", action="store_true", help="use deterministic operations only, where there are"
     )

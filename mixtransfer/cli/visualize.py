@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mixtransfer.cli.options import positive, seed
 from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
 from mixtransfer.errors import UserError
 
@@ -13,7 +14,7 @@ __all__ = ["parser", "run"]
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``visualize mix``, ``align`` and ``predict``."""
-    main = argparse.ArgumentParser(prog="visualize", description="Draw what a config does to images.")
+    main = argparse.ArgumentParser(prog="mixtransfer visualize", description="Draw what a config does to images.")
     actions = main.add_subparsers(dest="action", required=True, metavar="{mix,align,predict}")
     for name, help_text, description in (
         ("mix", "a mixed batch with its ground truth", "Draw training images, their partners, and the mix of both."),
@@ -32,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
             action.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder of them")
         else:
             action.add_argument("--checkpoint", metavar="FILE", help="weights of the whole model")
-            action.add_argument("--count", type=int, default=3, metavar="N", help="images to draw (default 3)")
-            action.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws another batch")
+            action.add_argument("--count", type=positive, default=3, metavar="N", help="images to draw (default 3)")
+            action.add_argument("--seed", type=seed, default=0, metavar="S", help="another seed draws another batch")
     return main
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.config import Config
 
+from mixtransfer.errors import UserError
 from mixtransfer.registry import MODELS
 
 __all__ = ["fit_channels"]
@@ -20,7 +21,7 @@ def fit_channels(cfg: Config) -> None:
     hook that trains it, it goes. Models whose backbone has no ``arch`` stay as they are.
 
     Raises:
-        UserError: the architecture or one of its options is unknown.
+        UserError: the architecture or one of its options is unknown, or a head selects an output that there is not.
     """
     model = cfg.model
     backbone = model.get("backbone")
@@ -36,7 +37,11 @@ def fit_channels(cfg: Config) -> None:
     else:
         for head in _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head")):
             index = head.get("in_index", -1)
-            head.in_channels = [channels[i] for i in index] if isinstance(index, Sequence) else channels[index]
+            try:
+                head.in_channels = [channels[i] for i in index] if isinstance(index, Sequence) else channels[index]
+            except IndexError:
+                text = f"in_index={index} of {head.get('type')}: the backbone returns {len(channels)} outputs"
+                raise UserError(f"{text}, numbered from 0") from None
     hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "mixtransfer.TokenMixHook"]
     if not any(hook.get("prob", 1) and hook.get("loss_weight", 1) for hook in hooks):
         backbone.token_classifier = None

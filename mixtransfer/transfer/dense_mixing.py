@@ -158,6 +158,7 @@ def _paint(truth: GroundTruth, size: tuple[int, int], background: int) -> Tensor
         )
     things = sorted(zip(_bitmaps(truth, INSTANCES, size), labels, strict=True), key=lambda x: -np.count_nonzero(x[0]))
     for mask, label in [*ignored, *things]:
+        mask = mask[: size[0], : size[1]]
         np.copyto(canvas[: mask.shape[0], : mask.shape[1]], label, where=mask)
     return torch.from_numpy(canvas)
 
@@ -190,16 +191,18 @@ def _clip(
     """Return the instances (with new boxes, without masks) that have enough left inside ``keep``, and their masks."""
     fields, keep = truth.instances[key], keep.numpy()
     masks = truth.masks[key].numpy() if key in truth.masks else None
+    # A partner from the batch before may be larger than what it is pasted into; what lies beyond is cut off.
+    size = np.maximum(truth.valid, keep.shape).tolist()
     kept, boxes, clipped = [], [], []
     for index, box in enumerate(fields["bboxes"].tolist()):
         if masks is None:
-            top, bottom, left, right = _window(box, keep.shape)
+            top, bottom, left, right = _window(box, size)
             rest = keep[top:bottom, left:right]
-            whole = rest.size
+            whole = (bottom - top) * (right - left)
         else:
             top = left = 0
             mask = masks[index]
-            rest = mask & keep[: mask.shape[0], : mask.shape[1]]
+            rest = mask[: keep.shape[0], : keep.shape[1]] & keep[: mask.shape[0], : mask.shape[1]]
             whole = np.count_nonzero(mask)
         count = np.count_nonzero(rest)
         if not count or (count < whole and (count < limits[1] or count < limits[0] * whole)):

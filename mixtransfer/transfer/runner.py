@@ -18,6 +18,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,19 @@ from mixtransfer.checkpoints import read_checkpoint
 from mixtransfer.checkpoints.read import find_weights
 from mixtransfer.errors import UserError
 
-__all__ = ["EpochLoop", "IterLoop", "Samples", "TransferRunner", "is_resumable", "load_strictly"]
+__all__ = [
+    "UNREADABLE",
+    "EpochLoop",
+    "IterLoop",
+    "Samples",
+    "TransferRunner",
+    "is_resumable",
+    "last_line",
+    "load_strictly",
+]
+
+#: What loading an image raises; mmcv asserts that a file could be decoded.
+UNREADABLE = (OSError, AssertionError, cv2.error)
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
 OPTIONAL = "backbone.token_classifier."
@@ -51,6 +64,22 @@ def seed_everything(*place: int) -> None:
     torch.default_generator.manual_seed(state[2])
     if get_worker_info() is None and torch.cuda.is_available():
         torch.cuda.manual_seed(state[2])
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what an error says, or its kind if it says nothing."""
+    return (str(error).strip().splitlines()[-1:] or [type(error).__name__])[0]
+
+
+@contextmanager
+def _values_of(entry: str) -> Iterator[None]:
+    """Say in one line which value in an entry of the config is refused by what is built from it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{entry}: {last_line(error)}") from error
 
 
 class Samples(Dataset):
@@ -69,11 +98,9 @@ class Samples(Dataset):
             seed_everything(self.seed, *place)
         try:
             return self.dataset[index]
-        # mmcv asserts that a file could be decoded.
-        except (OSError, AssertionError, cv2.error) as error:
+        except UNREADABLE as error:
             path = self.dataset.get_data_info(index).get("img_path", f"sample {index}")
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise UserError(f"{path}: cannot be loaded ({reason[0]}); see tools/data.py check") from error
+            raise UserError(f"{path}: cannot be loaded ({last_line(error)}); see tools/data.py check") from error
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -240,9 +267,18 @@ class TransferRunner(Runner):
         if isinstance(settings.get("collate_fn"), Mapping):
             # mmengine gives the function all entries but the type, also the scope that it notes for a library's config.
             settings["collate_fn"] = {key: value for key, value in settings["collate_fn"].items() if key != "_scope_"}
-        loader = Runner.build_dataloader(settings, seed, diff_rank_seed)
+        with _values_of("dataloader"):
+            loader = Runner.build_dataloader(settings, seed, diff_rank_seed)
         loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
         return loader
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:  # noqa: D102
+        with _values_of("optim_wrapper"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:  # noqa: D102
+        with _values_of("param_scheduler"):
+            return super().build_param_scheduler(scheduler)
 
     def build_train_loop(self, loop: dict) -> EpochLoop | IterLoop:
         """Build our counterpart of mmengine's loop."""

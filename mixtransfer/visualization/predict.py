@@ -19,7 +19,7 @@ from mixtransfer.checkpoints.read import find_weights
 from mixtransfer.errors import UserError
 from mixtransfer.registry import import_quietly
 from mixtransfer.transfer import fit_channels
-from mixtransfer.transfer.runner import load_strictly
+from mixtransfer.transfer.runner import UNREADABLE, last_line, load_strictly
 from mixtransfer.visualization.pictures import overlay, save
 
 __all__ = ["load_model", "predictions", "save_predictions"]
@@ -42,8 +42,12 @@ def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterato
     steps = cfg.test_dataloader.dataset.pipeline
     pipeline = Compose([step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]])
     for number, file in enumerate(files):
+        try:
+            image = pipeline(dict(img_path=str(file), img_id=number))
+        except UNREADABLE as error:
+            raise UserError(f"{file}: cannot be loaded ({last_line(error)})") from error
         with torch.no_grad():
-            (sample,) = model.test_step(pseudo_collate([pipeline(dict(img_path=str(file), img_id=number))]))
+            (sample,) = model.test_step(pseudo_collate([image]))
         yield file, sample
 
 
