@@ -86,6 +86,13 @@ def test_a_missing_dataset_is_one_line_before_torch_is_imported(tmp_path):
         (["train_cfg"], "write KEY=VALUE"),
         (["optim_wrapper.paramwise_cfg.layer_decay=0.9"], "paramwise_cfg"),
         (["train_dataloader.batch_size=1"], "set train_dataloader.batch_size=2 or more"),
+        (["train_dataloader.batch_size=0"], "dataloader: batch_size should be a positive integer"),
+        (["optim_wrapper.optimizer.lr=-1"], "optim_wrapper: Invalid learning rate: -1"),
+        (["param_scheduler.0.end=0"], "param_scheduler: end should be larger than begin"),
+        (["default_hooks.logger.interval=0"], "default_hooks or custom_hooks: interval must be greater than 0"),
+        (["train_cfg.val_interval=0"], "train_cfg.val_interval=0: give a number from 1"),
+        (["model.backbone.out_indices=[3]"], "in_index=[0, 1] of UPerHead: the backbone returns 1 outputs"),
+        (["model.backbone.in_channels=4"], "data_preprocessor.mean is of images with 3 channels"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words, scenes, tmp_path, error):
@@ -196,6 +203,31 @@ def test_a_detector_that_finds_nothing_has_an_ap_of_zero_for_every_class(scenes,
     assert result["metrics"]["coco/bbox_mAP"] == result["metrics"]["coco/segm_mAP"] == 0
     assert set(result["per_class"]) == {"ball", "box", "tree", "star", "ring", "fish"}
     assert all(values.keys() == {"bbox_AP", "segm_AP"} for values in result["per_class"].values())
+
+
+def test_an_image_that_cannot_be_drawn_on_is_named(trained, scenes, tmp_path, error):
+    config, checkpoint = trained
+    (tmp_path / "no.jpg").write_bytes(b"no image")
+    command = ["predict", str(config), str(checkpoint), str(tmp_path / "no.jpg"), "--data", str(scenes)]
+    assert run_command("visualize", [*command, "--work-dir", str(tmp_path / "pictures")]) == 2
+    assert f"{tmp_path / 'no.jpg'}: cannot be loaded (failed to load image" in error()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["visualize", "mix", "config.py", "--count", "0"],
+        ["visualize", "mix", "config.py", "--seed", "-1"],
+        ["train", "config.py", "--seed", "4294967296"],
+        ["data", "scenes", "folder", "--train", "0"],
+        ["benchmark", "speed", "--rounds", "0"],
+        ["convert", "a.pth", "b.pth", "--window", "x"],
+    ],
+)
+def test_numbers_that_an_option_does_not_take(words, error):
+    with pytest.raises(SystemExit, match="2"):
+        run_command(words[0], words[1:])
+    assert f"argument {words[-2]}: '{words[-1]}': give a number from" in error()
 
 
 def test_a_checkpoint_without_token_classifier_gives_the_same_metrics(trained, scenes, tmp_path):

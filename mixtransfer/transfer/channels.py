@@ -21,12 +21,16 @@ def fit_channels(cfg: Config) -> None:
     hook that trains it, it goes. Models whose backbone has no ``arch`` stay as they are.
 
     Raises:
-        UserError: the architecture or one of its options is unknown, or a head selects an output that there is not.
+        UserError: the architecture or one of its options is unknown, the images have other channels, or a head selects
+            an output that there is not.
     """
     model = cfg.model
     backbone = model.get("backbone")
     if not isinstance(backbone, Mapping) or "type" not in backbone or "arch" not in backbone:
         return
+    read, mean = backbone.get("in_channels", 3), (model.get("data_preprocessor") or {}).get("mean")
+    if mean and len(mean) != read:
+        raise UserError(f"backbone.in_channels={read}: data_preprocessor.mean is of images with {len(mean)} channels")
     # Without weights: this is about the sizes that the class computes from its options.
     with torch.device("meta"):
         built = MODELS.build({**backbone, "init_cfg": None, "token_classifier": None})

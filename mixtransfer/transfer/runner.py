@@ -78,7 +78,7 @@ def _values_of(entry: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except ValueError as error:
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"{entry}: {last_line(error)}") from error
 
 
@@ -276,6 +276,10 @@ class TransferRunner(Runner):
         with _values_of("optim_wrapper"):
             return super().build_optim_wrapper(optim_wrapper)
 
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:  # noqa: D102
+        with _values_of("default_hooks or custom_hooks"):
+            super().register_hooks(default_hooks, custom_hooks)
+
     def build_param_scheduler(self, scheduler: Any) -> Any:  # noqa: D102
         with _values_of("param_scheduler"):
             return super().build_param_scheduler(scheduler)
@@ -288,7 +292,11 @@ class TransferRunner(Runner):
         if kind not in classes:
             raise UserError(f"train_cfg.type={kind!r}: give {' or '.join(classes)}")
         loader = self.build_dataloader(self._train_dataloader, seed=self.seed)
-        return classes[kind](self, place_batches(loader), **loop)
+        with _values_of("train_cfg"):
+            for key in ("max_iters", "max_epochs", "val_interval"):
+                if loop.get(key, 1) < 1:
+                    raise UserError(f"train_cfg.{key}={loop[key]}: give a number from 1")
+            return classes[kind](self, place_batches(loader), **loop)
 
     def train(self) -> nn.Module:
         """Train; afterwards no data worker is left."""
