@@ -18,11 +18,12 @@ from mixtransfer.cli import run_command
 from mixtransfer.cli.running import build_runner, load_config
 from mixtransfer.datasets.scenes import write_scenes
 from mixtransfer.visualization import report
-from mixtransfer.visualization.batches import mixed_batch
+from mixtransfer.visualization.batches import mixed_batch, mixed_classes
 from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
 
 ROOT = Path(__file__).parents[1]
 SEGMENT = str(ROOT / "configs/seg/upernet_swin_tlalign.py")
+CLASSIFY = str(ROOT / "configs/pretrain/swin_micro_scenes.py")
 PALETTE = [(255, 0, 0), (0, 0, 255)]
 SMALL = [option for option in demo.SHORT if "batch_size" not in option]
 
@@ -63,6 +64,28 @@ def test_mixed_batch_is_pasted_from_image_and_partner(scenes, tmp_path):
     for share in batch.partner:
         assert share.mean(axis=(1, 2)) == pytest.approx(pasted, abs=0.15)
     assert [share.shape[1:] for share in batch.partner] == [(32, 32), (16, 16), (8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("method", ["CutMix", "TLAlign"])
+def test_a_classifiers_mix_shows_what_came_from_whom_and_what_the_label_makes_of_it(scenes, tmp_path, method):
+    args = arguments(scenes, tmp_path, [f"model.mixing.type={method}", "train_dataloader.batch_size=6"])
+    args.config = CLASSIFY
+    batch = mixed_classes(build_runner(load_config(args, ("train", "val"))), seed=1)
+    expected = np.where(batch.pixels[..., None] == 1, batch.images[batch.partner], batch.images)
+    assert (batch.mixed_images == expected).all() and (batch.partner == np.arange(6)[::-1]).all()
+    area = batch.pixels.mean(axis=(1, 2))
+    assert 0.02 < area.min() and len(set(batch.classes)) > 1
+    # Labels go by area, or by what the untrained network carries into its embedding.
+    assert batch.label == pytest.approx(area, abs=1e-6 if method == "CutMix" else 0.2)
+    assert method == "CutMix" or np.abs(batch.label - area).max() > 1e-4
+
+
+def test_mix_draws_a_classifiers_batch_and_says_where_there_is_none(scenes, tmp_path, capsys):
+    argv = ["--data", scenes, "--work-dir", str(tmp_path), "--cfg-options", "train_dataloader.batch_size=1"]
+    assert run_command("visualize", ["mix", CLASSIFY, *argv]) == 0
+    assert Image.open(tmp_path / "mix.png").width > 1000
+    assert run_command("visualize", ["mix", CLASSIFY, *argv, "model.mixing=None"]) == 2
+    assert "MixingClassifier of this config mixes no labels; there is no mix to draw" in capsys.readouterr().err
 
 
 def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):

@@ -17,7 +17,12 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="mixtransfer visualize", description="Draw what a config does to images.")
     actions = main.add_subparsers(dest="action", required=True, metavar="{mix,align,predict}")
     for name, help_text, description in (
-        ("mix", "a mixed batch with its ground truth", "Draw training images, their partners, and the mix of both."),
+        (
+            "mix",
+            "a mixed batch with its ground truth",
+            "Draw training images, their partners, and the mix of both. Of a classifier, area and label are given as "
+            "the images' shares; where a method lets the network decide, give it a --checkpoint.",
+        ),
         (
             "align",
             "a mixed batch with the labels of its tokens",
@@ -45,10 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw_batch(args: argparse.Namespace) -> int:
-    from mixtransfer.visualization.batches import class_colors, mixed_batch, save_aligned, save_mixed
+    from mixtransfer.visualization.batches import (
+        class_colors,
+        mixed_batch,
+        mixed_classes,
+        save_aligned,
+        save_mixed,
+        save_mixed_classes,
+    )
 
     cfg = load_config(args, splits=("train",))
-    if args.checkpoint or args.action == "mix":  # what is mixed depends on no weights
+    dense = cfg.default_scope != "mmpretrain"
+    if dense and (args.checkpoint or args.action == "mix"):  # what is mixed depends on no weights
         cfg.model.backbone.init_cfg = None
     else:
         require_pretrained(cfg.model)
@@ -59,10 +72,13 @@ def _draw_batch(args: argparse.Namespace) -> int:
         runner.load_checkpoint(args.checkpoint)
     else:
         runner.model.init_weights()
-    batch = mixed_batch(runner, args.seed)
     names, palette = class_colors(cfg)
+    path = Path(cfg.work_dir) / f"{args.action}.png"
+    if not dense and args.action == "mix":
+        print(save_mixed_classes(mixed_classes(runner, args.seed), names, path, args.count))
+        return 0
     draw = save_mixed if args.action == "mix" else save_aligned
-    print(draw(batch, palette, names, Path(cfg.work_dir) / f"{args.action}.png", args.count))
+    print(draw(mixed_batch(runner, args.seed), palette, names, path, args.count))
     return 0
 
 

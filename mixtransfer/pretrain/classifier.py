@@ -153,17 +153,26 @@ class MixingClassifier(BaseModel):
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
         if self.mixing is None:
             return {"loss": self.criterion(self.classify(images)[0], targets)}
+        _, draw, evidence = self.mixed(images, labels, label_maps, crops)
+        extra = self.mixing.losses(targets, draw, evidence)
+        loss = self.criterion(evidence["logits"], self.mixing.relabel(targets, draw, evidence))
+        # mmengine logs the sum of several losses as "loss".
+        return {"loss_class": loss, **extra} if extra else {"loss": loss}
+
+    def mixed(
+        self, images: Tensor, labels: Tensor, label_maps: Tensor | None = None, crops: Tensor | None = None
+    ) -> tuple[Tensor, Draw, dict[str, Tensor]]:
+        """Return this step's mixed images (B, 3, H, W), how they were mixed, and what the label follows from.
+
+        Takes what :meth:`loss` takes.
+        """
         # Draws are Python's and NumPy's work, and their numbers would be constants of a graph.
         outside = torch.compiler.disable
         draw = outside(self.draw)(images)
         evidence = self.before(images, labels, draw, label_maps, crops)
         draw = outside(draw.place)(evidence)
         images = self.mixing.apply(images, draw)
-        evidence |= self.collect(images, draw)
-        extra = self.mixing.losses(targets, draw, evidence)
-        loss = self.criterion(evidence["logits"], self.mixing.relabel(targets, draw, evidence))
-        # mmengine logs the sum of several losses as "loss".
-        return {"loss_class": loss, **extra} if extra else {"loss": loss}
+        return images, draw, evidence | self.collect(images, draw)
 
     def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of logits and labels, both (B, K)."""

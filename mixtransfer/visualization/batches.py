@@ -1,4 +1,4 @@
-"""What TokenMixHook makes of a batch, and how its labels travel: one training step, watched from outside."""
+"""What TokenMixHook or a mixing classifier makes of a batch, and what becomes of its labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from mixtransfer.transfer import TokenMixHook
 from mixtransfer.transfer.dense_mixing import class_map, ground_truth
 from mixtransfer.visualization.pictures import Palette, color_labels, color_shares, enlarge, heat, save, save_sheet
 
-__all__ = ["MixedBatch", "mixed_batch", "restore_images", "save_aligned", "save_mixed"]
+__all__ = [
+    "MixedBatch",
+    "MixedClasses",
+    "mixed_batch",
+    "mixed_classes",
+    "restore_images",
+    "save_aligned",
+    "save_mixed",
+    "save_mixed_classes",
+]
 
 
 @dataclass
@@ -57,10 +66,7 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
     if hook is None or not hook.loss_weight:
         raise UserError("the config has no TokenMixHook with a token loss; there are no token labels to draw")
     hook.prob, hook.seed = 1.0, seed
-    dataset = runner.train_loop.dataloader.dataset
-    torch.manual_seed(seed)
-    count = runner.cfg.train_dataloader.batch_size
-    batch = pseudo_collate([dataset[(i, (0, seed, 0, i))] for i in range(count)])
+    batch = training_batch(runner, seed)
     model, backbone = runner.model.train(), runner.model.backbone
     data = model.data_preprocessor(batch, training=True)
     size = tuple(data["inputs"].shape[-2:])
@@ -101,6 +107,83 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
         seen["classes"].numpy(),
         [share[:, 0].numpy() for share in shares],
     )
+
+
+@dataclass
+class MixedClasses:
+    """A batch of a mixing classifier before and after mixing.
+
+    Attributes:
+        images: (B, H, W, 3) uint8.
+        mixed_images: as ``images``, after mixing.
+        partner: (B,), the index of the image that each was mixed with.
+        classes: (B,), the class of each image.
+        pixels: (B, H, W), the share of each pixel that came from the partner.
+        label: (B,), the partner's share of the label.
+    """
+
+    images: np.ndarray
+    mixed_images: np.ndarray
+    partner: np.ndarray
+    classes: np.ndarray
+    pixels: np.ndarray
+    label: np.ndarray
+
+
+def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
+    """Let the classifier of a runner mix a batch of training images.
+
+    Raises:
+        UserError: the classifier does not mix.
+    """
+    model = runner.model
+    if getattr(model, "mixing", None) is None or not hasattr(model, "mixed"):
+        raise UserError(f"{type(model).__name__} of this config mixes no labels; there is no mix to draw")
+    batch = training_batch(runner, seed, shuffled=True)  # folders come class by class
+    runner.message_hub.update_info("iter", seed)
+    model.mixing.prob = 1.0
+    data = model.train().data_preprocessor(batch, training=True)
+    images, labels = data["inputs"], torch.cat([sample.gt_label for sample in data["data_samples"]])
+    with torch.no_grad():
+        mixed, draw, evidence = model.mixed(images, labels, **model._label_maps(data["data_samples"]))
+        # A class for each image tells what came from whom, also where partners are of one class.
+        shares = model.mixing.relabel(torch.eye(len(images)), draw, evidence)
+    return MixedClasses(
+        restore_images(images, model.data_preprocessor),
+        restore_images(mixed, model.data_preprocessor),
+        draw.partner.numpy(),
+        labels.numpy(),
+        draw.pixels(tuple(images.shape[2:])).double().expand(len(images), -1, -1).numpy(),
+        shares[torch.arange(len(images)), draw.partner].numpy(),
+    )
+
+
+def training_batch(runner: Runner, seed: int, shuffled: bool = False) -> dict:
+    """Return a batch of training samples, augmented as ``seed`` has it: the first ones, or any."""
+    dataset = runner.train_loop.dataloader.dataset
+    torch.manual_seed(seed)
+    count = max(runner.cfg.train_dataloader.batch_size, 2)  # one image alone has no partner
+    order = torch.randperm(len(dataset)).tolist() if shuffled else range(len(dataset))
+    return pseudo_collate([dataset[(order[i % len(order)], (0, seed, 0, i))] for i in range(count)])
+
+
+def save_mixed_classes(batch: MixedClasses, names: Sequence[str], path: Path, count: int = 3) -> Path:
+    """Draw images, their partners and the mix of both, and write down how area and label are divided."""
+    area = batch.pixels.mean(axis=(1, 2))
+
+    def name(image: int) -> str:
+        number = int(batch.classes[image])
+        return names[number] if number < len(names) else f"class {number}"
+
+    rows = []
+    for i in np.argsort(np.abs(area - 0.5), kind="stable")[:count].tolist():
+        j = int(batch.partner[i])
+        text = (
+            f"{name(i)}\n  area {1 - area[i]:.2f}, label {1 - batch.label[i]:.2f}\n"
+            f"{name(j)}\n  area {area[i]:.2f}, label {batch.label[i]:.2f}"
+        )
+        rows.append([batch.images[i], batch.images[j], batch.mixed_images[i], heat(batch.pixels[i]), text])
+    return save_sheet(rows, ("image", "partner", "mixed image", "from the partner", "area and label"), path)
 
 
 def restore_images(images: Tensor, preprocessor: nn.Module) -> np.ndarray:

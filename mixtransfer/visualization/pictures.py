@@ -76,12 +76,15 @@ def save(picture: np.ndarray, path: Path) -> Path:
 
 
 def save_sheet(
-    rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], path: Path, classes: Mapping[str, Sequence] = {}
+    rows: Sequence[Sequence[np.ndarray | str | None]],
+    titles: Sequence[str],
+    path: Path,
+    classes: Mapping[str, Sequence] = {},
 ) -> Path:
-    """Write pictures in rows under column titles, with the colors of classes below; None leaves a place empty."""
+    """Write pictures and texts in rows under column titles, with the colors of classes below; None leaves a gap."""
     columns, count = len(titles), len(rows)
     foot = 0.32 * math.ceil(len(classes) / _legend_columns(columns)) + 0.1 if classes else 0.05
-    ratio = max(picture.shape[0] / picture.shape[1] for row in rows for picture in row if picture is not None)
+    ratio = max(x.shape[0] / x.shape[1] for row in rows for x in row if isinstance(x, np.ndarray))
     width, height = 1.75, 1.75 * ratio
     figure = _figure(columns * width + 0.1, count * height + 0.42 + foot)
     total = figure.get_figheight()
@@ -92,7 +95,9 @@ def save_sheet(
         for c, picture in enumerate(row):
             axes = figure.add_subplot(grid[r, c])
             axes.set_axis_off()
-            if picture is not None:
+            if isinstance(picture, str):
+                axes.text(0.04, 0.5, picture, fontsize=8, color=INK, va="center", linespacing=1.6)
+            elif picture is not None:
                 axes.imshow(picture, interpolation="nearest")
             if r == 0:
                 axes.set_title(titles[c], fontsize=9.5, color=INK, pad=4)
