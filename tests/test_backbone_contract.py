@@ -148,6 +148,13 @@ def test_stochastic_depth_has_the_mean_of_the_full_network(family):
 
 
 @families
+def test_a_drop_path_rate_that_is_none_is_refused(family):
+    for rate in (-0.1, 1.0):
+        with pytest.raises(UserError, match=rf"drop_path_rate={rate}: give 0 or more, below 1"):
+            build_toy(family, drop_path_rate=rate)
+
+
+@families
 def test_layer_of_covers_every_parameter_in_order(family):
     net = build_toy(family, with_embedding=True)
     layers = {name: net.layer_of(name) for name, _ in net.named_parameters()}
@@ -223,8 +230,9 @@ def test_the_token_classifier_reads_the_chosen_outputs(family):
     maps = net(images())
     (logits,) = net.token_classifier(maps)
     assert logits.shape == (2, 5, *maps[-1].shape[2:])
-    with pytest.raises(UserError, match="token_classifier"):
-        build_toy(family, token_classifier=dict(num_classes=5, stages=(last + 1,)))
+    for stages in ((last + 1,), ()):
+        with pytest.raises(UserError, match=r"token_classifier.stages=.*: give some"):
+            build_toy(family, token_classifier=dict(num_classes=5, stages=stages))
 
 
 @families

@@ -10,6 +10,7 @@ from toys import build_toy
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import AlignedTokens, Area, Box, CutMix, Mixing, Mixup, Region, TLAlign, TokenBox, methods
 from mixtransfer.mixing.regions import box_at, build, draw_beta, flip_partner, no_mix, step_generator
+from mixtransfer.pretrain import MixingClassifier
 
 METHODS = [Mixup, CutMix, TLAlign]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -232,11 +233,22 @@ def test_a_draw_can_take_the_whole_partner():
     assert no_mix(2, (2, 2)).ratio.tolist() == [1, 1]
 
 
+def test_numbers_of_a_classifier_out_of_range_are_named():
+    for options in (dict(label_smoothing=1.0), dict(label_smoothing=-0.1), dict(token=0)):
+        ((name, value),) = options.items()
+        with pytest.raises(UserError, match=f"^{name}={value}: give"):
+            MixingClassifier("swin_micro", 3, **options)
+
+
 def test_mistakes_in_a_config_are_named():
     with pytest.raises(UserError, match="unknown mixing region 'TokenBax'; did you mean TokenBox"):
         build(dict(type="TokenBax"), Region)
     with pytest.raises(UserError, match="unknown mixing region 'Area'"):
         build(dict(type="Area"), Region)
+    with pytest.raises(UserError, match="unknown mixing method 'CutMixx'; did you mean CutMix"):
+        build(dict(type="CutMixx"), Mixing)
+    with pytest.raises(UserError, match="TLAlign: seed=-1"):
+        TLAlign(seed=-1)
     with pytest.raises(UserError, match=r"TokenBox: alpha=0"):
         TLAlign(alpha=0)
     with pytest.raises(UserError, match=r"CutMix: prob=1.5"):

@@ -555,6 +555,8 @@ def test_models_that_cannot_be_worked_on_are_named():
         (dict(min_share=-1), "min_share=-1"),
         (dict(stop_iters=-5), "stop_iters=-5"),
         (dict(loss_weight=-0.1), "loss_weight=-0.1"),
+        (dict(min_pixels=-1), "min_pixels=-1"),
+        (dict(seed=-1), "seed=-1"),
         (dict(region=dict(type="WholeImage")), "region WholeImage does not cut pixels out"),
         (dict(region=dict(type="Blob")), "unknown mixing region 'Blob'"),
     ],

@@ -44,10 +44,9 @@ class TokenClassifier(nn.Module):
 
     def __init__(self, channels: Sequence[int], num_classes: int, stages: Sequence[int]):
         super().__init__()
-        bad = [stage for stage in stages if not 0 <= stage < len(channels)]
-        if bad:
+        if not stages or not all(0 <= stage < len(channels) for stage in stages):
             raise UserError(
-                f"token_classifier.stages={tuple(stages)}: the backbone has outputs 0 to {len(channels) - 1}"
+                f"token_classifier.stages={tuple(stages)}: give some of the outputs, 0 to {len(channels) - 1}"
             )
         self.num_classes, self.stages = num_classes, tuple(stages)
         self.norms = nn.ModuleList(nn.LayerNorm(channels[stage]) for stage in stages)

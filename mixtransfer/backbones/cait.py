@@ -30,7 +30,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attended import attended_patches
 from mixtransfer.layers.attention import ClassAttention, mix_labels
-from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
@@ -231,7 +231,7 @@ class CaiT(Backbone):
         self.patch_embed = PatchEmbed(in_channels, spec.channels, PATCH)
         table = torch.empty(1, self.grid[0] * self.grid[1], spec.channels)
         self.pos_embed = nn.Parameter(trunc_normal_(table, std=0.02))
-        self.blocks = nn.ModuleList(Block(spec, drop_path_rate) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(spec, checked_rate(drop_path_rate)) for _ in range(spec.depth))
         if with_embedding:
             self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
             self.blocks_token_only = nn.ModuleList(ClassBlock(spec) for _ in range(CLASS_BLOCKS))

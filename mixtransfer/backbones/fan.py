@@ -36,7 +36,7 @@ from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp, linear
@@ -426,7 +426,8 @@ class FAN(Backbone):
         else:
             self.patch_embed = HybridEmbed(in_channels, spec.channels, spec.stem)
         self.pos_embed = PositionCode(spec.channels)
-        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, drop_path_rate) for _ in range(spec.depth))
+        rate = checked_rate(drop_path_rate)
+        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for _ in range(spec.depth))
         self.cls_attn_blocks = nn.ModuleList(ClassBlock(spec.channels, spec.heads, with_embedding) for _ in range(2))
         if with_embedding:
             self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))

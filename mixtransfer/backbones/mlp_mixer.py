@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
-from mixtransfer.layers.drop_path import add_branch, keep_mask
+from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp, gelu
@@ -201,7 +201,8 @@ class MLPMixer(Backbone):
         self.out_indices = check_out_indices(out_indices, spec.depth, arch)
 
         self.stem = PatchEmbed(in_channels, spec.channels, spec.patch)
-        self.blocks = nn.ModuleList(Block(spec.channels, grid, drop_path_rate) for _ in range(spec.depth))
+        rate = checked_rate(drop_path_rate)
+        self.blocks = nn.ModuleList(Block(spec.channels, grid, rate) for _ in range(spec.depth))
         if with_embedding:
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.apply(_init)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.keys import KeyMap, Reorder
 from mixtransfer.errors import UserError
-from mixtransfer.layers.drop_path import add_branch
+from mixtransfer.layers.drop_path import add_branch, checked_rate
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import COLORS, resize_channels
@@ -222,7 +222,7 @@ class RaftMLP(Backbone):
             grid = tuple(-(-side // PATCHES[index]) for side in grid)
             entering = spec.channels[index - 1] if index else in_channels
             embed = PatchEmbed(entering, channels, PATCHES[index], KERNELS[index])
-            self.levels.append(Level(embed, channels, grid, depth, drop_path_rate))
+            self.levels.append(Level(embed, channels, grid, depth, checked_rate(drop_path_rate)))
         if with_embedding:
             self.norm = nn.LayerNorm(spec.channels[-1])
         self.finish(

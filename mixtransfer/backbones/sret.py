@@ -30,7 +30,7 @@ from mixtransfer.backbones.keys import KeyMap
 from mixtransfer.backbones.published import Published
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import add, keep_mask
+from mixtransfer.layers.drop_path import add, checked_rate, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
@@ -305,9 +305,9 @@ class SReT(Backbone):
         self.patch_embed = Stem(in_channels, channels[0])
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, channels[0], *grid), std=0.02))
         starts = [sum(self.passes[:i]) for i in range(len(spec.blocks))]
+        rate = checked_rate(drop_path_rate)
         self.transformers = nn.ModuleList(
-            Stage(spec, i, [drop_path_rate * (starts[i] + j) / self.depth for j in range(n)])
-            for i, n in enumerate(spec.blocks)
+            Stage(spec, i, [rate * (starts[i] + j) / self.depth for j in range(n)]) for i, n in enumerate(spec.blocks)
         )
         self.pools = nn.ModuleList(Pool(a, b) for a, b in pairwise(channels))
         if with_embedding:

@@ -7,12 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["add", "add_branch", "drop_path_rates", "keep_mask"]
+from mixtransfer.errors import UserError
+
+__all__ = ["add", "add_branch", "checked_rate", "drop_path_rates", "keep_mask"]
+
+
+def checked_rate(rate: float) -> float:
+    """Return a backbone's ``drop_path_rate``.
+
+    Raises:
+        UserError: it is no probability, or 1, which would drop everything.
+    """
+    if not 0 <= rate < 1:
+        raise UserError(f"drop_path_rate={rate}: give 0 or more, below 1")
+    return rate
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Return the rates of ``depth`` blocks, rising linearly from 0 to ``rate`` (Huang et al., arXiv 1603.09382)."""
-    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+    """Return the rates of ``depth`` blocks, rising linearly from 0 to ``rate`` (Huang et al., arXiv 1603.09382).
+
+    Raises:
+        UserError: see :func:`checked_rate`.
+    """
+    return [checked_rate(rate) * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def keep_mask(batch: int, rate: float, like: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Mixing:
     ):
         if not 0 <= prob <= 1:
             raise UserError(f"{type(self).__name__}: prob={prob}; give a probability from 0 to 1")
+        if seed < 0:
+            raise UserError(f"{type(self).__name__}: seed={seed}; give 0 or more")
         self.region, self.target = build(region, Region), build(target, Target)
         self.prob, self.seed, self.step = prob, seed, 0
 

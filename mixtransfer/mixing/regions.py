@@ -265,7 +265,7 @@ def build(config: Mapping[str, Any] | T, base: type[T]) -> T:
     name = options.pop("type").removeprefix("mixtransfer.")
     known = {key: cls for key, cls in MODELS.module_dict.items() if isinstance(cls, type) and issubclass(cls, base)}
     if name not in known:
-        raise unknown_name(f"mixing {base.__name__.lower()}", name, known)
+        raise unknown_name(f"mixing {base.__name__.lower().replace('mixing', 'method')}", name, known)
     return known[name](**options)
 
 

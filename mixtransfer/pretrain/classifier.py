@@ -43,7 +43,7 @@ class MixingClassifier(BaseModel):
         init_cfg: OpenMMLab initialization.
 
     Raises:
-        UserError: the mixing method needs evidence that this model cannot collect.
+        UserError: the mixing method needs evidence that this model cannot collect, or a number is out of range.
     """
 
     #: Evidence that can be collected, by the name that a mixing method asks for -> what the backbone has to observe.
@@ -75,6 +75,10 @@ class MixingClassifier(BaseModel):
         self.head = _head(self.backbone.embed_channels, num_classes)
         if self.backbone.token_head:
             self.aux_head = _head(self.backbone.embed_channels, num_classes)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing={label_smoothing}: give 0 or more, below 1")
+        if token < 1:
+            raise UserError(f"token={token}: give a number of pixels from 1")
         self.num_classes, self.label_smoothing, self.token = num_classes, label_smoothing, token
         self.binary_loss = binary_loss
         self.mixing = None if mixing is None else build(mixing, Mixing)

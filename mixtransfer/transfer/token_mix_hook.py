@@ -85,6 +85,8 @@ class TokenMixHook(Hook):
             ("loss_weight", loss_weight, loss_weight >= 0, "0 or more"),
             ("stop_iters", stop_iters, stop_iters >= 0, "0 or more"),
             ("min_share", min_share, 0 <= min_share <= 1, "a share from 0 to 1"),
+            ("min_pixels", min_pixels, min_pixels >= 0, "0 or more"),
+            ("seed", seed, seed >= 0, "0 or more"),
         ):
             if not fine:
                 raise UserError(f"TokenMixHook: {name}={value}; give {range_}")
