@@ -118,7 +118,7 @@ class MixingClassifier(BaseModel):
             return self.classify(inputs)[0]
         if mode == "loss":
             labels = torch.cat([sample.gt_label for sample in data_samples])
-            return self.loss(inputs, labels, **self._label_maps(data_samples))
+            return self.loss(inputs, labels, **self.sample_maps(data_samples))
         if mode == "predict":
             scores = self.classify(inputs)[0].softmax(dim=1)
             for sample, score, label in zip(data_samples, scores, scores.argmax(dim=1, keepdim=True), strict=True):
@@ -251,7 +251,8 @@ class MixingClassifier(BaseModel):
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def _label_maps(self, samples: list) -> dict[str, Tensor]:
+    def sample_maps(self, samples: list) -> dict[str, Tensor]:
+        """Return the label maps and crops that samples bring, as :meth:`loss` takes them, if the method reads them."""
         if self._teacher or self.mixing is None or "activation" not in self.mixing.needs:
             return {}
         if any("label_map" not in sample or "crop" not in sample for sample in samples):
