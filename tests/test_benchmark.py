@@ -131,6 +131,7 @@ def test_complexity_command(tmp_path, capsys):
         (["speed", "--device", "cuda:99"], "--device cuda:99: this machine has .* CUDA devices"),
         (["speed", "--device", "gpu"], "--device gpu: give cpu, cuda or cuda:N"),
         (["speed", "--json", "no/such/folder/speed.json"], "speed.json: cannot be written"),
+        (["complexity", "swin_micro", "--json", "/proc/counts.json"], "counts.json: cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):

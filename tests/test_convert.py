@@ -581,6 +581,9 @@ def test_command_line(tmp_path, classifier, capsys):
     assert run_command("convert", [str(tmp_path / "list.txt"), str(tmp_path / "two"), "--no-verify"]) == 0
     assert run_command("convert", [str(tmp_path / "in" / "a.pth"), str(out / "a.safetensors")]) == 2
     assert "exists; pass --force" in capsys.readouterr().err
+    (tmp_path / "there").mkdir()
+    assert run_command("convert", [str(tmp_path / "in" / "a.pth"), str(tmp_path / "there"), "--no-verify"]) == 0
+    assert (tmp_path / "there" / "a.safetensors").exists()
     source = str(tmp_path / "in" / "a.pth")
     assert run_command("convert", [source, str(out / "d.pth"), "--to", "tim"]) == 2
     assert "did you mean timm?" in capsys.readouterr().err

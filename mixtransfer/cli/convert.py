@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         help="checkpoint of a backbone, classifier, detector or segmentor; several, a folder, or a list (.txt)",
     )
     main.add_argument(
-        "dst", metavar="DST", help="file to write (.safetensors, .pth or .pt); for several a folder, of .safetensors"
+        "dst", metavar="DST", help="file to write (.safetensors, .pth or .pt), or a folder of .safetensors"
     )
     main.add_argument("--arch", metavar="A", help="architecture, e.g. swin_tiny (default: recognized)")
     main.add_argument(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     given = {key: value for key, value in vars(args).items() if key not in ("src", "dst")}
     options = ConvertOptions(**{**given, "drop": tuple(args.drop)})
     sources = [Path(source) for source in args.src]
-    if len(sources) == 1 and not sources[0].is_dir() and sources[0].suffix != ".txt":
+    if len(sources) == 1 and not sources[0].is_dir() and sources[0].suffix != ".txt" and not Path(args.dst).is_dir():
         print(convert_file(sources[0], args.dst, options))
         return 0
     return _many([path for source in sources for path in _listed(source)], Path(args.dst), options)
