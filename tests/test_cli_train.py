@@ -189,6 +189,19 @@ def test_metrics_of_a_segmentor_and_pictures(trained, scenes, tmp_path, capsys):
     assert len(pictures) == 2 and all(cv2.imread(str(path)) is not None for path in pictures)
 
 
+def test_where_metrics_and_pictures_cannot_go_is_said_before_anything_is_measured(trained, scenes, tmp_path, error):
+    config, checkpoint = trained
+    command = [str(config), str(checkpoint), "--data", str(scenes), "--work-dir", str(tmp_path / "run")]
+    (tmp_path / "file").touch()
+    for option, place, words in (
+        ("--out", tmp_path / "file" / "metrics.json", f"--out, folder {tmp_path / 'file'}: cannot be written to"),
+        ("--out", tmp_path, f"--out {tmp_path}: is a folder; give a file"),
+        ("--show-dir", tmp_path / "file", f"--show-dir {tmp_path / 'file'}: cannot be written to"),
+    ):
+        assert run_command("test", [*command, option, str(place)]) == 2
+        assert words in error()
+
+
 def test_a_detector_that_finds_nothing_has_an_ap_of_zero_for_every_class(scenes, tmp_path):
     config = tiny_config("det", tmp_path)
     ProbeHook.reset()

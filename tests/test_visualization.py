@@ -120,6 +120,19 @@ def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
     assert set(np.unique(Image.open(tmp_path / "000000_labels.png"))) == {4}
 
 
+def test_predict_writes_a_classifiers_answer_on_the_image(scenes, tmp_path):
+    argv = ["--data", scenes, "--work-dir", str(tmp_path)]
+    short = ["train_cfg.max_epochs=1", "param_scheduler=[]", "train_dataloader.num_workers=0"]
+    assert run_command("train", [CLASSIFY, *argv, "--cfg-options", *short]) == 0
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.full((90, 120), 128, np.uint8)).save(image)
+    (tmp_path / "out").mkdir()
+    argv[-1] = str(tmp_path / "out")
+    assert run_command("visualize", ["predict", CLASSIFY, str(tmp_path / "epoch_1.pth"), str(image), *argv]) == 0
+    drawn = np.asarray(Image.open(tmp_path / "out" / "grey.png"))
+    assert drawn.shape[2] == 3 and (drawn != 128).any() and (drawn == 128).all(-1).mean() > 0.3
+
+
 def test_predict_names_an_image_that_is_not_there(scenes, capsys):
     assert run_command("visualize", ["predict", SEGMENT, "none.pth", "absent.jpg", "--data", scenes]) == 2
     assert "absent.jpg: no such image" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     if "train" in splits:
         check_schedule(cfg)
     cfg.launcher = args.launcher
-    cfg.work_dir = str(make_work_dir(args.work_dir or Path("work_dirs") / Path(args.config).stem))
+    cfg.work_dir = str(make_folder(args.work_dir or Path("work_dirs") / Path(args.config).stem, "--work-dir"))
     for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
         if loader and not loader.get("num_workers"):
@@ -201,15 +201,15 @@ def require_pretrained(model: Any, name: str = "model") -> None:
         require_pretrained(part, f"{name}.{key}")
 
 
-def make_work_dir(path: str | Path) -> Path:
-    """Create the directory and make sure that it can be written to."""
+def make_folder(path: str | Path, option: str) -> Path:
+    """Create the folder that an option names, or that is to hold its file, and make sure that it can be written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"--work-dir {path}: cannot be written to: {error.strerror}; choose another") from error
+        raise UserError(f"{option} {path}: cannot be written to: {error.strerror}; choose another") from error
     return path
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, plain
+from mixtransfer.cli.running import add_arguments, build_runner, load_config, make_folder, one_line_errors, plain
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -29,6 +29,12 @@ def run(args: argparse.Namespace) -> int:
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
     cfg = load_config(args, splits=("test",))
+    out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
+    make_folder(out.parent, "--out, folder")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give a file")
+    if args.show_dir:
+        make_folder(args.show_dir, "--show-dir")
 
     from mixtransfer.registry import import_quietly
 
@@ -51,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
     classes = {}
     for metric in runner.test_evaluator.metrics:
         classes.update(plain(getattr(metric, "per_class", {})))
-    out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
     result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, values in classes.items():

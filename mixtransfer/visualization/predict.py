@@ -1,4 +1,4 @@
-"""Predictions of a trained segmentor or detector on single images."""
+"""Predictions of a trained segmentor, detector or classifier on single images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from PIL import Image
@@ -32,7 +32,9 @@ def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.M
     fit_channels(cfg)
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None
-    model = MODELS.build(cfg.model)
+    # A classifier's config has it beside the model, as mmengine's runner takes it.
+    preprocessor = {"data_preprocessor": cfg.data_preprocessor} if "data_preprocessor" in cfg else {}
+    model = MODELS.build({**preprocessor, **cfg.model})
     load_strictly(model, find_weights(read_checkpoint(checkpoint, trust), str(checkpoint)), str(checkpoint))
     return model.eval()
 
@@ -40,6 +42,8 @@ def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.M
 def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterator[tuple[Path, BaseDataElement]]:
     """Yield every image's file and data sample, with the test pipeline that the config has."""
     steps = cfg.test_dataloader.dataset.pipeline
+    # Classifiers get a tensor of images, where others get a list.
+    collate = default_collate if cfg.default_scope == "mmpretrain" else pseudo_collate
     pipeline = Compose([step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]])
     for number, file in enumerate(files):
         try:
@@ -47,7 +51,7 @@ def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterato
         except UNREADABLE as error:
             raise UserError(f"{file}: cannot be loaded ({last_line(error)})") from error
         with torch.no_grad():
-            (sample,) = model.test_step(pseudo_collate([image]))
+            (sample,) = model.test_step(collate([image]))
         yield file, sample
 
 
@@ -74,5 +78,10 @@ def save_predictions(
             visualizer.dataset_meta = dict(info)
             visualizer.add_datasample(file.stem, image, sample, draw_gt=False, out_file=str(path))
             yield path
+        elif "pred_label" in sample:
+            from mmpretrain.visualization import UniversalVisualizer
+
+            UniversalVisualizer().visualize_cls(image, sample, info.classes, draw_gt=False, out_file=str(path))
+            yield path
         else:
-            raise UserError(f"{type(model).__name__} gives neither a label map nor instances; there is nothing to draw")
+            raise UserError(f"{type(model).__name__} gives no label map, instances or class; there is nothing to draw")
