@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the actions."""
     if args.action == "zoo":
         return _zoo(args)
-    if args.json is not None and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
+    if args.json is not None and not _writable(args.json):
         raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
     return {"speed": _speed, "complexity": _complexity, "robustness": _robustness}[args.action](args)
 
@@ -318,11 +316,16 @@ def _write(path: Path | None, content: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.part")
+    from mixtransfer.checkpoints.write import replace_whole
+
+    with replace_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _writable(path: Path) -> bool:
+    """Return whether a file can be made there; a folder's permissions alone do not tell, as root has them all."""
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another file") from error
+        with tempfile.TemporaryFile(dir=path.parent):
+            return not path.is_dir()
+    except OSError:
+        return False

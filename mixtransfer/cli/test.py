@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     import_quietly("mixtransfer.evaluation.metrics")
 
+    from mixtransfer.checkpoints.write import replace_whole
     from mixtransfer.evaluation.metrics import measure_classes
     from mixtransfer.visualization.predictions import PredictionPictures
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     for metric in runner.test_evaluator.metrics:
         classes.update(plain(getattr(metric, "per_class", {})))
     result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with replace_whole(out) as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, values in classes.items():
         print(f"{name:<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
     for name, value in metrics.items():

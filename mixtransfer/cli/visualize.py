@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 from mixtransfer.cli.options import positive, seed
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
+from mixtransfer.cli.running import (
+    add_arguments,
+    build_runner,
+    load_config,
+    one_line_errors,
+    require_pretrained,
+    task_of,
+)
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -60,7 +67,7 @@ def _draw_batch(args: argparse.Namespace) -> int:
     )
 
     cfg = load_config(args, splits=("train",))
-    dense = cfg.default_scope != "mmpretrain"
+    dense = task_of(cfg) != "cls"
     if dense and (args.checkpoint or args.action == "mix"):  # what is mixed depends on no weights
         cfg.model.backbone.init_cfg = None
     else:

@@ -140,8 +140,7 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
     if getattr(model, "mixing", None) is None or not hasattr(model, "mixed"):
         raise UserError(f"{type(model).__name__} of this config mixes no labels; there is no mix to draw")
     batch = training_batch(runner, seed, shuffled=True)  # folders come class by class
-    runner.message_hub.update_info("iter", seed)
-    model.mixing.prob = 1.0
+    model.mixing.prob, model.mixing.seed = 1.0, seed
     data = model.train().data_preprocessor(batch, training=True)
     images, labels = data["inputs"], torch.cat([sample.gt_label for sample in data["data_samples"]])
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, default_collate, pseudo_collate
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from PIL import Image
@@ -42,8 +42,6 @@ def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.M
 def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterator[tuple[Path, BaseDataElement]]:
     """Yield every image's file and data sample, with the test pipeline that the config has."""
     steps = cfg.test_dataloader.dataset.pipeline
-    # Classifiers get a tensor of images, where others get a list.
-    collate = default_collate if cfg.default_scope == "mmpretrain" else pseudo_collate
     pipeline = Compose([step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]])
     for number, file in enumerate(files):
         try:
@@ -51,7 +49,7 @@ def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterato
         except UNREADABLE as error:
             raise UserError(f"{file}: cannot be loaded ({last_line(error)})") from error
         with torch.no_grad():
-            (sample,) = model.test_step(collate([image]))
+            (sample,) = model.test_step(pseudo_collate([image]))
         yield file, sample
 
 
