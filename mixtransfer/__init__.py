@@ -9,7 +9,7 @@ _PUBLIC = {
     "build_backbone": "mixtransfer.zoo",
     "build_classifier": "mixtransfer.zoo",
     "list_archs": "mixtransfer.zoo",
-    "convert_state_dict": "mixtransfer.checkpoints.convert",
+    "convert_state_dict": "mixtransfer.checkpoints.rename",
     "load_checkpoint": "mixtransfer.checkpoints.load",
 }
 

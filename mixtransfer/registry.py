@@ -8,11 +8,14 @@ modules import it, and mmpretrain, which mmdet and mmseg import, beside transfor
 
 import contextlib
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any, TypeVar
 
 from mmengine import registry as root
 
-from mixtransfer import multimodal, ops
+from mixtransfer.compat import mmcv_ops, transformers5
+from mixtransfer.errors import unknown_name
 
 __all__ = [
     "DATASETS",
@@ -22,13 +25,15 @@ __all__ = [
     "OPTIM_WRAPPER_CONSTRUCTORS",
     "TRANSFORMS",
     "WEIGHT_INITIALIZERS",
+    "build",
     "import_quietly",
 ]
 
 SCOPE = "mixtransfer"
+T = TypeVar("T")
 
-ops.install()
-multimodal.install()
+mmcv_ops.install()
+transformers5.install()
 
 
 def _child(parent: root.Registry, *locations: str) -> root.Registry:
@@ -42,9 +47,27 @@ def import_quietly(module: str) -> ModuleType:
 
 
 MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")
-HOOKS = _child(root.HOOKS, "transfer", "pretrain")
-OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "transfer", "pretrain")
+HOOKS = _child(root.HOOKS, "engine.hooks", "transfer", "pretrain")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "engine.optim", "pretrain")
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load")
 DATASETS = _child(root.DATASETS, "datasets")
 TRANSFORMS = _child(root.TRANSFORMS, "datasets", "pretrain")
-METRICS = _child(root.METRICS, "evaluation")
+METRICS = _child(root.METRICS, "evaluation.metrics")
+
+
+def build(config: Mapping[str, Any] | T, base: type[T]) -> T:
+    """Build the region, target or method that ``config`` names; an instance of ``base`` is returned as it is.
+
+    Names are ours, whatever OpenMMLab's default scope is.
+
+    Raises:
+        UserError: no such name.
+    """
+    if isinstance(config, base):
+        return config
+    options = dict(config)
+    name = options.pop("type").removeprefix("mixtransfer.")
+    known = {key: cls for key, cls in MODELS.module_dict.items() if isinstance(cls, type) and issubclass(cls, base)}
+    if name not in known:
+        raise unknown_name(f"mixing {base.__name__.lower().replace('mixing', 'method')}", name, known)
+    return known[name](**options)

@@ -16,6 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixtransfer.backbones import Backbone
+from mixtransfer.checkpoints.fit import FittedState, account_for
+from mixtransfer.checkpoints.select import select_weights
+
 FOLDER = Path(__file__).parent / "parity"
 PROBES = 256
 OVERRIDES = {"3 * x": lambda x: 3 * x, "1 + x": lambda x: 1 + x, "0.5 + abs(x)": lambda x: 0.5 + np.abs(x)}
@@ -74,6 +78,13 @@ def image(height: int, width: int, batch: int = 1, channels: int = 3) -> Tensor:
 def record_input(record: dict) -> Tensor:
     size = record["input"]
     return image(size["height"], size["width"], size["batch"])
+
+
+def load_official(net: Backbone, state: dict[str, Tensor], name: str, source: str = "official") -> FittedState:
+    """Load a state dict into a backbone, completely, and return what became of its entries."""
+    fitted = account_for(select_weights(state, name).weights, net, source, name)
+    net.load_state_dict(fitted.state, strict=False)
+    return fitted
 
 
 def assert_matches(output: Tensor, expected: dict, tolerance: float, name: str = "") -> None:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parity_records import load_official
 from toys import build_toy
 
 import mixtransfer
 from mixtransfer.backbones import pyramid_tnt, regionvit, sret
-from mixtransfer.checkpoints.load import load_weights
 
 
 @pytest.mark.parametrize("family", ["tnt", "pyramid_tnt", "mixmim", "sret"])
@@ -81,7 +81,7 @@ def test_rotated_table_keeps_neighboring_offsets_together():
 def test_detectors_with_larger_windows_load_a_classifier():
     classifier = mixtransfer.build_backbone("regionvit_small", out_indices=())
     detector = mixtransfer.build_backbone("regionvit_small_w14_peg", with_embedding=False)
-    report = load_weights(detector, classifier.state_dict(), "mixtransfer", "regionvit_small")
+    report = load_official(detector, classifier.state_dict(), "regionvit_small", "mixtransfer")
     assert "cls_token.proj.weight" in report.resized and "layers.0.block.1.attn.rel_pos" in report.resized
     assert all("peg" in name or name.startswith("norm") for name in report.new)
 

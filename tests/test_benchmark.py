@@ -10,19 +10,19 @@ import sys
 import pytest
 import torch
 
+from benchmarks import cases
+from benchmarks.speed import Comparison, Ratio, Result, measure, table
 from mixtransfer.cli import benchmark, run_command
-from mixtransfer.evaluation import contests
 from mixtransfer.evaluation.complexity import complexity
-from mixtransfer.evaluation.speed import Contest, Ratio, Result, measure, table
 
 CPU = torch.device("cpu")
 
 
 def test_every_round_runs_all_and_starts_with_another(monkeypatch):
-    monkeypatch.setattr("mixtransfer.evaluation.speed.MIN_SECONDS", 0)
-    monkeypatch.setattr("mixtransfer.evaluation.speed.math.ceil", lambda x: 1)
+    monkeypatch.setattr("benchmarks.speed.MIN_SECONDS", 0)
+    monkeypatch.setattr("benchmarks.speed.math.ceil", lambda x: 1)
     order = []
-    contest = Contest("letters", {name: lambda name=name: order.append(name) for name in "abc"})
+    contest = Comparison("letters", {name: lambda name=name: order.append(name) for name in "abc"})
     result = measure(contest, rounds=3, device=CPU)
     assert "".join(order) == "abcabc" + "abc" + "bca" + "cab"
     assert {name: len(times) for name, times in result.seconds.items()} == {"a": 3, "b": 3, "c": 3}
@@ -41,9 +41,9 @@ def test_table_puts_the_bar_beside_the_ratio():
 
 @pytest.mark.parametrize("size", [128, 80], ids=["timm agrees", "timm pads elsewhere"])
 def test_swin_contestants_are_equal_and_all_of_them_run(size):
-    options = contests.Options(batch=1, size=size)
+    options = cases.Options(batch=1, size=size)
     titles = []
-    for contest in contests.swin(options, arch="swin_micro"):
+    for contest in cases.swin(options, arch="swin_micro"):
         titles.append(contest.title)
         for step in contest.steps.values():
             step()
@@ -55,15 +55,15 @@ def test_swin_contestants_are_equal_and_all_of_them_run(size):
 
 
 def test_other_weights_stop_the_comparison():
-    nets = contests.swin_networks("swin_micro", 64, 0.0)
+    nets = cases.swin_networks("swin_micro", 64, 0.0)
     with torch.no_grad():
         nets["mmdet"].stages[2].blocks[1].attn.w_msa.relative_position_bias_table[3] += 0.1
     with pytest.raises(RuntimeError, match="mmdet differs from ours in map 2"):
-        contests.require_equal(nets, torch.randn(1, 3, 128, 128))
+        cases.require_equal(nets, torch.randn(1, 3, 128, 128))
 
 
 def test_published_tracing_learns_what_ours_learns():
-    nets = contests.tlalign_networks("deit_tiny", 64)
+    nets = cases.tlalign_networks("deit_tiny", 64)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 7, 7, 999])
     gradients, losses = {}, {}
     for name, net in nets.items():
@@ -81,8 +81,8 @@ def test_published_tracing_learns_what_ours_learns():
 
 @pytest.mark.parametrize("change", [{}, {"dtype": torch.bfloat16}], ids=["float32", "bfloat16"])
 def test_tlalign_case_runs(change):
-    (contest,) = contests.tlalign(contests.Options(batch=2, size=32, **change), arch="deit_tiny")
-    assert contest.bars == ({"plain CutMix": 1.05} if not change else {})
+    (contest,) = cases.tlalign(cases.Options(batch=2, size=32, **change), arch="deit_tiny")
+    assert contest.max_ratio == ({"plain CutMix": 1.05} if not change else {})
     for step in contest.steps.values():
         assert step().isfinite()
 
@@ -142,6 +142,6 @@ def test_mistakes_are_one_line(argv, message, capsys):
 
 
 def test_cases_are_those_that_exist_and_help_needs_no_torch():
-    assert set(benchmark.CASES) <= set(contests.__all__)
+    assert set(benchmark.CASES) <= set(cases.__all__)
     code = "import sys, mixtransfer.cli.benchmark as b; b.parser().format_help(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

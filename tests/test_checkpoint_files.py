@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mixtransfer.checkpoints.describe import describe
-from mixtransfer.checkpoints.outline import Entry, read_outline
-from mixtransfer.checkpoints.pages import GivenBack
+from mixtransfer.checkpoints.headers import Entry, read_header
+from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.checkpoints.write import replace_whole, write_weights
@@ -66,7 +66,7 @@ def test_outline_tells_what_reading_finds(tmp_path, kind):
     else:
         tied = {**WEIGHTS, "tied": WEIGHTS["num_batches_tracked"], "t": WEIGHTS["blocks.0.attn.qkv.weight"].t()}
         save(tied, path, _use_new_zipfile_serialization=kind == "torch zip")
-    outline = read_outline(path)
+    outline = read_header(path)
     assert outline.kind == kind and outline.wants == ()
     content = read_checkpoint(path)
     assert outlined(outline.content) == entries(content) and len(content) >= len(WEIGHTS)
@@ -281,7 +281,7 @@ def test_a_mapped_file_does_not_stay_in_memory(tmp_path, name):
     content = read_checkpoint(path, mapped=True)
     mapped = content["a.weight"]
     assert torch.equal(mapped, weight) and resident(path) > 3_000_000
-    with GivenBack(path, content) as pages:
+    with ReleasePages(path, content) as pages:
         assert torch.equal(mapped, weight) and resident(path) < 100_000
         assert torch.equal(torch.linalg.norm(mapped), torch.linalg.norm(weight))
         write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.give_back)
@@ -294,7 +294,7 @@ def test_only_what_stays_mapped_is_given_back(tmp_path):
     path = tmp_path / "a.pth"
     write_weights(path, {"a.weight": torch.randn(1000, 1000)}, {}, "")
     first, second = (read_checkpoint(path, mapped=True) for _ in range(2))
-    pages = GivenBack(path, {"model": [second]})
+    pages = ReleasePages(path, {"model": [second]})
     inside = [
         any(start <= content["a.weight"].data_ptr() < stop for start, stop in pages.spans)
         for content in (first, second)

@@ -336,7 +336,7 @@ def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
     from mmpretrain.structures import DataSample
     from mmpretrain.visualization import UniversalVisualizer
 
-    from mixtransfer.visualization.predictions import PredictionPictures
+    from mixtransfer.visualization.prediction_hook import PredictionPictures
 
     samples = []
     for label, name in enumerate(("ball", "box")):

@@ -21,9 +21,10 @@ from mmengine.structures import PixelData
 from toys import TOYS
 
 from mixtransfer.backbones import backbone_class
-from mixtransfer.cli.running import READ_BY_RUNNER, read_config, task_of
+from mixtransfer.engine.config import READ_BY_RUNNER, read_config, task_of
+from mixtransfer.engine.fit_channels import fit_channels
 from mixtransfer.registry import MODELS
-from mixtransfer.transfer import TokenMixHook, fit_channels
+from mixtransfer.transfer import TokenMixHook
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))

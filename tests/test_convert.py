@@ -18,17 +18,17 @@ from toys import TOYS, build_toy
 
 import mixtransfer
 from mixtransfer.backbones import FAMILIES, backbone_class
-from mixtransfer.backbones.keys import Fused, KeyMap
-from mixtransfer.checkpoints.account import HEAD
-from mixtransfer.checkpoints.convert import convert
-from mixtransfer.checkpoints.files import ConvertOptions, convert_file
+from mixtransfer.backbones.formats.key_map import Fused, KeyMap
+from mixtransfer.checkpoints.adapt_input import resize_input, resize_kernel
+from mixtransfer.checkpoints.convert import ConvertOptions, convert_file
+from mixtransfer.checkpoints.fit import HEAD
+from mixtransfer.checkpoints.headers import read_header
 from mixtransfer.checkpoints.index import make_index
 from mixtransfer.checkpoints.load import load_checkpoint
-from mixtransfer.checkpoints.outline import read_outline
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import INDEX, identify, recognize
+from mixtransfer.checkpoints.rename import convert
 from mixtransfer.checkpoints.select import select_weights
-from mixtransfer.checkpoints.surgery import resize_input, resize_kernel
 from mixtransfer.checkpoints.verify import differing
 from mixtransfer.cli import run_command
 from mixtransfer.errors import UserError
@@ -423,7 +423,7 @@ def test_fused_projections_are_split_and_joined():
 def test_files_are_recognized_by_names_and_shapes(tmp_path, classifier, library):
     theirs = convert(classifier, ARCH, "mixtransfer", library).state
     path = save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "a.pth")
-    match = identify(select_weights(read_outline(path).content).weights, "a")
+    match = identify(select_weights(read_header(path).content).weights, "a")
     assert (match.arch, match.format, match.certainty) == (ARCH, library, 1.0)
 
 

@@ -18,7 +18,7 @@ from mixtransfer.datasets import folders
 from mixtransfer.datasets.check import check_folder
 from mixtransfer.datasets.configure import apply_dataset, require_dataset
 from mixtransfer.datasets.folders import make_palette, open_dataset
-from mixtransfer.datasets.painters import THINGS
+from mixtransfer.datasets.scene_rendering import THINGS
 from mixtransfer.datasets.scenes import CLASSES, write_scenes
 from mixtransfer.errors import UserError
 

@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Box, Draw, Region, TokenBox
-from mixtransfer.mixing.regions import step_generator
+from mixtransfer.mixing.draws import step_generator
 from mixtransfer.transfer.dense_mixing import class_map, draw_pixels, ground_truth, mix_sample
 from mixtransfer.transfer.token_loss import token_loss, token_shares
 

@@ -12,7 +12,7 @@ from mixtransfer.layers.linear import Linear, linear
 @pytest.fixture(params=[False, True], ids=["narrow cores", "wide cores"])
 def products(request, monkeypatch):
     """Send layers of any size but zero to oneDNN, and return the shapes that arrive there."""
-    monkeypatch.setattr(module, "wide", lambda: request.param)
+    monkeypatch.setattr(module, "mkl_halves_this_core", lambda: request.param)
     for limit in ("PRODUCTS", "TRAINED", "TRAINED_WIDE"):
         monkeypatch.setattr(module, limit, 1)
     seen, product = [], module._product
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_torchs(shape, channels, bias, products):
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     # Forward with and without gradient, the gradients of the input and, on wide cores, of the weight.
-    assert len(products) == (0 if 0 in shape else 4 if module.wide() else 3)
+    assert len(products) == (0 if 0 in shape else 4 if module.mkl_halves_this_core() else 3)
 
 
 def test_gradients_of_gradients(products):

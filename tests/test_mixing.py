@@ -9,8 +9,10 @@ from toys import build_toy
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import AlignedTokens, Area, Box, CutMix, Mixing, Mixup, Region, TLAlign, TokenBox, methods
-from mixtransfer.mixing.regions import box_at, build, draw_beta, flip_partner, no_mix, step_generator
+from mixtransfer.mixing.draws import draw_beta, flip_partner, no_mix, step_generator
+from mixtransfer.mixing.regions import box_at
 from mixtransfer.pretrain import MixingClassifier
+from mixtransfer.registry import build
 
 METHODS = [Mixup, CutMix, TLAlign]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -42,7 +44,7 @@ def test_tl_align_mixer_reproduces_the_published_numbers(case):
     grid = size["height"] // given["patch_size"], size["width"] // given["patch_size"]
 
     region = TokenBox()
-    draw = region.place(len(images), grid, given["lambda_drawn"], tuple(given["box_center_yx_tokens"]))
+    draw = region.draw_at(len(images), grid, given["lambda_drawn"], tuple(given["box_center_yx_tokens"]))
     targets = one_hot(given["labels"], given["num_classes"], given["label_smoothing"])
     share = draw.label_map(images).flatten(2).transpose(1, 2)
     tokens = (1 - share) * targets[:, None] + share * targets[draw.partner, None]
@@ -227,14 +229,14 @@ def test_any_region_goes_with_any_target_whatever_the_default_scope():
 def test_a_draw_can_take_the_whole_partner():
     images = torch.randn(2, 3, 8, 8)
     region = TokenBox()
-    draw = region.place(2, (2, 2), 0.0, (1, 1))
+    draw = region.draw_at(2, (2, 2), 0.0, (1, 1))
     assert draw.ratio.tolist() == [0, 0]
     assert torch.equal(region.apply(images, draw), images.flip(0))
     assert no_mix(2, (2, 2)).ratio.tolist() == [1, 1]
 
 
 def test_numbers_of_a_classifier_out_of_range_are_named():
-    for options in (dict(label_smoothing=1.0), dict(label_smoothing=-0.1), dict(token=0)):
+    for options in (dict(label_smoothing=1.0), dict(label_smoothing=-0.1), dict(cell_size=0)):
         ((name, value),) = options.items()
         with pytest.raises(UserError, match=f"^{name}={value}: give"):
             MixingClassifier("swin_micro", 3, **options)

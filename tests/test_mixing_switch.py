@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import Box, CutMix, MixupOrCutMix, OneOf, PixelDraw, TokenBox, WholeImage
-from mixtransfer.mixing.regions import step_generator
+from mixtransfer.mixing import Box, CutMix, MixupOrCutMix, PixelDraw, RandomChoice, TokenBox, WholeImage
+from mixtransfer.mixing.draws import step_generator
 
 SHAPE, GRID = (4, 3, 32, 48), (4, 6)
 
@@ -49,16 +49,16 @@ def test_a_step_draws_the_same_after_resuming():
 
 
 def test_regions_declare_what_their_members_do():
-    assert OneOf([Box(), TokenBox()]).whole_pixels
-    assert not OneOf([dict(type="Box"), dict(type="WholeImage", alpha=0.8)]).whole_pixels
-    chosen = OneOf([WholeImage(), TokenBox()], [0, 2]).draw(SHAPE, GRID, step_generator(0, 0, 0))
+    assert RandomChoice([Box(), TokenBox()]).hard_mask
+    assert not RandomChoice([dict(type="Box"), dict(type="WholeImage", alpha=0.8)]).hard_mask
+    chosen = RandomChoice([WholeImage(), TokenBox()], [0, 2]).draw(SHAPE, GRID, step_generator(0, 0, 0))
     assert chosen.mask.dtype == torch.bool
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_weights_that_cannot_be_drawn_by(weights):
-    with pytest.raises(UserError, match=r"OneOf: weights=.*give each of 2 regions a number from 0 up"):
-        OneOf([Box(), TokenBox()], weights)
+    with pytest.raises(UserError, match=r"RandomChoice: weights=.*give each of 2 regions a number from 0 up"):
+        RandomChoice([Box(), TokenBox()], weights)
 
 
 def test_a_switch_that_is_no_probability():

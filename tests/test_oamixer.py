@@ -10,7 +10,7 @@ from toys import TOYS, build_toy
 from mixtransfer.backbones import backbone_class, convmixer
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Box, TokenBox
-from mixtransfer.mixing.regions import Draw, PixelDraw
+from mixtransfer.mixing.draws import Draw, PixelDraw
 from mixtransfer.pretrain.classifier import smooth_one_hot
 from mixtransfer.pretrain.oamixer import OAMixer, patch_distance, patch_labels, relabel_map, resize_label_map
 

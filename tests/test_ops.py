@@ -1,4 +1,4 @@
-"""``mixtransfer.ops`` against plain loops, through the functions of mmcv that detectors call."""
+"""``mixtransfer.compat.mmcv_ops`` against plain loops, through the functions of mmcv that detectors call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixtransfer import ops
+from mixtransfer.compat import mmcv_ops as ops
 from mixtransfer.errors import UserError
 
 ops.install()
@@ -257,7 +257,7 @@ def test_a_torchvision_of_another_torch_is_named():
     # its library does not load, and torchvision swallows that
     code = """
 import sys, torch
-from mixtransfer import ops
+from mixtransfer.compat import mmcv_ops as ops
 def load_library(path):
     raise OSError("undefined symbol")
 torch.ops.load_library = load_library

@@ -4,12 +4,11 @@ import re
 
 import pytest
 import torch
-from parity_records import FOLDER, assert_matches, names, published_state, record, record_input
+from parity_records import FOLDER, assert_matches, load_official, names, published_state, record, record_input
 
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
-from mixtransfer.checkpoints.convert import convert
-from mixtransfer.checkpoints.load import load_weights
+from mixtransfer.checkpoints.rename import convert
 
 SYSTEMS = sorted(path.name for path in FOLDER.iterdir())
 
@@ -60,7 +59,7 @@ def test_dense_maps_equal_published(system, name, dtype, tolerance):
     expected = record(system, name)
     net = mixtransfer.build_backbone(expected["arch"], **img_size(expected)).to(dtype).eval()
     replay_orders(net, expected)
-    load_weights(net, published_state(expected, dtype), "official", name)
+    load_official(net, published_state(expected, dtype), name)
     with torch.no_grad():
         maps = net(record_input(expected).to(dtype))
     stages = [key for key in sorted(expected["outputs"]) if re.fullmatch(r"stage\d", key)]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from toys import TOYS, build_toy
 
+from benchmarks import families
+from benchmarks.originals import WAYS, as_published
+from benchmarks.speed import Result, speedups
 from mixtransfer.backbones import FAMILIES
 from mixtransfer.cli import run_command
-from mixtransfer.evaluation import families
-from mixtransfer.evaluation.published import WAYS, as_published
-from mixtransfer.evaluation.speed import Result, speedups
 from mixtransfer.layers import channels_last, linear
 
 every_toy = pytest.mark.parametrize("family", sorted(name for name in TOYS if name.split("/")[0] in WAYS))
@@ -84,7 +84,7 @@ def test_dense_codes_of_any_size_are_followed_at_an_odd_size(family):
 def test_maps_that_are_widened_in_parts_are_the_same(monkeypatch):
     """Evaluation cuts what training computes at once; here into parts of a row or two, at an odd size."""
     for module in (linear, channels_last):
-        monkeypatch.setattr(module, "PIECE", 1)
+        monkeypatch.setattr(module, "CHUNK_VALUES", 1)
     images = torch.randn(2, 3, 75, 101)
     for family in ("swin", "pvt_v2", "fcvit", "cmt", "hornet"):
         net = shaken(family).eval()
@@ -129,7 +129,7 @@ def test_speedups_are_theirs_divided_by_ours():
 
 
 def test_the_case_names_families_in_what_it_writes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mixtransfer.evaluation.speed.MIN_SECONDS", 1e-3)
+    monkeypatch.setattr("benchmarks.speed.MIN_SECONDS", 1e-3)
     file = tmp_path / "speed.json"
     argv = [
         "speed",

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
+from mixtransfer.engine.hooks import AtomicBackend, latest_checkpoint
 from mixtransfer.errors import UserError
-from mixtransfer.transfer.guards import AtomicBackend, latest_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tiny_runs import CONFIGS
 
 import mixtransfer
 from mixtransfer.cli import run_command
-from mixtransfer.cli.running import read_config
+from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.robustness import (
     ALEXNET_ERRORS,

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mixtransfer.datasets import scenes as scenes_module
-from mixtransfer.datasets.painters import STUFF, THINGS
+from mixtransfer.datasets.scene_rendering import STUFF, THINGS
 from mixtransfer.datasets.scenes import (
     CLASSES,
     Instance,

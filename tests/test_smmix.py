@@ -9,9 +9,9 @@ from toys import build_toy
 import mixtransfer
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import AttendedSquare, EvenDraw, FineGrained, SMMix, TokenBox
+from mixtransfer.mixing.draws import flip_partner, step_generator
 from mixtransfer.mixing.losses import soft_cross_entropy
-from mixtransfer.mixing.regions import flip_partner, step_generator
-from mixtransfer.mixing.smmix import Square, allowed_sides, place_square, square_scores
+from mixtransfer.mixing.smmix import PendingSquare, allowed_sides, place_square, square_scores
 from mixtransfer.pretrain import DynamicClassifier
 from mixtransfer.pretrain.classifier import region_means
 from mixtransfer.transfer import TokenMixHook
@@ -25,8 +25,8 @@ def test_a_step_with_squares_equals_published(name, dtype, tolerance):
     step = Step("smmix", name, dtype, mixing=dict(type="SMMix"))
     given, net = step.given, step.net
     square = square_of_side(given["rectangle_size"][0], given["candidate_square_sides"])
-    before = net.before(step.images, step.labels, square, None, None)
-    draw = square.place(before)
+    before = net.collect_unmixed(step.images, step.labels, square, None, None)
+    draw = square.resolve(before)
     assert list(allowed_sides(given["side"], 0.25, 0.75)) == given["candidate_square_sides"]
     assert draw.mask.flatten(1).int().tolist() == given["source_mask"]
     mixed = net.mixing.apply(step.images, draw)
@@ -74,7 +74,7 @@ def test_a_step_with_squares_equals_published(name, dtype, tolerance):
 
 
 def square_of_side(side, allowed):
-    return Square((allowed.index(side) + 0.5) / len(allowed), 0.25, 0.75)
+    return PendingSquare((allowed.index(side) + 0.5) / len(allowed), 0.25, 0.75)
 
 
 @both_precisions
@@ -91,7 +91,7 @@ def test_a_step_of_mixup_equals_published(dtype, tolerance):
     assert losses["loss_fine"] == losses["loss_consistency"] == 0
     step.check(tolerance, loss=losses["loss_class"][None])
     # Part of the graph for the sake of distributed training, but not trained.
-    assert not step.net.token_head.weight.grad.any()
+    assert not step.net.region_head.weight.grad.any()
     step.check_gradients(tolerance)
 
 
@@ -101,7 +101,7 @@ def test_the_attention_to_an_image_equals_published(arch, dtype, tolerance):
     expected = record("smmix", f"smmix_{arch}_classify")
     net = mixtransfer.build_classifier(arch).to(dtype).eval()
     net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected, dtype), arch))
-    seen = net.backbone.observe(record_input(expected).to(dtype), ("image_attention",))
+    seen = net.backbone.embed_with_evidence(record_input(expected).to(dtype), ("image_attention",))
     found = seen["image_attention"].flatten(1)
     assert_matches(found, expected["outputs"]["image_attention"], tolerance, "attention")
 
@@ -149,12 +149,12 @@ def test_sides_are_from_a_quarter_to_three_quarters():
     region, sides = AttendedSquare(), set()
     for step in range(100):
         square = region.draw((2, 3, 64, 96), (4, 6), step_generator(0, 0, step))
-        sides.add(int(square.place({"image_attention": torch.rand(2, 4, 6)}).mask[0].sum() ** 0.5))
+        sides.add(int(square.resolve({"image_attention": torch.rand(2, 4, 6)}).mask[0].sum() ** 0.5))
     assert sides == {1, 2, 3}
 
 
 def test_a_grid_of_one_token_is_not_mixed():
-    draw = Square(0.5, 0.25, 0.75).place({"image_attention": torch.ones(2, 1, 1)})
+    draw = PendingSquare(0.5, 0.25, 0.75).resolve({"image_attention": torch.ones(2, 1, 1)})
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(SMMix().apply(images, draw), images)
 
@@ -164,9 +164,9 @@ def test_the_unmixed_pass_is_one_of_evaluation_and_leaves_the_network_as_it_was(
     net.train()
     net.backbone.blocks[0].eval()
     modes = [module.training for module in net.modules()]
-    images, square = torch.randn(2, 3, 64, 64), Square(0.5, 0.25, 0.75)
+    images, square = torch.randn(2, 3, 64, 64), PendingSquare(0.5, 0.25, 0.75)
     state = torch.random.get_rng_state()
-    first, second = (net.before(images, torch.tensor([0, 1]), square, None, None) for _ in range(2))
+    first, second = (net.collect_unmixed(images, torch.tensor([0, 1]), square, None, None) for _ in range(2))
     assert torch.equal(first["unmixed_logits"], second["unmixed_logits"])
     torch.testing.assert_close(first["unmixed_logits"], net.eval()(images))
     net.train()
@@ -185,7 +185,7 @@ def test_region_means_are_over_either_sides_tokens():
 
 
 def test_a_region_of_no_token_has_no_loss():
-    draw = TokenBox().place(2, (4, 4), 1.0, (2, 2))
+    draw = TokenBox().draw_at(2, (4, 4), 1.0, (2, 2))
     logits, targets = torch.randn(2, 2, 3), torch.eye(3)[:2]
     evidence = {"region_logits": logits, "unmixed_logits": logits[:, 0], "logits": logits[:, 0]}
     losses = FineGrained().losses(targets, draw, evidence)
@@ -224,7 +224,7 @@ def test_what_cannot_be_built_is_refused():
         mixtransfer.build_classifier("swin_tiny", mixing=dict(type="SMMix"))
     with pytest.raises(UserError, match="rising shares above 0, below 1"):
         AttendedSquare(0.5, 1.0)
-    with torch.device("meta"), pytest.raises(UserError, match="activation, which DynamicClassifier cannot collect"):
+    with torch.device("meta"), pytest.raises(UserError, match="activation_map, which DynamicClassifier cannot collect"):
         DynamicClassifier("dynamicvit_deit_s_07", mixing=dict(type="TokenMix"))
     with pytest.raises(UserError, match="AttendedSquare does not cut pixels out by itself"):
         TokenMixHook(dict(type="AttendedSquare"))

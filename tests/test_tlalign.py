@@ -7,7 +7,7 @@ from parity_records import assert_matches, image, published_state, record
 import mixtransfer
 from mixtransfer.layers.labels import labels_to_tokens
 from mixtransfer.mixing import AlignedTokens, TokenBox
-from mixtransfer.mixing.regions import Draw
+from mixtransfer.mixing.draws import Draw
 from mixtransfer.pretrain.classifier import smooth_one_hot, soft_cross_entropy
 
 TOLERANCE = 1e-6

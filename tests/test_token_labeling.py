@@ -18,9 +18,9 @@ from published_steps import both_precisions
 from toys import build_toy
 
 import mixtransfer
-from mixtransfer.cli.running import read_config
+from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.regions import PixelDraw, flip_partner, own_share
+from mixtransfer.mixing.draws import PixelDraw, flip_partner, own_share
 from mixtransfer.pretrain import TokenLabelingClassifier
 from mixtransfer.pretrain.token_labeling import CleanView, load_labeler
 from mixtransfer.registry import TRANSFORMS
@@ -82,7 +82,9 @@ def test_a_students_step_equals_published(dtype, tolerance, tmp_path):
     losses = net.loss(images, labels)
     (labeler,) = net.labelers
     with torch.no_grad():
-        teacher = labeler.classify_tokens(labeler.backbone.observe(images, ("tokens",))["tokens"]).flatten(1, 2)
+        teacher = labeler.classify_tokens(labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"]).flatten(
+            1, 2
+        )
     token_labels = net.token_labels(images).flatten(1)
     one_hot = torch.nn.functional.one_hot(token_labels, CLASSES).to(dtype)
     found = dict(
@@ -143,7 +145,7 @@ def test_a_labeler_learns_by_its_class_token_and_by_the_mean_of_its_tokens(monke
     images, labels = torch.randn(3, 3, 64, 96), torch.tensor([0, 2, 1])
     losses, expected = net.loss(images, labels), {"loss_class": 0, "loss_tokens": 0}
     for picture, label in zip(images, labels, strict=True):
-        seen = net.backbone.observe(picture[None], ("tokens",))
+        seen = net.backbone.embed_with_evidence(picture[None], ("tokens",))
         every = [net.aux_head(token) for token in seen["tokens"][0].flatten(1).T]
         expected["loss_class"] += soft_loss(net.head(seen["vector"][0]), smoothed(label)) / 3
         expected["loss_tokens"] += soft_loss(sum(every) / len(every), smoothed(label)) / 3
@@ -163,10 +165,10 @@ def test_a_student_learns_the_labels_of_the_unmixed_tokens(monkeypatch, tmp_path
     mixed, share = net.mixing.apply(images, draw), float(draw.ratio[0])
     expected, drawn = {"loss_class": 0, "loss_tokens": 0}, set()
     for i, j in ((0, 1), (1, 0)):
-        seen = net.backbone.observe(mixed[i : i + 1], ("tokens",))
+        seen = net.backbone.embed_with_evidence(mixed[i : i + 1], ("tokens",))
         target = [share * a + (1 - share) * b for a, b in zip(smoothed(labels[i]), smoothed(labels[j]), strict=True)]
         expected["loss_class"] += soft_loss(net.head(seen["vector"][0]), target) / 2
-        shown = labeler.backbone.observe(clean[i : i + 1], ("tokens",))["tokens"][0]
+        shown = labeler.backbone.embed_with_evidence(clean[i : i + 1], ("tokens",))["tokens"][0]
         for row in range(4):
             for column in range(4):
                 says = labeler.aux_head(shown[:, row, column])

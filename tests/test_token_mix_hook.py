@@ -296,7 +296,7 @@ def test_a_resumed_run_goes_on_with_the_image_before_it(kind, tmp_path):
     again.after_train(None)
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
 
-    resumed = TokenMixHook(dict(type="TokenBox"), prob=1.0, token=8, seed=3)
+    resumed = TokenMixHook(dict(type="TokenBox"), prob=1.0, cell_size=8, seed=3)
     resumed.after_load_checkpoint(runner_of(model), torch.load(tmp_path / "checkpoint.pth", weights_only=True))
     resumed.before_train(runner_of(model))
     assert [step(model, batch(i), resumed, i) for i in (2, 3)] == losses[2:]
@@ -551,7 +551,7 @@ def test_models_that_cannot_be_worked_on_are_named():
     ("options", "text"),
     [
         (dict(prob=2), "prob=2; give a probability"),
-        (dict(token=0), "token=0"),
+        (dict(cell_size=0), "cell_size=0"),
         (dict(min_share=-1), "min_share=-1"),
         (dict(stop_iters=-5), "stop_iters=-5"),
         (dict(loss_weight=-0.1), "loss_weight=-0.1"),

@@ -13,9 +13,9 @@ from torchvision.ops import roi_align
 import mixtransfer
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import ActivationMap, Draw, EvenDraw, RandomTokens, TokenBlocks, TokenMix
-from mixtransfer.mixing.regions import flip_partner, own_share, step_generator
+from mixtransfer.mixing.draws import flip_partner, own_share, step_generator
 from mixtransfer.mixing.tokenmix import random_tokens, token_blocks, visible
-from mixtransfer.pretrain.activation import class_map, crop_map, teacher_map
+from mixtransfer.pretrain.activation_maps import class_map, crop_map, teacher_map
 from mixtransfer.pretrain.classifier import soft_cross_entropy
 
 GRID = (14, 14)
@@ -56,8 +56,8 @@ def test_a_step_with_blocks_equals_published(dtype, tolerance):
     maps, crops = label_maps(step)
     # The published crop exchanges rows and columns.
     crops = crops[:, [1, 0, 3, 2]]
-    evidence = net.before(step.images, step.labels, draw, maps, crops)
-    own = evidence["activation"]
+    evidence = net.collect_unmixed(step.images, step.labels, draw, maps, crops)
+    own = evidence["activation_map"]
     stays, comes = visible(own, draw)
     mixed = net.mixing.apply(step.images, draw)
     logits = net.collect(mixed, draw)["logits"]
@@ -130,7 +130,7 @@ def test_a_label_weighs_what_is_visible_of_its_own_map():
     mask = torch.tensor([[[True, False], [False, False]]])
     draw = Draw(flip_partner(2), mask, own_share(mask, 2))
     activation = torch.tensor([[[3.0, 1], [0, 0]], [[2, 0], [2, 4]]])
-    found = ActivationMap().relabel(torch.eye(3)[:2], draw, {"activation": activation})
+    found = ActivationMap().relabel(torch.eye(3)[:2], draw, {"activation_map": activation})
     torch.testing.assert_close(found, torch.tensor([[0.25, 0.25, 0.0], [0.75, 0.75, 0.0]]))
 
 
@@ -140,7 +140,7 @@ def test_equal_labels_add_up_and_a_coarser_map_is_weighed_by_area():
     draw = Draw(flip_partner(2), mask, own_share(mask, 2))
     activation = torch.tensor([[[1.0, 1], [1, 1]], [[4, 0], [0, 0]]])
     targets = torch.eye(3)[[1, 1]]
-    found = ActivationMap().relabel(targets, draw, {"activation": activation})
+    found = ActivationMap().relabel(targets, draw, {"activation_map": activation})
     # Of the first image 1 − 6/16 stays, of its partner's map all comes; the other way round 0 and 6/16.
     torch.testing.assert_close(found, torch.tensor([[0, 1.625, 0], [0, 0.375, 0]]))
 
@@ -184,9 +184,9 @@ def test_a_teacher_says_where_it_sees_the_class(tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
     # The map's mean token has the teacher's logits, as its embedding is the mean of its tokens.
     draw = TokenBlocks().draw(images.shape, (6, 4), step_generator(0, 0, 0))
-    found = net.activation(images, labels, draw, None, None)
+    found = net.activation_map(images, labels, draw, None, None)
     with torch.no_grad():
-        seen = loaded.backbone.observe(images, ("tokens",))
+        seen = loaded.backbone.embed_with_evidence(images, ("tokens",))
         torch.testing.assert_close(loaded.head(seen["tokens"].mean(dim=(2, 3))), loaded(images))
         one = loaded.head(seen["tokens"][1, :, 2, 1]).softmax(0)[3]
     torch.testing.assert_close(found[1, 2, 1], one)
@@ -225,6 +225,6 @@ def test_what_cannot_be_trained_is_refused_when_built(options, text):
 
 def test_the_switch_is_between_mixup_and_blocks():
     mixing = TokenMix(switch_prob=0.2)
-    parted = sum(mixing.draw((2, 3, 64, 64), (4, 4)).parted for _ in range(400)) / 400
+    pastes = sum(mixing.draw((2, 3, 64, 64), (4, 4)).pastes for _ in range(400)) / 400
     # Binomial: 3.5 deviations around 0.2.
-    assert parted == pytest.approx(0.2, abs=0.07)
+    assert pastes == pytest.approx(0.2, abs=0.07)

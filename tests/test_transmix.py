@@ -8,9 +8,10 @@ from toys import build_toy
 
 import mixtransfer
 from mixtransfer.errors import UserError
-from mixtransfer.layers import attended
+from mixtransfer.layers import attention_maps
 from mixtransfer.mixing import AttentionWeighted, Box, Draw, EvenDraw, PixelDraw, TokenBox, TransMix, WholeImage
-from mixtransfer.mixing.regions import box_at, flip_partner, own_share, step_generator
+from mixtransfer.mixing.draws import flip_partner, own_share, step_generator
+from mixtransfer.mixing.regions import box_at
 from mixtransfer.mixing.transmix import attention_share
 
 
@@ -81,7 +82,7 @@ def test_the_class_attention_of_an_image_equals_published(dtype, tolerance):
     expected = record("transmix", "transmix_deit_tiny_classify")
     net = mixtransfer.build_classifier("deit_tiny").to(dtype).eval()
     net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected, dtype), "deit_tiny"))
-    seen = net.backbone.observe(record_input(expected).to(dtype), ("class_attention",))
+    seen = net.backbone.embed_with_evidence(record_input(expected).to(dtype), ("class_attention",))
     found = seen["class_attention"].flatten(1)
     assert_matches(found, expected["outputs"]["class_attention_last_block"], tolerance, "attention")
     assert_matches(seen["vector"], expected["outputs"]["features"], tolerance, "features")
@@ -93,7 +94,7 @@ def test_what_is_observed_is_the_attention_of_the_last_block_and_no_other_networ
     net = build_toy(family, with_embedding=True).double().train()
     images = torch.randn(3, 3, 70, 101, dtype=torch.float64)
     # Stochastic depth draws from torch's generator; these toys have none, so that both passes agree.
-    seen = net.observe(images, ("class_attention", "image_attention", "tokens"))
+    seen = net.embed_with_evidence(images, ("class_attention", "image_attention", "tokens"))
     torch.testing.assert_close(seen["vector"], net.embed(images), rtol=0, atol=1e-12)
 
     last = {"deit": "blocks.3", "pvt": "block4.0", "cait": "blocks_token_only.1"}[family]
@@ -128,7 +129,7 @@ def test_only_one_row_of_attention_is_made(monkeypatch):
     sizes = []
     x, weight, bias = torch.randn(2, 1 + 400, 16), torch.randn(16, 16), torch.randn(16)
     with Largest(), torch.no_grad():
-        attended.class_attention(x, weight, bias, weight, heads=4)
+        attention_maps.class_attention(x, weight, bias, weight, heads=4)
     # Views of the tokens aside.
     assert sorted(size for size in sizes if size != x.numel())[-1] == 2 * 4 * 401
 
@@ -136,11 +137,11 @@ def test_only_one_row_of_attention_is_made(monkeypatch):
 def test_the_row_survives_half_precision_and_compiles():
     net = build_toy("deit", with_embedding=True).bfloat16()
     images = torch.randn(2, 3, 64, 64)
-    seen = net.observe(images.bfloat16(), ("class_attention",))["class_attention"]
+    seen = net.embed_with_evidence(images.bfloat16(), ("class_attention",))["class_attention"]
     assert seen.dtype == torch.float32 and (seen.sum(dim=(1, 2)) <= 1.001).all()
     net = net.float()
-    compiled = torch.compile(net.observe, fullgraph=True, backend="eager")
-    plain, found = (run(images, ("class_attention", "tokens")) for run in (net.observe, compiled))
+    compiled = torch.compile(net.embed_with_evidence, fullgraph=True, backend="eager")
+    plain, found = (run(images, ("class_attention", "tokens")) for run in (net.embed_with_evidence, compiled))
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value)
 
@@ -188,9 +189,9 @@ def test_a_step_trains_every_parameter_with_any_region(region, family, monkeypat
 
 def test_the_switch_is_between_mixup_and_boxes():
     mixing = TransMix(switch_prob=0.8)
-    parted = sum(mixing.draw((2, 3, 32, 32), (2, 2)).parted for _ in range(400)) / 400
+    pastes = sum(mixing.draw((2, 3, 32, 32), (2, 2)).pastes for _ in range(400)) / 400
     # Binomial: 3.5 deviations around 0.8.
-    assert parted == pytest.approx(0.8, abs=0.07)
+    assert pastes == pytest.approx(0.8, abs=0.07)
 
 
 def test_a_network_without_class_token_is_refused_when_built():
@@ -198,9 +199,9 @@ def test_a_network_without_class_token_is_refused_when_built():
         mixtransfer.build_classifier("swin_tiny", mixing=dict(type="TransMix"))
     net = build_toy("swin", with_embedding=True)
     with pytest.raises(UserError, match="cannot tell class_attention"):
-        net.observe(torch.randn(1, 3, 64, 64), ("class_attention",))
+        net.embed_with_evidence(torch.randn(1, 3, 64, 64), ("class_attention",))
     with pytest.raises(UserError, match="with_embedding=False"):
-        build_toy("deit").observe(torch.randn(1, 3, 64, 64), ("tokens",))
+        build_toy("deit").embed_with_evidence(torch.randn(1, 3, 64, 64), ("tokens",))
 
 
 def test_the_box_is_that_of_cutmix():

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
-from mixtransfer import demo
 from mixtransfer.cli import run_command
-from mixtransfer.cli.running import build_runner, load_config
 from mixtransfer.datasets.scenes import write_scenes
+from mixtransfer.demo import steps as demo
+from mixtransfer.demo.screen import Screen
+from mixtransfer.engine.build import build_runner, prepare
+from mixtransfer.engine.config import load_config
 from mixtransfer.visualization import report
 from mixtransfer.visualization.batches import mixed_batch, mixed_classes
 from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
@@ -33,8 +35,10 @@ def scenes(tmp_path_factory) -> str:
     return str(write_scenes(tmp_path_factory.mktemp("data") / "scenes", 4, 1, 12, 12))
 
 
-def arguments(data: str, work_dir: Path, options: list[str]) -> Namespace:
-    return Namespace(config=SEGMENT, data=data, work_dir=str(work_dir), cfg_options=options, launcher="none")
+def prepared(data: str, work_dir: Path, options: list[str], purpose: str, config: str = SEGMENT) -> Config:
+    cfg = load_config(config, ("train", "test"), options=options, data=data, work_dir=work_dir)
+    prepare(cfg, purpose)
+    return cfg
 
 
 def test_labels_have_their_colors_and_void_is_gray():
@@ -53,7 +57,7 @@ def test_a_token_of_two_classes_has_the_mean_of_their_colors_and_lacking_mass_is
 
 def test_mixed_batch_is_pasted_from_image_and_partner(scenes, tmp_path):
     options = [*SMALL, "model.backbone.init_cfg=None", "train_dataloader.batch_size=4"]
-    batch = mixed_batch(build_runner(load_config(arguments(scenes, tmp_path, options), ("train", "val"))), seed=1)
+    batch = mixed_batch(build_runner(prepared(scenes, tmp_path, options, "draw mix")), seed=1)
     from_own = (batch.mixed_images == batch.images).all(-1)
     from_partner = (batch.mixed_images == batch.images[::-1]).all(-1)
     assert (from_own | from_partner).all() and not from_own.all()
@@ -68,9 +72,8 @@ def test_mixed_batch_is_pasted_from_image_and_partner(scenes, tmp_path):
 
 @pytest.mark.parametrize("method", ["CutMix", "TLAlign"])
 def test_a_classifiers_mix_shows_what_came_from_whom_and_what_the_label_makes_of_it(scenes, tmp_path, method):
-    args = arguments(scenes, tmp_path, [f"model.mixing.type={method}", "train_dataloader.batch_size=6"])
-    args.config = CLASSIFY
-    batch = mixed_classes(build_runner(load_config(args, ("train", "val"))), seed=1)
+    options = [f"model.mixing.type={method}", "train_dataloader.batch_size=6"]
+    batch = mixed_classes(build_runner(prepared(scenes, tmp_path, options, "draw", CLASSIFY)), seed=1)
     expected = np.where(batch.pixels[..., None] == 1, batch.images[batch.partner], batch.images)
     assert (batch.mixed_images == expected).all() and (batch.partner == np.arange(6)[::-1]).all()
     area = batch.pixels.mean(axis=(1, 2))
@@ -106,7 +109,7 @@ def test_only_what_depends_on_weights_asks_for_them(scenes, tmp_path, capsys):
 
 
 def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
-    cfg = load_config(arguments(scenes, tmp_path, ["model.backbone.init_cfg=None", *demo.SMALL]), ("test",))
+    cfg = prepared(scenes, tmp_path, demo.SMALL, "predict")
     model = build_runner(cfg).model
     last = model.decode_head.conv_seg
     with torch.no_grad():
@@ -159,13 +162,13 @@ def test_demo_keeps_steps_and_stops_at_the_first_failure(tmp_path, monkeypatch, 
         "sys.exit('out of luck') if len(sys.argv) > 2 else path.write_text('made')\n"
     )
     step = demo.Step("one", "One", (str(script), str(tmp_path / "one/made")), tmp_path / "one/made")
-    assert demo._run(step, ["a"], demo.Screen())[1] == 0
-    assert demo._run(step, ["a"], demo.Screen())[1] == 0
+    assert demo.run_step(step, ["a"], Screen())[1] == 0
+    assert demo.run_step(step, ["a"], Screen())[1] == 0
     assert (tmp_path / "runs").read_text() == "x"
-    assert demo._run(step, ["b"], demo.Screen())[1] == 0
+    assert demo.run_step(step, ["b"], Screen())[1] == 0
     assert (tmp_path / "runs").read_text() == "xx"
     failing = demo.Step("two", "Two", (*step.argv, "fail"), tmp_path / "one/made")
-    assert demo._run(failing, ["b", "c"], demo.Screen())[1] == 1
+    assert demo.run_step(failing, ["b", "c"], Screen())[1] == 1
     assert "out of luck" in capsys.readouterr().err
 
 
@@ -179,7 +182,7 @@ def test_demo_notes_the_conversion_as_it_was_run(tmp_path, monkeypatch):
     script.write_text("import sys; open(sys.argv[2], 'w').close()")
     step = demo.Step("convert", "Convert", (str(script), "PRETRAINED", str(tmp_path / "made")), tmp_path / "made")
     took = {}
-    assert demo._run_chain([step], [], took, demo.Screen()) == 0
+    assert demo.run_chain([step], [], took, Screen()) == 0
     assert took["convert"][0].argv[1] == str(tmp_path / "pretrain/epoch_1.pth")
 
 

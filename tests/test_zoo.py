@@ -8,18 +8,22 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
+import make_zoo as zoo
 import pytest
 import torch
 
+from benchmarks.speed import Result, environment
 from mixtransfer.backbones import FAMILIES
-from mixtransfer.cli import run_command
+from mixtransfer.cli import run_main
 from mixtransfer.errors import UserError
-from mixtransfer.evaluation import zoo
 from mixtransfer.evaluation.complexity import complexity
-from mixtransfer.evaluation.speed import Result, environment
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
+
+
+def run_zoo(argv: list[str]) -> int:
+    return run_main("make_zoo", zoo.parser(), zoo.run, argv)
 
 
 def stored() -> dict:
@@ -53,8 +57,8 @@ def test_a_deviation_is_more_than_a_percent_and_than_rounding(measured, printed,
 
 @pytest.mark.parametrize("cls", FAMILIES, ids=lambda cls: cls.family)
 def test_published_numbers_are_of_our_variants_and_have_a_source(cls):
-    assert cls.published.keys() <= cls.archs.keys()
-    for row in cls.published.values():
+    assert cls.reported.keys() <= cls.archs.keys()
+    for row in cls.reported.values():
         assert row.sources
         # Percents and sizes swapped in a row of bare numbers would land outside of these.
         assert row.top1 is None or 70 < row.top1 < 90
@@ -64,13 +68,13 @@ def test_published_numbers_are_of_our_variants_and_have_a_source(cls):
 
 
 def test_the_page_is_up_to_date():
-    assert run_command("benchmark", ["zoo", "--check", "--folder", str(DOCS)]) == 0
+    assert run_zoo(["--check", "--folder", str(DOCS)]) == 0
 
 
 def test_every_reason_explains_a_deviation():
     """One that outlives what it explained would be printed beside nothing; the converse stops the page itself."""
     counts = stored()["complexity"]
-    for arch, row in ((arch, row) for cls in FAMILIES for arch, row in cls.published.items() if row.reason):
+    for arch, row in ((arch, row) for cls in FAMILIES for arch, row in cls.reported.items() if row.reason):
         pairs = ((counts[arch]["parameters"] / 1e6, row.params), (counts[arch]["macs"] / 1e9, row.flops))
         assert any(printed is not None and zoo.deviation(value, printed) for value, printed in pairs), arch
 
@@ -91,10 +95,10 @@ def test_check_notices_an_edit_and_writes_nothing(tmp_path, capsys):
     page = tmp_path / "zoo.md"
     page.write_text(page.read_text().replace("81.2", "82.1"))
     edited = page.read_bytes()
-    assert run_command("benchmark", ["zoo", "--check", "--folder", str(tmp_path)]) == 1
-    assert "zoo.md is not up to date; run tools/benchmark.py zoo" in capsys.readouterr().out
+    assert run_zoo(["--check", "--folder", str(tmp_path)]) == 1
+    assert "zoo.md is not up to date; run docs/make_zoo.py" in capsys.readouterr().out
     assert page.read_bytes() == edited
-    assert run_command("benchmark", ["zoo", "--folder", str(tmp_path)]) == 0
+    assert run_zoo(["--folder", str(tmp_path)]) == 0
     assert page.read_bytes() == (DOCS / "zoo.md").read_bytes()
     assert (tmp_path / "zoo.json").read_bytes() == (DOCS / "zoo.json").read_bytes()
 
@@ -109,7 +113,7 @@ def test_a_published_number_off_ours_needs_a_reason():
 def test_a_variant_without_a_count_stops_the_page():
     record = stored()
     del record["complexity"]["swin_tiny"]
-    with pytest.raises(UserError, match=r"swin_tiny is not counted; run tools/benchmark\.py zoo"):
+    with pytest.raises(UserError, match=r"swin_tiny is not counted; run docs/make_zoo\.py"):
         zoo.page(record)
 
 
@@ -239,9 +243,9 @@ def test_check_notices_an_edit_of_the_table_of_formats(tmp_path, capsys):
         shutil.copy(DOCS / name, tmp_path)
     page = tmp_path / "checkpoints.md"
     page.write_text(page.read_text().replace("| swin | ⇄ C D |", "| swin | – |"))
-    assert run_command("benchmark", ["zoo", "--check", "--folder", str(tmp_path)]) == 1
-    assert "checkpoints.md is not up to date; run tools/benchmark.py zoo" in capsys.readouterr().out
-    assert run_command("benchmark", ["zoo", "--folder", str(tmp_path)]) == 0
+    assert run_zoo(["--check", "--folder", str(tmp_path)]) == 1
+    assert "checkpoints.md is not up to date; run docs/make_zoo.py" in capsys.readouterr().out
+    assert run_zoo(["--folder", str(tmp_path)]) == 0
     assert page.read_bytes() == (DOCS / "checkpoints.md").read_bytes()
 
 
@@ -260,7 +264,7 @@ def test_check_notices_an_edit_of_the_table_of_formats(tmp_path, capsys):
 def test_mistakes_are_one_line(argv, message, tmp_path, capsys):
     shutil.copy(DOCS / "zoo.json", tmp_path)
     folder = [] if "--folder" in argv else ["--folder", str(tmp_path)]
-    assert run_command("benchmark", ["zoo", *argv, *folder]) == 2
+    assert run_zoo([*argv, *folder]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert message in error

@@ -16,7 +16,8 @@ from mixtransfer.registry import HOOKS
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = {"seg": "seg/upernet_swin_tlalign.py", "det": "det/mask_rcnn_swin_tlalign.py"}
 SHARED = """
-mix = dict(type="mixtransfer.TokenMixHook", region=dict(type="TokenBox", alpha=1.0), prob=0.8, token=8, min_pixels=1)
+region = dict(type="TokenBox", alpha=1.0)
+mix = dict(type="mixtransfer.TokenMixHook", region=region, prob=0.8, cell_size=8, min_pixels=1)
 custom_hooks = [mix, dict(type="mixtransfer.ProbeHook")]
 default_hooks = dict(logger=dict(interval=1))
 val_dataloader = dict(num_workers=0, persistent_workers=False)

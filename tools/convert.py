@@ -4,4 +4,5 @@ import sys
 
 from mixtransfer.cli.convert import run_process
 
-run_process(sys.argv[1:])
+if __name__ == "__main__":
+    run_process(sys.argv[1:])

@@ -4,4 +4,5 @@ import sys
 
 from mixtransfer.cli import run_command
 
-sys.exit(run_command("train", sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(run_command("train", sys.argv[1:]))

@@ -8,4 +8,4 @@ tokens in place of Mixup and CutMix. Published: 73.2 top-1, against 72.2 of DeiT
 
 _base_ = "./deit.py"
 
-model = dict(mixing=dict(_delete_=True, type="mixtransfer.TLAlign", alpha=1.0), token=16)
+model = dict(mixing=dict(_delete_=True, type="mixtransfer.TLAlign", alpha=1.0), cell_size=16)

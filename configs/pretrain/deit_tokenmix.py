@@ -14,7 +14,7 @@ model = dict(
     arch="deit_small",
     backbone=dict(drop_path_rate=0.1),
     mixing=dict(_delete_=True, type="mixtransfer.TokenMix", mixup_alpha=0.8, ratio=0.5, extra=14, switch_prob=0.5),
-    token=16,
+    cell_size=16,
     teacher=dict(arch="pvt_v2_b2", checkpoint="data/pvt_v2_b2.pth"),
     binary_loss=True,
 )

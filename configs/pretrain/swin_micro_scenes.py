@@ -12,7 +12,7 @@ model = dict(
     num_classes=12,
     backbone=dict(drop_path_rate=0.0),
     # Cells of 8 pixels, 8 a side. Half of the steps are not mixed: so few of them learn faster from whole images.
-    token=8,
+    cell_size=8,
     mixing=dict(prob=0.5),
     label_smoothing=0.0,
 )

@@ -11,6 +11,6 @@ _base_ = "./swin.py"
 
 model = dict(
     # Boxes are drawn on cells of 32 pixels, the tokens of the last stage.
-    token=32,
+    cell_size=32,
     mixing=dict(_delete_=True, type="mixtransfer.TLAlign", alpha=1.0),
 )

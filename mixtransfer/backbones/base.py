@@ -7,11 +7,11 @@ Shapes: B batch, H × W image, K label channels, C_i channels of output i with s
 * ``embed(images)`` returns the (B, D) vector that the published classifier feeds its linear head; with
   ``token_labels`` also the (B, K) label of that vector.
 * ``observe(images, wanted)`` returns that vector and what some pretraining methods read beside it: the attention of
-  the last block, the last tokens. A family that offers any lists it in ``observes``.
+  the last block, the last tokens. A family that offers any lists it in ``evidence``.
 
 All read the same trunk. A family implements :meth:`Backbone.dense`, :meth:`Backbone.embedding` and, if it offers any,
-:meth:`Backbone.observation` on top of it, and declares its published variants in ``archs`` and its published key names
-in ``formats``.
+:meth:`Backbone.embedding_with_evidence` on top of it, and declares its published variants in ``archs`` and its
+published key names in ``formats``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.layers.labels import pool_labels
 
@@ -74,7 +74,7 @@ class Backbone(BaseModule):
     family: ClassVar[str]
     archs: ClassVar[Mapping[str, Any]]
     #: What the authors print about the variants; a variant may be missing.
-    published: ClassVar[Mapping[str, Published]] = {}
+    reported: ClassVar[Mapping[str, Reported]] = {}
     formats: ClassVar[Mapping[str, KeyMap]] = {"official": KeyMap()}
     label_rule: ClassVar[str]
     #: Regular expressions of entries that only ``forward`` reads and published classifiers lack.
@@ -82,12 +82,12 @@ class Backbone(BaseModule):
     #: Regular expressions of entries that only ``embed`` reads and published dense checkpoints lack.
     embed_only: ClassVar[tuple[str, ...]] = ()
 
-    #: What :meth:`observe` can tell beside the embedding.
-    observes: ClassVar[tuple[str, ...]] = ()
+    #: What :meth:`embed_with_evidence` can tell beside the embedding.
+    evidence: ClassVar[tuple[str, ...]] = ()
 
     #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
     #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
-    token_head: bool = False
+    has_token_logits: bool = False
 
     arch: str
     depth: int
@@ -127,8 +127,8 @@ class Backbone(BaseModule):
         """Return the image embedding (B, D) and, with ``labels``, its label (B, K)."""
         raise NotImplementedError
 
-    def observation(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Return what :meth:`observe` does, for names of ``observes``."""
+    def embedding_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Return what :meth:`embed_with_evidence` does, for names of ``evidence``."""
         return {"vector": self.embedding(images, None)[0]}
 
     def stage_modules(self) -> list[list[nn.Module | nn.Parameter]]:
@@ -165,8 +165,8 @@ class Backbone(BaseModule):
         vector, label = self.embedding(images, token_labels)
         return vector if token_labels is None else (vector, label)
 
-    def observe(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``observes``.
+    def embed_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``evidence``.
 
         * ``"class_attention"`` (B, h, w): how much the class token attends to each patch in the last block that it
           takes part in, mean over the heads; its attention to itself is left out.
@@ -179,10 +179,10 @@ class Backbone(BaseModule):
         Raises:
             UserError: the backbone cannot tell, or was built without embedding.
         """
-        lacking = [name for name in wanted if name not in self.observes]
+        lacking = [name for name in wanted if name not in self.evidence]
         if lacking or not self.with_embedding:
             raise UserError(f"{self.arch} cannot tell {', '.join(lacking or ['its embedding: with_embedding=False'])}")
-        return self.observation(images, wanted)
+        return self.embedding_with_evidence(images, wanted)
 
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""

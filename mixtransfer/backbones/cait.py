@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
-from mixtransfer.layers.attended import attended_patches
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, mix_labels
-from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
+from mixtransfer.layers.attention_maps import attention_maps
+from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
@@ -120,14 +120,14 @@ class Block(ScaledBlock):
         """Return tokens (B, N, C) and their labels (B, N, K) or None."""
         rate, training = self.drop_path, self.training
         if labels is None:
-            x = add_branch(x, lambda y: self.gamma_1 * self.attn(self.norm1(y), None)[0], rate, training)
+            x = residual(x, lambda y: self.gamma_1 * self.attn(self.norm1(y), None)[0], rate, training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), labels)
             if training and rate:
                 branch = branch * keep_mask(len(x), rate, x)
             x, labels = x + self.gamma_1 * branch, mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.gamma_2 * self.mlp(self.norm2(y)), rate, training), labels
+        return residual(x, lambda y: self.gamma_2 * self.mlp(self.norm2(y)), rate, training), labels
 
 
 class ClassBlock(ScaledBlock):
@@ -173,7 +173,7 @@ class CaiT(Backbone):
 
     family = "cait"
     label_rule = "attention"
-    observes = ("class_attention", "image_attention", "tokens")
+    evidence = ("class_attention", "image_attention", "tokens")
     # Table 3 of the paper; the published weights of xs24, s36, m36 and m48 are those fine-tuned at 384 or 448 pixels.
     archs: ClassVar = {
         "cait_xxs24": Spec(192, 24, 4),
@@ -191,15 +191,15 @@ class CaiT(Backbone):
         "cait_m48": Spec(768, 48, 16, layer_scale=1e-6),
         "cait_m48_448": Spec(768, 48, 16, layer_scale=1e-6, img_size=448),
     }
-    published: ClassVar = {
-        "cait_xxs36_384": Published(17.3, 14.3, 82.2, sources=(LISTED,)),
-        "cait_xs24": Published(26.6, 5.4, 82.0, sources=(QUOTED,)),
-        "cait_xs24_384": Published(27, 19.3, 84.1, sources=(README,)),
-        "cait_s24": Published(47, 9.4, 83.5, sources=(README,)),
-        "cait_s24_384": Published(47, 32.2, 85.1, sources=(README,)),
-        "cait_s36_384": Published(68, 48.0, 85.4, sources=(README,)),
-        "cait_m36_384": Published(271, 173.3, 86.1, sources=(README,)),
-        "cait_m48_448": Published(356, 329.6, 86.5, sources=(README,)),
+    reported: ClassVar = {
+        "cait_xxs36_384": Reported(17.3, 14.3, 82.2, sources=(LISTED,)),
+        "cait_xs24": Reported(26.6, 5.4, 82.0, sources=(QUOTED,)),
+        "cait_xs24_384": Reported(27, 19.3, 84.1, sources=(README,)),
+        "cait_s24": Reported(47, 9.4, 83.5, sources=(README,)),
+        "cait_s24_384": Reported(47, 32.2, 85.1, sources=(README,)),
+        "cait_s36_384": Reported(68, 48.0, 85.4, sources=(README,)),
+        "cait_m36_384": Reported(271, 173.3, 86.1, sources=(README,)),
+        "cait_m48_448": Reported(356, 329.6, 86.5, sources=(README,)),
     }
     embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
     formats: ClassVar = {"official": KeyMap(), "timm": KeyMap(network=_timm)}
@@ -271,7 +271,7 @@ class CaiT(Backbone):
             token, label = self.checkpointed(block, token, x, label, rows)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
 
-    def observation(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):  # noqa: D102
         x, _, grid = self.tokens(images, None)
         *blocks, last = self.blocks
         for block in blocks:
@@ -286,7 +286,7 @@ class CaiT(Backbone):
             token, _ = self.checkpointed(block, token, x, None, None)
         if "class_attention" in wanted:
             tokens, (q, k, heads) = torch.cat([token, x], dim=1), (last.attn.q, last.attn.k, last.attn.heads)
-            seen |= attended_patches(last.norm1, tokens, q.weight, q.bias, k.weight, heads, grid, ("class_attention",))
+            seen |= attention_maps(last.norm1, tokens, q.weight, q.bias, k.weight, heads, grid, ("class_attention",))
         token, _ = self.checkpointed(last, token, x, None, None)
         if "tokens" in wanted:
             seen["tokens"] = self.norm(x).transpose(1, 2).unflatten(2, grid)

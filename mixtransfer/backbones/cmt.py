@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Pointwise, strips
-from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import pad_to_multiple
@@ -176,7 +176,7 @@ class Block(nn.Module):
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
-        return add(x, branch)
+        return add_(x, branch)
 
     def forward(self, x: Tensor, bias: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, H, W, C) and their labels (B, N, K) or None."""
@@ -226,11 +226,11 @@ class CMT(Backbone):
         "cmt_s": Spec((64, 128, 256, 512), (3, 3, 16, 3), 4, stem=32, img_size=224),
         "cmt_b": Spec((76, 152, 304, 608), (4, 4, 20, 4), 4, stem=38, img_size=256),
     }
-    published: ClassVar = {
-        "cmt_ti": Published(9.49, 0.6, 79.0, sources=(README,)),
-        "cmt_xs": Published(15.24, 1.5, 81.8, sources=(README,)),
-        "cmt_s": Published(25.14, 4.0, 83.5, 44.3, sources=(README, RETINANET), reason=MORE),
-        "cmt_b": Published(45.72, 9.3, 84.5, sources=(README,)),
+    reported: ClassVar = {
+        "cmt_ti": Reported(9.49, 0.6, 79.0, sources=(README,)),
+        "cmt_xs": Reported(15.24, 1.5, 81.8, sources=(README,)),
+        "cmt_s": Reported(25.14, 4.0, 83.5, 44.3, sources=(README, RETINANET), reason=MORE),
+        "cmt_b": Reported(45.72, 9.3, 84.5, sources=(README,)),
     }
     embed_only = (r"_fc\..+", r"_bn\..+")
 
@@ -257,7 +257,7 @@ class CMT(Backbone):
         self.out_indices = check_out_indices(out_indices, len(STAGES), arch)
         #: Of each stage, the grids of queries and keys that its bias table is made for.
         self.grids = [(grid := reduced(size, s), reduced(grid, r)) for s, r in zip(STRIDES, REDUCTIONS, strict=True)]
-        self.kept = nn.ModuleList(Kept() for _ in STAGES)
+        self.eval_cache = nn.ModuleList(EvalCache() for _ in STAGES)
 
         for number in (1, 2, 3):
             before, stride = (in_channels, 2) if number == 1 else (spec.stem, 1)
@@ -291,7 +291,7 @@ class CMT(Backbone):
         def make(size: tuple[int, int]) -> Tensor:
             return resize_pair_bias(table, self.grids[stage], (size, reduced(size, REDUCTIONS[stage]))).unsqueeze(0)
 
-        return self.kept[stage].get(make, size, of=[table])
+        return self.eval_cache[stage].get(make, size, of=[table])
 
     def stages(self, images: Tensor, labels: Tensor | None, count: int):
         """Yield the map (B, H, W, C) and its labels (B, N, K) or None after each of the first ``count`` stages."""

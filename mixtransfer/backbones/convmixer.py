@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.depthwise import depthwise
-from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import gelu, wide
+from mixtransfer.layers.linear import gelu, mkl_halves_this_core
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.registry import MODELS
 
@@ -139,7 +139,7 @@ class Residual(nn.Module):
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
-        return add(x, branch)
+        return add_(x, branch)
 
 
 class Block(nn.Module):
@@ -187,10 +187,10 @@ class ConvMixer(Backbone):
         "oamixer_convmixer_s32_depthwise": Spec(512, 8, 32),
         "oamixer_convmixer_s16_depthwise": Spec(512, 8, 16),
     }
-    published: ClassVar = {
-        "convmixer_1536_20": Published(51.6, None, 81.37, sources=(QUOTED,)),
-        "convmixer_768_32": Published(21.1, None, 80.16, sources=(QUOTED,)),
-        "convmixer_1024_20_ks9_p14": Published(24.4, None, 76.94, sources=(QUOTED,)),
+    reported: ClassVar = {
+        "convmixer_1536_20": Reported(51.6, None, 81.37, sources=(QUOTED,)),
+        "convmixer_768_32": Reported(21.1, None, 80.16, sources=(QUOTED,)),
+        "convmixer_1024_20_ks9_p14": Reported(24.4, None, 76.94, sources=(QUOTED,)),
     }
 
     def __init__(
@@ -229,7 +229,12 @@ class ConvMixer(Backbone):
     def embed_patches(self, images: Tensor) -> Tensor:
         """Return the map of patches (B, C, H, W), sides padded to whole ones."""
         x = self.stem(pad_to_multiple(images, self.stem[0].stride[0]))
-        if torch.is_grad_enabled() or x.device.type != "cpu" or wide() or self.archs[self.arch].kernel <= NARROW:
+        if (
+            torch.is_grad_enabled()
+            or x.device.type != "cpu"
+            or mkl_halves_this_core()
+            or self.archs[self.arch].kernel <= NARROW
+        ):
             return x
         return x.contiguous(memory_format=torch.channels_last)
 

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.huggingface import HuggingFaceClassifier
-from mixtransfer.backbones.keys import Fused, KeyMap
-from mixtransfer.backbones.published import Published
-from mixtransfer.layers.attended import attended_patches
+from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
+from mixtransfer.backbones.formats.key_map import Fused, KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.attention_maps import attention_maps
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
@@ -96,14 +96,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None; ``bias`` is one of :class:`Attention`."""
         if labels is None and bias is None:
-            x = add_branch(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+            x = residual(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), labels, bias)
             if self.training and self.drop_path:
                 branch = branch * keep_mask(len(x), self.drop_path, x)
             x, labels = x + branch, None if attended is None else mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
 @MODELS.register_module()
@@ -125,7 +125,7 @@ class VisionTransformer(Backbone):
 
     family = "deit"
     label_rule = "attention"
-    observes = ("class_attention", "image_attention", "tokens")
+    evidence = ("class_attention", "image_attention", "tokens")
     # Tables 1 of both papers; the 21k networks of ViT (Steiner et al., arXiv 2106.10270) differ in size only.
     archs = {
         "deit_tiny": Spec(192, 12, 3),
@@ -145,17 +145,17 @@ class VisionTransformer(Backbone):
         "oamixer_deit_t": Spec(192, 12, 3),
         "oamixer_deit_s": Spec(384, 12, 6),
     }
-    published = {
-        "deit_tiny": Published(5.7, 1.3, 72.2, sources=(DEIT,)),
-        "deit_small": Published(22.1, 4.6, 79.9, sources=(DEIT,)),
-        "deit_base": Published(86.6, 17.6, 81.8, sources=(DEIT,)),
-        "deit_base_384": Published(87, None, 82.9, sources=(DEIT_384,)),
-        "vit_tiny": Published(5.8, sources=(VIT,), reason=AT_384),
-        "vit_small": Published(22.2, sources=(VIT,)),
-        "vit_base": Published(86, sources=(VIT,)),
-        "vit_base_384": Published(86, None, 85.49, sources=(VIT, VIT_384)),
-        "vit_large": Published(307, sources=(VIT,)),
-        "vit_large_384": Published(307, None, 85.59, sources=(VIT, VIT_384)),
+    reported = {
+        "deit_tiny": Reported(5.7, 1.3, 72.2, sources=(DEIT,)),
+        "deit_small": Reported(22.1, 4.6, 79.9, sources=(DEIT,)),
+        "deit_base": Reported(86.6, 17.6, 81.8, sources=(DEIT,)),
+        "deit_base_384": Reported(87, None, 82.9, sources=(DEIT_384,)),
+        "vit_tiny": Reported(5.8, sources=(VIT,), reason=AT_384),
+        "vit_small": Reported(22.2, sources=(VIT,)),
+        "vit_base": Reported(86, sources=(VIT,)),
+        "vit_base_384": Reported(86, None, 85.49, sources=(VIT, VIT_384)),
+        "vit_large": Reported(307, sources=(VIT,)),
+        "vit_large_384": Reported(307, None, 85.59, sources=(VIT, VIT_384)),
     }
     embed_only = (r"norm\..+",)
 
@@ -225,13 +225,13 @@ class VisionTransformer(Backbone):
             x, rows = self.checkpointed(block, x, rows)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
-    def observation(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):  # noqa: D102
         x, _, grid = self.tokens(images, None)
         *blocks, last = self.blocks
         for block in blocks:
             x, _ = self.checkpointed(block, x, None)
         (query, key, _), (bias, _, _) = last.attn.qkv.weight.chunk(3), last.attn.qkv.bias.chunk(3)
-        seen = attended_patches(last.norm1, x, query, bias, key, last.attn.heads, grid, wanted)
+        seen = attention_maps(last.norm1, x, query, bias, key, last.attn.heads, grid, wanted)
         x, _ = self.checkpointed(last, x, None)
         if "tokens" in wanted:
             x = self.norm(x)

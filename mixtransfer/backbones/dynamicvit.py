@@ -35,10 +35,10 @@ from torch.autograd.function import once_differentiable
 
 from mixtransfer.backbones import deit
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
 from mixtransfer.layers.linear import Mlp
@@ -174,14 +174,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, 1+n, C) and their labels (B, 1+n, K) or None."""
         if labels is None and keep is None:
-            x = add_branch(x, lambda y: self.scaled(self.attn(self.norm1(y), None)[0]), self.drop_path, self.training)
+            x = residual(x, lambda y: self.scaled(self.attn(self.norm1(y), None)[0]), self.drop_path, self.training)
         else:
             branch, attended = self.attn(self.norm1(x), labels, keep)
             branch = self.scaled(branch)
             if self.training and self.drop_path:
                 branch = branch * keep_mask(len(x), self.drop_path, x)
             x, labels = x + branch, None if labels is None else mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.scaled(self.mlp(self.norm2(y))), self.drop_path, self.training), labels
+        return residual(x, lambda y: self.scaled(self.mlp(self.norm2(y))), self.drop_path, self.training), labels
 
     def scaled(self, branch: Tensor) -> Tensor:
         """Return a branch as it is added."""
@@ -275,13 +275,13 @@ class DynamicViT(SparseBackbone):
         "dynamicvit_lvvit_m_08": Spec(512, 20, 8, (5, 10, 15), 0.8, lvvit=True),
         "dynamicvit_lvvit_m_09": Spec(512, 20, 8, (5, 10, 15), 0.9, lvvit=True),
     }
-    published = {
-        "dynamicvit_deit_256_07": Published(None, 1.3, 76.53, sources=(README,), reason=CUT),
-        "dynamicvit_deit_s_07": Published(None, 2.9, 79.32, sources=(README,), reason=CUT),
-        "dynamicvit_deit_b_07": Published(None, 11.4, 81.43, sources=(README,)),
-        "dynamicvit_lvvit_s_05": Published(None, 3.7, 81.97, sources=(README,), reason=CUT),
-        "dynamicvit_lvvit_s_07": Published(None, 4.6, 83.08, sources=(README,), reason=CUT),
-        "dynamicvit_lvvit_m_07": Published(None, 8.5, 83.82, sources=(README,), reason=CUT),
+    reported = {
+        "dynamicvit_deit_256_07": Reported(None, 1.3, 76.53, sources=(README,), reason=CUT),
+        "dynamicvit_deit_s_07": Reported(None, 2.9, 79.32, sources=(README,), reason=CUT),
+        "dynamicvit_deit_b_07": Reported(None, 11.4, 81.43, sources=(README,)),
+        "dynamicvit_lvvit_s_05": Reported(None, 3.7, 81.97, sources=(README,), reason=CUT),
+        "dynamicvit_lvvit_s_07": Reported(None, 4.6, 83.08, sources=(README,), reason=CUT),
+        "dynamicvit_lvvit_m_07": Reported(None, 8.5, 83.82, sources=(README,), reason=CUT),
     }
     embed_only = (r"norm\..+",)
 
@@ -306,7 +306,7 @@ class DynamicViT(SparseBackbone):
         height, width = (size, size) if isinstance(size, int) else size
         self.grid = (-(-height // PATCH), -(-width // PATCH))
         self.depth, self.embed_channels = spec.depth, spec.channels
-        self.token_head = spec.lvvit
+        self.has_token_logits = spec.lvvit
         rate = next_rate(keep_rate, spec.rate, 0, arch)
         self.locations = () if rate == 1 else spec.locations
         self.keep_ratios = tuple(rate ** (number + 1) for number in range(len(self.locations)))

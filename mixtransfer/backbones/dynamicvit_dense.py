@@ -43,15 +43,15 @@ from mixtransfer.backbones.dynamicvit import (
     logistic_noise,
     next_rate,
 )
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import mix_labels
 from mixtransfer.layers.channels_last import Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, gelu, piecewise
+from mixtransfer.layers.linear import Linear, gelu, in_chunks
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.registry import MODELS
 
@@ -168,7 +168,7 @@ class SwinAdaBlock(swin.Block):
     def attend(self, x: Tensor, grid: swin.WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens with the attention added, and what became of their labels."""
         if labels is None:
-            x = add_branch(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
+            x = residual(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
             return x, None
         branch, attended = self.attn(self.norm1(x), grid, labels)
         return x + drop(branch, self), mix_labels(labels, attended)
@@ -222,10 +222,10 @@ class DynamicSwin(SparseBackbone):
         "dynamicvit_swin_s_07": SwinSpec(96, (2, 2, 18, 2), (3, 6, 12, 24), (2, 4, 6), 0.7),
         "dynamicvit_swin_b_07": SwinSpec(128, (2, 2, 18, 2), (4, 8, 16, 32), (2, 4, 6), 0.7),
     }
-    published = {
-        "dynamicvit_swin_t_07": Published(None, 4.0, 80.91, sources=(README,)),
-        "dynamicvit_swin_s_07": Published(None, 6.9, 83.21, sources=(README,)),
-        "dynamicvit_swin_b_07": Published(None, 12.1, 83.43, sources=(README,)),
+    reported = {
+        "dynamicvit_swin_t_07": Reported(None, 4.0, 80.91, sources=(README,)),
+        "dynamicvit_swin_s_07": Reported(None, 6.9, 83.21, sources=(README,)),
+        "dynamicvit_swin_b_07": Reported(None, 12.1, 83.43, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
 
@@ -351,11 +351,11 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, H, W, C)."""
-        return add_branch(x, lambda y: self.slow(self.dwconv(y)), self.drop_path, self.training)
+        return residual(x, lambda y: self.slow(self.dwconv(y)), self.drop_path, self.training)
 
     def slow(self, x: Tensor) -> Tensor:
         """Return the scaled MLP of each token (…, C)."""
-        return piecewise(self.mlp, x, self.pwconv1.out_features)
+        return in_chunks(self.mlp, x, self.pwconv1.out_features)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Return the same for tokens that are few, or that need a gradient."""
@@ -418,13 +418,13 @@ class DynamicConvNeXt(SparseBackbone):
         "dynamicvit_convnext_b_07": ConvNeXtSpec(128, (3, 3, 27, 3), (3, 6, 9), 0.7),
         "dynamicvit_convnext_b_09": ConvNeXtSpec(128, (3, 3, 27, 3), (3, 6, 9), 0.9),
     }
-    published = {
-        "dynamicvit_convnext_t_07": Published(None, 3.6, 81.59, sources=(README,)),
-        "dynamicvit_convnext_t_09": Published(None, 3.9, 82.06, sources=(README,)),
-        "dynamicvit_convnext_s_07": Published(None, 5.8, 82.57, sources=(README,)),
-        "dynamicvit_convnext_s_09": Published(None, 6.8, 83.12, sources=(README,)),
-        "dynamicvit_convnext_b_07": Published(None, 10.2, 83.45, sources=(README,)),
-        "dynamicvit_convnext_b_09": Published(None, 11.9, 83.96, sources=(README,)),
+    reported = {
+        "dynamicvit_convnext_t_07": Reported(None, 3.6, 81.59, sources=(README,)),
+        "dynamicvit_convnext_t_09": Reported(None, 3.9, 82.06, sources=(README,)),
+        "dynamicvit_convnext_s_07": Reported(None, 5.8, 82.57, sources=(README,)),
+        "dynamicvit_convnext_s_09": Reported(None, 6.8, 83.12, sources=(README,)),
+        "dynamicvit_convnext_b_07": Reported(None, 10.2, 83.45, sources=(README,)),
+        "dynamicvit_convnext_b_09": Reported(None, 11.9, 83.96, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
 

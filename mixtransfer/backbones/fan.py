@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
+from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp, linear
@@ -295,7 +295,7 @@ class Block(nn.Module):
         """Return tokens (B, N, D) and their labels (B, N, K) or None."""
         drops = self.training and self.drop_path > 0
         if labels is None:
-            x = add_branch(x, lambda y: self.gamma1 * self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+            x = residual(x, lambda y: self.gamma1 * self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), labels)
@@ -368,7 +368,7 @@ class FAN(Backbone):
 
     family = "fan"
     label_rule = "attention"
-    observes = ("tokens",)
+    evidence = ("tokens",)
     # Table 1 of the first paper and the repositories' model functions.
     archs: ClassVar = {
         **_PLAIN,
@@ -377,19 +377,19 @@ class FAN(Backbone):
         **{f"{name}_seg": replace(spec, coarse=False) for name, spec in _HYBRID.items()},
         **{f"{name}_token": replace(spec, out_norms=True) for name, spec in _HYBRID.items()},
     }
-    published: ClassVar = {
-        "fan_vit_tiny": Published(7.3, None, 79.2, sources=(README,)),
-        "fan_vit_small": Published(28.0, None, 82.5, sources=(README,), reason=ROUNDED),
-        "fan_vit_base": Published(54.0, None, 83.6, sources=(README,)),
-        "fan_vit_large": Published(80.5, None, 83.9, sources=(README,)),
-        "fan_hybrid_tiny": Published(7.4, 3.5, 80.1, 50.2, sources=(README, FLOPS), reason=HOOKS),
-        "fan_hybrid_small": Published(26.3, 6.7, 83.5, 53.3, sources=(README, FLOPS), reason=HOOKS),
-        "fan_hybrid_base": Published(50.4, 11.3, 83.9, 54.2, sources=(README, FLOPS), reason=HOOKS),
-        "fan_hybrid_large": Published(76.8, 16.9, 84.3, 55.1, sources=(README, FLOPS), reason=HOOKS),
-        "fan_hybrid_tiny_token": Published(8.0, 3.6, 79.9, sources=(STL,), reason=HEAD),
-        "fan_hybrid_small_token": Published(26.5, 6.8, 83.4, sources=(STL,), reason=HEAD_AND_HOOKS),
-        "fan_hybrid_base_token": Published(50.9, 11.4, 84.5, sources=(STL,), reason=HEAD_AND_HOOKS),
-        "fan_hybrid_large_token": Published(77.3, None, 84.7, sources=(STL,)),
+    reported: ClassVar = {
+        "fan_vit_tiny": Reported(7.3, None, 79.2, sources=(README,)),
+        "fan_vit_small": Reported(28.0, None, 82.5, sources=(README,), reason=ROUNDED),
+        "fan_vit_base": Reported(54.0, None, 83.6, sources=(README,)),
+        "fan_vit_large": Reported(80.5, None, 83.9, sources=(README,)),
+        "fan_hybrid_tiny": Reported(7.4, 3.5, 80.1, 50.2, sources=(README, FLOPS), reason=HOOKS),
+        "fan_hybrid_small": Reported(26.3, 6.7, 83.5, 53.3, sources=(README, FLOPS), reason=HOOKS),
+        "fan_hybrid_base": Reported(50.4, 11.3, 83.9, 54.2, sources=(README, FLOPS), reason=HOOKS),
+        "fan_hybrid_large": Reported(76.8, 16.9, 84.3, 55.1, sources=(README, FLOPS), reason=HOOKS),
+        "fan_hybrid_tiny_token": Reported(8.0, 3.6, 79.9, sources=(STL,), reason=HEAD),
+        "fan_hybrid_small_token": Reported(26.5, 6.8, 83.4, sources=(STL,), reason=HEAD_AND_HOOKS),
+        "fan_hybrid_base_token": Reported(50.9, 11.4, 84.5, sources=(STL,), reason=HEAD_AND_HOOKS),
+        "fan_hybrid_large_token": Reported(77.3, None, 84.7, sources=(STL,)),
     }
     dense_only = (r"learnable_downsample\..+", r"out_norm\d\..+")
     embed_only = (r"norm\..+", "cls_token", r"cls_attn_blocks\.\d\.((attn|mlp)\..+|gamma2)")
@@ -478,7 +478,7 @@ class FAN(Backbone):
         token, label, _, _ = self.classified(images, labels)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
 
-    def observation(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):  # noqa: D102
         token, _, x, size = self.classified(images, None)
         seen = {"vector": self.norm(token[:, 0])}
         if "tokens" in wanted:

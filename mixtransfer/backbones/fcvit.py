@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu
@@ -151,8 +151,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
-        x = add_branch(x, self.mix_tokens, self.drop_path, self.training)
-        return add_branch(x, self.mix_channels, self.drop_path, self.training)
+        x = residual(x, self.mix_tokens, self.drop_path, self.training)
+        return residual(x, self.mix_channels, self.drop_path, self.training)
 
     def mix_tokens(self, x: Tensor) -> Tensor:
         return self.layer_scale_1 * self.token_mixer(self.norm1(x))
@@ -199,11 +199,11 @@ class FCViT(Backbone):
         "fcvit_b24": Spec((4, 4, 12, 4), (64, 128, 320, 512)),
         "fcvit_b48": Spec((8, 8, 24, 8), (64, 128, 320, 512)),
     }
-    published = {
-        "fcvit_tiny": Published(4.6, None, 74.9, sources=(README,), reason=BINARY),
-        "fcvit_b12": Published(14, None, 80.9, 42.3, 38.6, 43.3, (README,), BINARY),
-        "fcvit_b24": Published(25.7, None, 82.5, 44.1, 39.9, 45.5, (README,), BINARY),
-        "fcvit_b48": Published(49.1, None, 83.6, sources=(README,), reason=BINARY),
+    reported = {
+        "fcvit_tiny": Reported(4.6, None, 74.9, sources=(README,), reason=BINARY),
+        "fcvit_b12": Reported(14, None, 80.9, 42.3, 38.6, 43.3, (README,), BINARY),
+        "fcvit_b24": Reported(25.7, None, 82.5, 44.1, 39.9, 45.5, (README,), BINARY),
+        "fcvit_b48": Reported(49.1, None, 83.6, sources=(README,), reason=BINARY),
     }
     # Numbered by the position in `network`, as published.
     dense_only = (r"norm[0246]\..+",)

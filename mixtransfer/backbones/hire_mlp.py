@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Pointwise
-from mixtransfer.layers.drop_path import add, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
-from mixtransfer.layers.linear import gelu, linear, piecewise
+from mixtransfer.layers.linear import gelu, in_chunks, linear
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]
@@ -121,7 +121,7 @@ class PointwiseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
-        return piecewise(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_channels)
+        return in_chunks(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_channels)
 
 
 class Block(nn.Module):
@@ -139,7 +139,7 @@ class Block(nn.Module):
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
-        return add(x, branch)
+        return add_(x, branch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
@@ -190,11 +190,11 @@ class HireMLP(Backbone):
         "hire_mlp_base": Spec((4, 6, 24, 3), (64, 128, 320, 512)),
         "hire_mlp_large": Spec((4, 6, 24, 3), (96, 192, 384, 768)),
     }
-    published = {
-        "hire_mlp_tiny": Published(18, 2.1, 79.7, sources=(README,)),
-        "hire_mlp_small": Published(33, 4.2, 82.1, sources=(README,)),
-        "hire_mlp_base": Published(58, 8.1, 83.2, sources=(README,)),
-        "hire_mlp_large": Published(96, 13.4, 83.8, sources=(README,)),
+    reported = {
+        "hire_mlp_tiny": Reported(18, 2.1, 79.7, sources=(README,)),
+        "hire_mlp_small": Reported(33, 4.2, 82.1, sources=(README,)),
+        "hire_mlp_base": Reported(58, 8.1, 83.2, sources=(README,)),
+        "hire_mlp_large": Reported(96, 13.4, 83.8, sources=(README,)),
     }
     # Numbered by the position in `network`, as published.
     dense_only = (r"norm[0246]\..+",)

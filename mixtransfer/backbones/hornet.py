@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise, depthwise
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.drop_path import drop_path_rates, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
 from mixtransfer.registry import MODELS
 
 __all__ = ["HorNet"]
@@ -95,11 +95,11 @@ class GlobalLocalFilter(nn.Module):
         self.dw = Conv(half, half, 3, padding=1, groups=half, bias=False)
         self.complex_weight = nn.Parameter(trunc_normal_(torch.empty(half, grid[0], grid[1] // 2 + 1, 2), std=0.02))
         self.post_norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def filter(self, size: tuple[int, int]) -> Tensor:
         """Return the complex filter of a (H, W) map, (C, H, W // 2 + 1); kept in evaluation."""
-        return self.kept.get(self._filter, size, of=[self.complex_weight])
+        return self.eval_cache.get(self._filter, size, of=[self.complex_weight])
 
     def _filter(self, size: tuple[int, int]) -> Tensor:
         weight = resize_filter(self.complex_weight, (size[0], size[1] // 2 + 1))
@@ -163,12 +163,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, H, W, C)."""
-        x = add_branch(x, lambda y: self.gamma1 * self.gnconv(self.norm1(y)), self.drop_path, self.training)
-        return add_branch(x, lambda y: self.gamma2 * self.mlp(self.norm2(y)), self.drop_path, self.training)
+        x = residual(x, lambda y: self.gamma1 * self.gnconv(self.norm1(y)), self.drop_path, self.training)
+        return residual(x, lambda y: self.gamma2 * self.mlp(self.norm2(y)), self.drop_path, self.training)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Return the MLP of each token."""
-        return piecewise(lambda y: self.pwconv2(gelu(self.pwconv1(y))), x, self.pwconv1.out_features)
+        return in_chunks(lambda y: self.pwconv2(gelu(self.pwconv1(y))), x, self.pwconv1.out_features)
 
 
 @MODELS.register_module()
@@ -203,16 +203,16 @@ class HorNet(Backbone):
         "hornet_large_gf": Spec(192, global_filter=True),
         "hornet_large_gf_img384": Spec(192, global_filter=True, img_size=384),
     }
-    published: ClassVar = {
-        "hornet_tiny_7x7": Published(22, 4.0, 82.8, 51.7, 44.8, 48.1, (README, DENSE)),
-        "hornet_tiny_gf": Published(23, 3.9, 83.0, 52.4, 45.6, 49.2, (README, DENSE)),
-        "hornet_small_7x7": Published(50, 8.8, 83.8, 52.7, 45.6, 49.2, (README, DENSE)),
-        "hornet_small_gf": Published(50, 8.7, 84.0, 53.3, 46.3, 50.0, (README, DENSE)),
-        "hornet_base_7x7": Published(87, 15.6, 84.2, 53.3, 46.1, 50.0, (README, DENSE)),
-        "hornet_base_gf": Published(88, 15.5, 84.3, 54.0, 46.9, 50.5, (README, DENSE)),
-        "hornet_large_7x7": Published(209, 34.8, None, 55.4, 48.0, 54.1, (README, DENSE, IN22K), HEAD_22K),
-        "hornet_large_gf": Published(211, 34.7, None, 56.0, 48.6, 55.0, (README, DENSE, IN22K), HEAD_22K),
-        "hornet_large_gf_img384": Published(216, 101.8, sources=(README,), reason=HEAD_22K),
+    reported: ClassVar = {
+        "hornet_tiny_7x7": Reported(22, 4.0, 82.8, 51.7, 44.8, 48.1, (README, DENSE)),
+        "hornet_tiny_gf": Reported(23, 3.9, 83.0, 52.4, 45.6, 49.2, (README, DENSE)),
+        "hornet_small_7x7": Reported(50, 8.8, 83.8, 52.7, 45.6, 49.2, (README, DENSE)),
+        "hornet_small_gf": Reported(50, 8.7, 84.0, 53.3, 46.3, 50.0, (README, DENSE)),
+        "hornet_base_7x7": Reported(87, 15.6, 84.2, 53.3, 46.1, 50.0, (README, DENSE)),
+        "hornet_base_gf": Reported(88, 15.5, 84.3, 54.0, 46.9, 50.5, (README, DENSE)),
+        "hornet_large_7x7": Reported(209, 34.8, None, 55.4, 48.0, 54.1, (README, DENSE, IN22K), HEAD_22K),
+        "hornet_large_gf": Reported(211, 34.7, None, 56.0, 48.6, 55.0, (README, DENSE, IN22K), HEAD_22K),
+        "hornet_large_gf_img384": Reported(216, 101.8, sources=(README,), reason=HEAD_22K),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.backbones.swin import Stage, SwinTransformer, merge_labels
 from mixtransfer.layers.drop_path import drop_path_rates
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -126,11 +126,11 @@ class MixMIMEncoder(Backbone):
         "mixmim_large_384": Spec(192, (6, 12, 24, 48), img_size=384),
         "mixmim_huge": Spec(352, (11, 22, 44, 88)),
     }
-    published = {
-        "mixmim_base": Published(88, 16.3, 85.1, None, None, 50.3, (README, UPERNET)),
-        "mixmim_base_384": Published(89.6, 52.6, 86.3, sources=(README,)),
-        "mixmim_large": Published(197, 35.9, 85.9, sources=(README,)),
-        "mixmim_large_384": Published(199, 112, 86.9, sources=(README,)),
+    reported = {
+        "mixmim_base": Reported(88, 16.3, 85.1, None, None, 50.3, (README, UPERNET)),
+        "mixmim_base_384": Reported(89.6, 52.6, 86.3, sources=(README,)),
+        "mixmim_large": Reported(197, 35.9, 85.9, sources=(README,)),
+        "mixmim_large_384": Reported(199, 112, 86.9, sources=(README,)),
     }
     # The sinusoid is a constant, which a file may lack.
     dense_only = (TABLE,)

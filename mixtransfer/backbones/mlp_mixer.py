@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
-from mixtransfer.layers.drop_path import add_branch, checked_rate, keep_mask
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
+from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp, gelu
@@ -122,14 +122,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int], gate: Tensor | None = None) -> Tensor:
         """Return tokens (B, h·w, C); ``gate`` is one of :class:`TokenMixer`."""
         if gate is None:
-            x = add_branch(x, lambda y: self.mlp_tokens(self.norm1(y), grid), self.drop_path, self.training)
+            x = residual(x, lambda y: self.mlp_tokens(self.norm1(y), grid), self.drop_path, self.training)
         else:
             # The gate has a row for every sample, so all of them are mixed.
             branch = self.mlp_tokens(self.norm1(x), grid, gate)
             if self.training and self.drop_path:
                 branch = branch * keep_mask(len(x), self.drop_path, x)
             x = x + branch
-        return add_branch(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
+        return residual(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
 
 
 @MODELS.register_module()
@@ -165,14 +165,14 @@ class MLPMixer(Backbone):
         "oamixer_mixer_b32": Spec(768, 12, 32),
         "oamixer_mixer_b16": Spec(768, 12, 16),
     }
-    published: ClassVar = {
-        "mixer_s32": Published(19, sources=(TABLE,)),
-        "mixer_s16": Published(18, sources=(TABLE,), reason=HEADLESS),
-        "mixer_b32": Published(60, sources=(TABLE,)),
-        "mixer_b16": Published(59, 12.7, 76.4, sources=(TABLE, QUOTED), reason=HEADLESS),
-        "mixer_l32": Published(206, sources=(TABLE,)),
-        "mixer_l16": Published(207, sources=(TABLE,)),
-        "mixer_h14": Published(431, sources=(TABLE,)),
+    reported: ClassVar = {
+        "mixer_s32": Reported(19, sources=(TABLE,)),
+        "mixer_s16": Reported(18, sources=(TABLE,), reason=HEADLESS),
+        "mixer_b32": Reported(60, sources=(TABLE,)),
+        "mixer_b16": Reported(59, 12.7, 76.4, sources=(TABLE, QUOTED), reason=HEADLESS),
+        "mixer_l32": Reported(206, sources=(TABLE,)),
+        "mixer_l16": Reported(207, sources=(TABLE,)),
+        "mixer_h14": Reported(431, sources=(TABLE,)),
     }
     embed_only = (r"norm\..+",)
 

@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
@@ -85,11 +85,11 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def bias(self) -> Tensor:
         """Return the bias of each pair of a window, (1, h, N, N); kept in evaluation."""
-        return self.kept.get(self._bias, of=[self.relative_position_bias_table, self.rel_pos_msg])
+        return self.eval_cache.get(self._bias, of=[self.relative_position_bias_table, self.rel_pos_msg])
 
     def _bias(self) -> Tensor:
         patches = self.relative_position_bias_table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1)
@@ -118,7 +118,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (R, G, N, C) and their labels (R, G, N, K) or None."""
         if labels is None:
-            x = add_branch(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+            x = residual(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
         else:
             # A region that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), labels)
@@ -130,7 +130,7 @@ class Block(nn.Module):
         if windows > 1:
             # Chunk d of every messenger goes to window d. ``x`` is this block's own sum, so it may change in place.
             x[:, :, 0] = x[:, :, 0].unflatten(2, (windows, -1)).transpose(1, 2).flatten(2)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
 class PatchMerging(nn.Module):
@@ -206,10 +206,10 @@ class MSGTransformer(Backbone):
         "msg_transformer_small": Spec(96, (2, 4, 12, 4), (3, 6, 12, 24)),
         "msg_transformer_base": Spec(96, (2, 4, 28, 4), (3, 6, 12, 24)),
     }
-    published = {
-        "msg_transformer_tiny": Published(25, 3.8, 82.4, 51.4, 44.6, sources=(README,)),
-        "msg_transformer_small": Published(56, 8.4, 83.4, 52.5, 45.5, sources=(README,)),
-        "msg_transformer_base": Published(84, 14.2, 84.0, 52.8, 45.7, sources=(README,)),
+    reported = {
+        "msg_transformer_tiny": Reported(25, 3.8, 82.4, 51.4, 44.6, sources=(README,)),
+        "msg_transformer_small": Reported(56, 8.4, 83.4, 52.5, 45.5, sources=(README,)),
+        "msg_transformer_base": Reported(84, 14.2, 84.0, 52.8, 45.7, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap(derived=(r".*\.relative_position_index",))}

@@ -33,12 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.drop_path import drop_path_rates, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu, linear
 from mixtransfer.layers.positions import relative_position_index
@@ -155,11 +155,11 @@ class Gate(nn.Module):
         if position == "lrpe_full":
             weight = torch.empty(1, window * window, window * window)
             self.token_proj_n_weight = nn.Parameter(trunc_normal_(weight, std=1e-6))
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def matrices(self) -> Tensor:
         """Return the token-mixing matrices (g, N, N); kept in evaluation."""
-        return self.kept.get(self._matrices, of=self.parameters())
+        return self.eval_cache.get(self._matrices, of=self.parameters())
 
     def _matrices(self) -> Tensor:
         # Squared offsets have more digits than bfloat16.
@@ -203,7 +203,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Return tokens (B, T, C)."""
-        return add_branch(x, lambda y: self.branch(y, valid), self.drop_path, self.training)
+        return residual(x, lambda y: self.branch(y, valid), self.drop_path, self.training)
 
     def branch(self, x: Tensor, valid: Tensor | None) -> Tensor:
         # The channels of a group are put side by side by sorting the weights, which are smaller than the map.
@@ -287,10 +287,10 @@ class PosMLP(Backbone):
         "posmlp_t_lrpe_full": Spec((96, 192, 384, 768), position="lrpe_full"),
         "posmlp_3t": Spec((96, 192, 384), (2, 2, 20), (4, 4, 4), (14, 14, 14), (8, 16, 32)),
     }
-    published = {
-        "posmlp_t": Published(21, None, 82.1, sources=(README,)),
-        "posmlp_s": Published(37, None, 83.0, sources=(README,)),
-        "posmlp_b": Published(82, None, 83.6, sources=(README,)),
+    reported = {
+        "posmlp_t": Reported(21, None, 82.1, sources=(README,)),
+        "posmlp_s": Reported(37, None, 83.0, sources=(README,)),
+        "posmlp_b": Reported(82, None, 83.6, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))}

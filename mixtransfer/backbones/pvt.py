@@ -30,16 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
 from mixtransfer.backbones.pvt_formats import V1_FORMATS, V2_FORMATS
-from mixtransfer.layers.attended import attended_patches
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
-from mixtransfer.layers.linear import Linear, gelu, piecewise
+from mixtransfer.layers.linear import Linear, gelu, in_chunks
 from mixtransfer.layers.positions import resize_position_table
 from mixtransfer.registry import MODELS
 
@@ -139,7 +139,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return new tokens (B, N, C)."""
         if self.dwconv is None:
-            return piecewise(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_features)
+            return in_chunks(lambda y: self.fc2(gelu(self.fc1(y))), x, self.fc1.out_features)
         return strips(self.filtered, x.unflatten(1, size), self.fc1.out_features).flatten(1, 2)
 
     def filtered(self, x: Tensor) -> Tensor:
@@ -164,14 +164,14 @@ class Block(nn.Module):
         """Return tokens (B, N, C) and their labels (B, N, K) or None."""
         rate, training = self.drop_path, self.training
         if labels is None:
-            x = add_branch(x, lambda y: self.attn(self.norm1(y), size, None)[0], rate, training)
+            x = residual(x, lambda y: self.attn(self.norm1(y), size, None)[0], rate, training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), size, labels)
             if training and rate:
                 branch = branch * keep_mask(len(x), rate, x)
             x, labels = x + branch, mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y), size), rate, training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y), size), rate, training), labels
 
 
 class StageEmbed(nn.Module):
@@ -323,7 +323,7 @@ class PVT(Pyramid):
     """
 
     family = "pvt"
-    observes = ("class_attention", "image_attention", "tokens")
+    evidence = ("class_attention", "image_attention", "tokens")
     depthwise = False
     # Table 1 of the paper; pvt_huge_v2 is in the repository only, and a v1 in spite of its name.
     archs: ClassVar = {
@@ -333,11 +333,11 @@ class PVT(Pyramid):
         "pvt_large": Spec((3, 8, 27, 3)),
         "pvt_huge_v2": Spec((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
     }
-    published: ClassVar = {
-        "pvt_tiny": Published(13.2, 1.9, 75.1, 36.7, 35.1, 35.7, (V1,)),
-        "pvt_small": Published(24.5, 3.8, 79.8, 40.4, 37.8, 39.8, (V1,)),
-        "pvt_medium": Published(44.2, 6.7, 81.2, 42.0, 39.0, 41.6, (V1,)),
-        "pvt_large": Published(61.4, 9.8, 81.7, 42.9, 39.5, 42.1, (V1,)),
+    reported: ClassVar = {
+        "pvt_tiny": Reported(13.2, 1.9, 75.1, 36.7, 35.1, 35.7, (V1,)),
+        "pvt_small": Reported(24.5, 3.8, 79.8, 40.4, 37.8, 39.8, (V1,)),
+        "pvt_medium": Reported(44.2, 6.7, 81.2, 42.0, 39.0, 41.6, (V1,)),
+        "pvt_large": Reported(61.4, 9.8, 81.7, 42.9, 39.5, 42.1, (V1,)),
     }
     embed_only = (r"norm\..+", "cls_token")
     formats: ClassVar = V1_FORMATS
@@ -404,7 +404,7 @@ class PVT(Pyramid):
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
-    def observation(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):  # noqa: D102
         *_, (x, _, size) = self.stages(images, None, LAST, class_token=False)
         x = getattr(self, f"patch_embed{LAST + 1}")(x.unflatten(1, size))
         size = (x.size(1), x.size(2))
@@ -413,7 +413,7 @@ class PVT(Pyramid):
         for block in blocks:
             x, _ = self.checkpointed(block, x, size, None)
         key, _ = last.attn.kv.weight.chunk(2)
-        seen = attended_patches(last.norm1, x, last.attn.q.weight, last.attn.q.bias, key, last.attn.heads, size, wanted)
+        seen = attention_maps(last.norm1, x, last.attn.q.weight, last.attn.q.bias, key, last.attn.heads, size, wanted)
         x, _ = self.checkpointed(last, x, size, None)
         if "tokens" in wanted:
             x = self.norm(x)
@@ -452,7 +452,7 @@ class PVTv2(Pyramid):
     """
 
     family = "pvt_v2"
-    observes = ("tokens",)
+    evidence = ("tokens",)
     depthwise = True
     # Table 1 of the paper; b2_li has linear attention.
     archs: ClassVar = {
@@ -464,14 +464,14 @@ class PVTv2(Pyramid):
         "pvt_v2_b4": Spec((3, 8, 27, 3)),
         "pvt_v2_b5": Spec((3, 6, 40, 3), expansions=(4, 4, 4, 4)),
     }
-    published: ClassVar = {
-        "pvt_v2_b0": Published(3.7, 0.6, 70.5, 38.2, 36.2, None, (V2, V2_FLOPS)),
-        "pvt_v2_b1": Published(14.0, 2.1, 78.7, 41.8, 38.8, 42.5, (V2, V2_FLOPS, V2_MIOU)),
-        "pvt_v2_b2": Published(25.4, 4.0, 82.0, 45.3, 41.2, 45.2, (V2, V2_FLOPS, V2_MIOU)),
-        "pvt_v2_b2_li": Published(22.6, None, 82.1, 44.1, 40.5, None, (V2,)),
-        "pvt_v2_b3": Published(45.2, 6.9, 83.1, 47.0, 42.5, 47.3, (V2, V2_FLOPS, V2_MIOU)),
-        "pvt_v2_b4": Published(62.6, 10.1, 83.6, 47.5, 42.7, None, (V2, V2_FLOPS)),
-        "pvt_v2_b5": Published(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
+    reported: ClassVar = {
+        "pvt_v2_b0": Reported(3.7, 0.6, 70.5, 38.2, 36.2, None, (V2, V2_FLOPS)),
+        "pvt_v2_b1": Reported(14.0, 2.1, 78.7, 41.8, 38.8, 42.5, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b2": Reported(25.4, 4.0, 82.0, 45.3, 41.2, 45.2, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b2_li": Reported(22.6, None, 82.1, 44.1, 40.5, None, (V2,)),
+        "pvt_v2_b3": Reported(45.2, 6.9, 83.1, 47.0, 42.5, 47.3, (V2, V2_FLOPS, V2_MIOU)),
+        "pvt_v2_b4": Reported(62.6, 10.1, 83.6, 47.5, 42.7, None, (V2, V2_FLOPS)),
+        "pvt_v2_b5": Reported(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
     }
     formats: ClassVar = V2_FORMATS
 
@@ -528,6 +528,6 @@ class PVTv2(Pyramid):
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)
         return x.mean(dim=1), None if rows is None else rows.mean(dim=1)
 
-    def observation(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):  # noqa: D102
         *_, (x, _, size) = self.stages(images, None, len(STRIDES), class_token=False)
         return {"vector": x.mean(dim=1), "tokens": x.transpose(1, 2).unflatten(2, size)}

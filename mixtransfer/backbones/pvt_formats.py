@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mixtransfer.backbones.huggingface import HuggingFaceClassifier
-from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
+from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
+from mixtransfer.backbones.formats.key_map import Fused, KeyMap, Reorder
 
 if TYPE_CHECKING:
     from mixtransfer.backbones.pvt import Spec

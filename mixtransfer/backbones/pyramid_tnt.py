@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple
@@ -161,18 +161,18 @@ class Block(nn.Module):
         """Return words (B·N, 16, c), patches (B, N, D) and their labels (B, N, K) or None."""
         rate, training = self.drop_path, self.training
         if self.inner:
-            words = add_branch(words, lambda y: self.inner_attn.words(_norm_patch(self.inner_norm1, y)), rate, training)
-            words = add_branch(words, lambda y: self.inner_mlp(_norm_patch(self.inner_norm2, y)), rate, training)
+            words = residual(words, lambda y: self.inner_attn.words(_norm_patch(self.inner_norm1, y)), rate, training)
+            words = residual(words, lambda y: self.inner_mlp(_norm_patch(self.inner_norm2, y)), rate, training)
             x = x + self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1), -1))))
         if labels is None:
-            x = add_branch(x, lambda y: self.outer_attn(self.outer_norm1(y), size, bias, None)[0], rate, training)
+            x = residual(x, lambda y: self.outer_attn(self.outer_norm1(y), size, bias, None)[0], rate, training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.outer_attn(self.outer_norm1(x), size, bias, labels)
             if training and rate:
                 branch = branch * keep_mask(len(x), rate, x)
             x, labels = x + branch, mix_labels(labels, attended)
-        return words, add_branch(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
+        return words, residual(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
 
 
 class Stage(nn.Module):
@@ -186,7 +186,7 @@ class Stage(nn.Module):
         self.relative_pos = nn.Parameter(torch.randn(1, heads, size[0] * size[1], keys[0] * keys[1]))
         reading = 2 if len(drop_paths) > DEEP else 1
         self.blocks = nn.ModuleList(Block(spec, stage, j < reading, rate) for j, rate in enumerate(drop_paths))
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def grids(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the grids of patches and of keys of a map."""
@@ -194,7 +194,7 @@ class Stage(nn.Module):
 
     def bias(self, size: tuple[int, int]) -> Tensor:
         """Return the bias of each pair for a grid, (1, h, N, M); kept in evaluation."""
-        return self.kept.get(self._bias, size, of=[self.relative_pos])
+        return self.eval_cache.get(self._bias, size, of=[self.relative_pos])
 
     def _bias(self, size: tuple[int, int]) -> Tensor:
         return resize_pair_table(self.relative_pos, self.grids(self.size), self.grids(size))
@@ -277,11 +277,11 @@ class PyramidTNT(Backbone):
         "pyramid_tnt_medium": Spec(192, 4, 12, 2, (2, 8, 6, 2)),
         "pyramid_tnt_base": Spec(256, 4, 16, 2, (2, 10, 6, 2)),
     }
-    published = {
-        "pyramid_tnt_tiny": Published(10.6, 0.6, 75.2, sources=(README,)),
-        "pyramid_tnt_small": Published(32.0, 3.3, 82.0, sources=(README,)),
-        "pyramid_tnt_medium": Published(85.0, 8.2, 83.5, sources=(README,)),
-        "pyramid_tnt_base": Published(157.0, 16.0, 84.1, sources=(README,)),
+    reported = {
+        "pyramid_tnt_tiny": Reported(10.6, 0.6, 75.2, sources=(README,)),
+        "pyramid_tnt_small": Reported(32.0, 3.3, 82.0, sources=(README,)),
+        "pyramid_tnt_medium": Reported(85.0, 8.2, 83.5, sources=(README,)),
+        "pyramid_tnt_base": Reported(157.0, 16.0, 84.1, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap()}

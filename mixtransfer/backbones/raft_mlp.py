@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap, Reorder
+from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
 from mixtransfer.errors import UserError
-from mixtransfer.layers.drop_path import add_branch, checked_rate
+from mixtransfer.layers.drop_path import checked_rate, residual
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import COLORS, resize_channels
@@ -148,10 +148,10 @@ class Block(nn.Module):
         """Return a map of the same shape (B, H, W, C)."""
         size = x.shape[1:3]
         x = resample(x, self.grid).unflatten(3, (RAFTS, -1))
-        x = add_branch(x, self.vertical, self.drop_path, self.training)
-        x = add_branch(x, self.horizontal, self.drop_path, self.training)
+        x = residual(x, self.vertical, self.drop_path, self.training)
+        x = residual(x, self.horizontal, self.drop_path, self.training)
         x = resample(x.flatten(3), size)
-        return add_branch(x, self.channel, self.drop_path, self.training)
+        return residual(x, self.channel, self.drop_path, self.training)
 
 
 class Level(nn.Module):

@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
-from mixtransfer.layers.channels_last import pad
+from mixtransfer.layers.channels_last import Conv, pad
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
@@ -145,14 +145,6 @@ class MapNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], self.weight.flatten(), self.bias.flatten(), MAP_NORM_EPS)
 
 
-class MapConv(nn.Conv2d):
-    """Convolution of a map (B, H, W, C), which is channels-last memory of the usual one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolved map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 class Stem(nn.Module):
     """The image (B, H, W, 3) to local tokens of 4 × 4 pixels by three small convolutions or one large one."""
 
@@ -160,17 +152,17 @@ class Stem(nn.Module):
         super().__init__()
         self.smallest = 1
         if convs == 1:
-            self.proj = MapConv(in_channels, channels, 8, stride=PATCH, padding=3)
+            self.proj = Conv(in_channels, channels, 8, stride=PATCH, padding=3)
             self.smallest = 2
             return
         self.proj = nn.Sequential(
-            MapConv(in_channels, channels // 4, 3, stride=2, padding=1),
+            Conv(in_channels, channels // 4, 3, stride=2, padding=1),
             MapNorm(channels // 4),
             nn.GELU(),
-            MapConv(channels // 4, channels // 2, 3, stride=2, padding=1),
+            Conv(channels // 4, channels // 2, 3, stride=2, padding=1),
             MapNorm(channels // 2),
             nn.GELU(),
-            MapConv(channels // 2, channels, 3, padding=1),
+            Conv(channels // 2, channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +177,7 @@ class RegionStem(nn.Module):
     def __init__(self, in_channels: int, channels: int, region: int):
         super().__init__()
         self.region = region
-        self.proj = MapConv(in_channels, channels, region, stride=region)
+        self.proj = Conv(in_channels, channels, region, stride=region)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the regional map (B, h, w, C)."""
@@ -203,7 +195,7 @@ class Projection(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        conv = MapConv(channels, 2 * channels, 3, stride=2, padding=1, groups=channels)
+        conv = Conv(channels, 2 * channels, 3, stride=2, padding=1, groups=channels)
         self.proj = nn.Sequential(MapNorm(channels), nn.GELU(), conv)
         # The published state dicts name the same tensors twice.
         self.proj_cls = self.proj
@@ -223,11 +215,11 @@ class Attention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", rotated_index(window), persistent=False)
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def bias(self, regions: Regions) -> Tensor:
         """Return the bias of each pair of a window with its mask, (1 or R, h, N, N); kept in evaluation."""
-        return self.kept.get(self._bias, regions, of=[self.rel_pos])
+        return self.eval_cache.get(self._bias, regions, of=[self.rel_pos])
 
     def _bias(self, regions: Regions) -> Tensor:
         # The regional token has no position: its row and column are 0.
@@ -272,7 +264,7 @@ class Block(nn.Module):
         rate = self.drop_path if self.training else 0.0
         first = x[:, 0].unflatten(0, (-1, regions.count))
         if labels is None:
-            first = add_branch(first, lambda y: self.attn.regional(self.norm0(y), None)[0], rate, self.training)
+            first = residual(first, lambda y: self.attn.regional(self.norm0(y), None)[0], rate, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             known = labels[:, 0].unflatten(0, (-1, regions.count))
@@ -284,7 +276,7 @@ class Block(nn.Module):
         branch, attended = self.attn.local(self.norm1(x), regions, labels)
         x = x + (branch * keep_mask(len(x), rate, x) if rate else branch)
         labels = None if labels is None else mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y)), rate, self.training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y)), rate, self.training), labels
 
 
 class Stage(nn.Module):
@@ -295,7 +287,7 @@ class Stage(nn.Module):
         self.window = window
         blocks = (Block(channels, window, rate) for rate in drop_paths)
         self.block = nn.ModuleList([Projection(channels // 2) if project else nn.Identity(), *blocks])
-        self.peg = MapConv(channels, channels, 3, padding=1, groups=channels, bias=False) if peg else None
+        self.peg = Conv(channels, channels, 3, padding=1, groups=channels, bias=False) if peg else None
 
 
 @MODELS.register_module()
@@ -328,15 +320,15 @@ class RegionViT(Backbone):
         "regionvit_base_w14": Spec(128, (2, 2, 14, 2), stem=1, window=14),
         "regionvit_base_w14_peg": Spec(128, (2, 2, 14, 2), stem=1, window=14, peg=True),
     }
-    published = {
-        "regionvit_tiny": Published(13.8, 2.4, 80.4, sources=(README,)),
-        "regionvit_small": Published(30.6, 5.3, 82.6, 46.3, 42.3, sources=(README,)),
-        "regionvit_small_w14": Published(None, None, None, 47.3, 43.4, 45.3, (README, FPN)),
-        "regionvit_small_w14_peg": Published(None, None, None, 47.6, 43.4, sources=(README,)),
-        "regionvit_medium": Published(41.2, 7.4, 83.1, sources=(README,)),
-        "regionvit_base": Published(72.7, 13.0, 83.2, 47.2, 43.0, sources=(README,)),
-        "regionvit_base_w14": Published(None, None, None, 48.1, 43.5, 47.5, (README, FPN)),
-        "regionvit_base_w14_peg": Published(None, None, None, 48.3, 43.5, sources=(README,)),
+    reported = {
+        "regionvit_tiny": Reported(13.8, 2.4, 80.4, sources=(README,)),
+        "regionvit_small": Reported(30.6, 5.3, 82.6, 46.3, 42.3, sources=(README,)),
+        "regionvit_small_w14": Reported(None, None, None, 47.3, 43.4, 45.3, (README, FPN)),
+        "regionvit_small_w14_peg": Reported(None, None, None, 47.6, 43.4, sources=(README,)),
+        "regionvit_medium": Reported(41.2, 7.4, 83.1, sources=(README,)),
+        "regionvit_base": Reported(72.7, 13.0, 83.2, 47.2, 43.0, sources=(README,)),
+        "regionvit_base_w14": Reported(None, None, None, 48.1, 43.5, 47.5, (README, FPN)),
+        "regionvit_base_w14_peg": Reported(None, None, None, 48.3, 43.5, sources=(README,)),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Patches
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, Mlp
@@ -85,8 +85,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, H, W, C)."""
-        x = add_branch(x, lambda y: self.rnn_tokens(self.norm1(y)), self.drop_path, self.training)
-        return add_branch(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
+        x = residual(x, lambda y: self.rnn_tokens(self.norm1(y)), self.drop_path, self.training)
+        return residual(x, lambda y: self.mlp_channels(self.norm2(y)), self.drop_path, self.training)
 
 
 class Downsample(nn.Module):
@@ -126,11 +126,11 @@ class Sequencer2D(Backbone):
         for size, depths in {"s": (4, 3, 8, 3), "m": (4, 3, 14, 3), "l": (8, 8, 16, 4)}.items()
         for suffix, side in (("", 224), ("_392", 392))
     }
-    published: ClassVar = {
-        "sequencer2d_s": Published(28, 8.4, 82.3, sources=(README,)),
-        "sequencer2d_m": Published(38, 11.1, 82.8, sources=(README,)),
-        "sequencer2d_l": Published(54, 16.6, 83.4, sources=(README,)),
-        "sequencer2d_l_392": Published(54, None, 84.6, sources=(README, ABSTRACT)),
+    reported: ClassVar = {
+        "sequencer2d_s": Reported(28, 8.4, 82.3, sources=(README,)),
+        "sequencer2d_m": Reported(38, 11.1, 82.8, sources=(README,)),
+        "sequencer2d_l": Reported(54, 16.6, 83.4, sources=(README,)),
+        "sequencer2d_l_392": Reported(54, None, 84.6, sources=(README, ABSTRACT)),
     }
     embed_only = (r"norm\..+",)
 

@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import add, checked_rate, keep_mask
+from mixtransfer.layers.drop_path import add_, checked_rate, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, gelu, linear, piecewise
+from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]
@@ -87,7 +87,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return ``scale`` times the new tokens (B, N, C)."""
-        return piecewise(lambda y: _scaled(self.fc2, gelu(self.fc1(y)), scale), x, self.fc1.out_features)
+        return in_chunks(lambda y: _scaled(self.fc2, gelu(self.fc1(y)), scale), x, self.fc1.out_features)
 
 
 class Attention(nn.Module):
@@ -159,7 +159,7 @@ class Block(nn.Module):
         """Return ``x + branch`` with stochastic depth; at these small rates computing all branches costs little."""
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
-        return add(x, branch)
+        return add_(x, branch)
 
 
 class Projection(nn.Module):
@@ -262,17 +262,17 @@ class SReT(Backbone):
         "sret_small_wo_slice_384": Spec(42, (3, 6, 12), 3.0, 2, img_size=384),
         "sret_small_wo_slice_512": Spec(42, (3, 6, 12), 3.0, 2, img_size=512),
     }
-    published = {
-        "sret_tiny": Published(4.8, 1.1, 76.0, sources=(README,)),
-        "sret_tiny_wo_slice": Published(4.8, 1.4, 76.1, sources=(README,)),
-        "sret_tiny_wo_slice_384": Published(4.9, 6.4, 79.7, sources=(README, DISTILLED)),
-        "sret_lt": Published(5.0, 1.2, 76.7, sources=(README,)),
-        "sret_lt_16_14": Published(5.0, 1.2, 76.6, sources=(README,)),
-        "sret_lt_wo_slice": Published(5.0, 1.4, 76.8, sources=(README,)),
-        "sret_small": Published(20.9, 4.2, 81.9, sources=(README,)),
-        "sret_small_wo_slice": Published(20.9, 4.7, 82.0, sources=(README,)),
-        "sret_small_wo_slice_384": Published(21.0, 18.5, 83.8, sources=(README, DISTILLED)),
-        "sret_small_wo_slice_512": Published(21.3, 42.8, 84.3, sources=(README, DISTILLED)),
+    reported = {
+        "sret_tiny": Reported(4.8, 1.1, 76.0, sources=(README,)),
+        "sret_tiny_wo_slice": Reported(4.8, 1.4, 76.1, sources=(README,)),
+        "sret_tiny_wo_slice_384": Reported(4.9, 6.4, 79.7, sources=(README, DISTILLED)),
+        "sret_lt": Reported(5.0, 1.2, 76.7, sources=(README,)),
+        "sret_lt_16_14": Reported(5.0, 1.2, 76.6, sources=(README,)),
+        "sret_lt_wo_slice": Reported(5.0, 1.4, 76.8, sources=(README,)),
+        "sret_small": Reported(20.9, 4.2, 81.9, sources=(README,)),
+        "sret_small_wo_slice": Reported(20.9, 4.7, 82.0, sources=(README,)),
+        "sret_small_wo_slice_384": Reported(21.0, 18.5, 83.8, sources=(README, DISTILLED)),
+        "sret_small_wo_slice_512": Reported(21.3, 42.8, 84.3, sources=(README, DISTILLED)),
     }
     embed_only = (r"norm\..+",)
     formats = {"official": KeyMap()}

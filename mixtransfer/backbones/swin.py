@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.huggingface import HuggingFaceClassifier
-from mixtransfer.backbones.keys import Fused, KeyMap, Reorder
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
+from mixtransfer.backbones.formats.key_map import Fused, KeyMap, Reorder
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.kept import Kept
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
@@ -73,11 +73,11 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.proj = Linear(channels, channels)
         self.register_buffer("index", relative_position_index(window, window), persistent=False)
-        self.kept = Kept()
+        self.eval_cache = EvalCache()
 
     def bias(self, grid: WindowGrid) -> Tensor:
         """Return the bias of each pair of a window plus the mask, (1, h, N, N) or (W, h, N, N); kept in evaluation."""
-        return self.kept.get(self._bias, grid, of=[self.relative_position_bias_table])
+        return self.eval_cache.get(self._bias, grid, of=[self.relative_position_bias_table])
 
     def _bias(self, grid: WindowGrid) -> Tensor:
         table = self.relative_position_bias_table
@@ -114,14 +114,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, L, C) and their labels (B, L, K) or None."""
         if labels is None:
-            x = add_branch(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
+            x = residual(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.attn(self.norm1(x), grid, labels)
             if self.training and self.drop_path:
                 branch = branch * keep_mask(len(x), self.drop_path, x)
             x, labels = x + branch, mix_labels(labels, attended)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
 class PatchMerging(nn.Module):
@@ -197,14 +197,14 @@ class SwinTransformer(Backbone):
         "swin_large": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48)),
         "swin_large_w12": Spec(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, img_size=384),
     }
-    published = {
-        "swin_tiny": Published(28, 4.5, 81.2, 46.0, 41.6, 44.51, (README, MASK_RCNN, UPERNET)),
-        "swin_tiny_c24": Published(28, 5.9, 81.6, sources=(README,)),
-        "swin_small": Published(50, 8.7, 83.2, 48.5, 43.3, 47.64, (README, MASK_RCNN, UPERNET)),
-        "swin_base": Published(88, 15.4, 83.5, 51.9, 45.0, 48.13, (README, CASCADE, UPERNET)),
-        "swin_base_w12": Published(88, 47.1, 84.5, sources=(README,)),
-        "swin_large": Published(197, 34.5, 86.3, sources=(README, IN22K)),
-        "swin_large_w12": Published(197, 103.9, 87.3, sources=(README, IN22K)),
+    reported = {
+        "swin_tiny": Reported(28, 4.5, 81.2, 46.0, 41.6, 44.51, (README, MASK_RCNN, UPERNET)),
+        "swin_tiny_c24": Reported(28, 5.9, 81.6, sources=(README,)),
+        "swin_small": Reported(50, 8.7, 83.2, 48.5, 43.3, 47.64, (README, MASK_RCNN, UPERNET)),
+        "swin_base": Reported(88, 15.4, 83.5, 51.9, 45.0, 48.13, (README, CASCADE, UPERNET)),
+        "swin_base_w12": Reported(88, 47.1, 84.5, sources=(README,)),
+        "swin_large": Reported(197, 34.5, 86.3, sources=(README, IN22K)),
+        "swin_large_w12": Reported(197, 103.9, 87.3, sources=(README, IN22K)),
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)

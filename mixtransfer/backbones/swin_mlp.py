@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.backbones.swin import PatchMerging
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates
+from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp
@@ -93,8 +93,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """Return tokens (B, H, W, C)."""
-        x = add_branch(x, lambda y: self.spatial_mlp(self.norm1(y), shift), self.drop_path, self.training)
-        return add_branch(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training)
+        x = residual(x, lambda y: self.spatial_mlp(self.norm1(y), shift), self.drop_path, self.training)
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training)
 
 
 class Stage(nn.Module):
@@ -149,11 +149,11 @@ class SwinMLP(Backbone):
         "swin_mlp_tiny_c6_w8_256": Spec(96, (2, 2, 6, 2), (16, 32, 64, 128), window=8, img_size=256),
         "swin_mlp_base_w7_224": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32), window=7, img_size=224),
     }
-    published: ClassVar = {
-        "swin_mlp_tiny_c24_w8_256": Published(20, 4.0, 79.4, sources=(README,)),
-        "swin_mlp_tiny_c12_w8_256": Published(21, 4.0, 79.6, sources=(README,)),
-        "swin_mlp_tiny_c6_w8_256": Published(23, 4.0, 79.7, sources=(README,)),
-        "swin_mlp_base_w7_224": Published(61, 10.4, 81.3, sources=(README,)),
+    reported: ClassVar = {
+        "swin_mlp_tiny_c24_w8_256": Reported(20, 4.0, 79.4, sources=(README,)),
+        "swin_mlp_tiny_c12_w8_256": Reported(21, 4.0, 79.6, sources=(README,)),
+        "swin_mlp_tiny_c6_w8_256": Reported(23, 4.0, 79.7, sources=(README,)),
+        "swin_mlp_base_w7_224": Reported(61, 10.4, 81.3, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.keys import KeyMap, Reorder
-from mixtransfer.backbones.published import Published
+from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
+from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.drop_path import add_branch, drop_path_rates, keep_mask
+from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
@@ -97,19 +97,19 @@ class Block(nn.Module):
     def forward(self, words: Tensor, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return words (B·N, 16, c), tokens (B, 1+N, D) and the tokens' labels (B, 1+N, K) or None."""
         rate, training = self.drop_path, self.training
-        words = add_branch(words, lambda y: self.inner_attn(self.inner_norm1(y), None)[0], rate, training)
-        words = add_branch(words, lambda y: self.inner_mlp(self.inner_norm2(y)), rate, training)
+        words = residual(words, lambda y: self.inner_attn(self.inner_norm1(y), None)[0], rate, training)
+        words = residual(words, lambda y: self.inner_mlp(self.inner_norm2(y)), rate, training)
         joined = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1) - 1, -1))))
         x = torch.cat([x[:, :1], x[:, 1:] + joined], dim=1)
         if labels is None:
-            x = add_branch(x, lambda y: self.outer_attn(self.outer_norm1(y), None)[0], rate, training)
+            x = residual(x, lambda y: self.outer_attn(self.outer_norm1(y), None)[0], rate, training)
         else:
             # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
             branch, attended = self.outer_attn(self.outer_norm1(x), labels)
             if training and rate:
                 branch = branch * keep_mask(len(x), rate, x)
             x, labels = x + branch, mix_labels(labels, attended)
-        return words, add_branch(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
+        return words, residual(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
 
 
 class WordEmbed(nn.Module):
@@ -161,9 +161,9 @@ class TNT(Backbone):
         "tnt_small": Spec(384, 6, 24),
         "tnt_base": Spec(640, 10, 40),
     }
-    published = {
-        "tnt_small": Published(23.8, 5.2, 81.5, 38.2, None, 43.6, (README, DENSE)),
-        "tnt_base": Published(65.6, 14.1, 82.9, sources=(README,)),
+    reported = {
+        "tnt_small": Reported(23.8, 5.2, 81.5, 38.2, None, 43.6, (README, DENSE)),
+        "tnt_base": Reported(65.6, 14.1, 82.9, sources=(README,)),
     }
     embed_only = (r"norm\..+", "outer_tokens")
     formats = {

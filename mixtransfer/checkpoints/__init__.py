@@ -7,11 +7,11 @@ from importlib import import_module
 
 _PUBLIC = {
     "Pretrained": "load",
-    "convert_file": "files",
-    "convert_state_dict": "convert",
+    "convert_file": "convert",
+    "convert_state_dict": "rename",
     "load_checkpoint": "load",
     "read_checkpoint": "read",
-    "read_outline": "outline",
+    "read_header": "headers",
 }
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "convert_state_dict",
     "load_checkpoint",
     "read_checkpoint",
-    "read_outline",
+    "read_header",
 ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtransfer.checkpoints.outline import Entry, Foreign, Outline, is_harmless, read_outline
+from mixtransfer.checkpoints.headers import Entry, Foreign, Header, is_harmless, read_header
 from mixtransfer.checkpoints.recognize import Match, recognize
 from mixtransfer.checkpoints.select import EMA, RAW, Selection, select_weights
 
@@ -57,7 +57,7 @@ def describe(path: str | Path, average: bool | None = None) -> Description:
     Raises:
         UserError: the file is missing, damaged or of another kind, or holds no weights.
     """
-    outline = read_outline(path)
+    outline = read_header(path)
     rows = [("file", f"{path}: {outline.kind}, {_bytes(outline.size)}"), ("code", _code(outline))]
     selected = select_weights(outline.content, str(path), average)
     matches = recognize(selected.weights)
@@ -67,7 +67,7 @@ def describe(path: str | Path, average: bool | None = None) -> Description:
     return Description(tuple(rows), tuple(matches), selected.weights)
 
 
-def _code(outline: Outline) -> str:
+def _code(outline: Header) -> str:
     if not outline.wants:
         return "none: tensors and plain values only"
     odd = [name for name in outline.wants if not is_harmless(name, outline.wants)]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mixtransfer.backbones import FAMILIES, Backbone
-from mixtransfer.checkpoints.account import HEAD
-from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.fit import HEAD
 from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
+from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.write import replace_whole
 
 __all__ = ["make_index"]

@@ -11,14 +11,18 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.account import HEAD, account_for, some
-from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.fit import HEAD, account_for, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
+from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.errors import UserError
 from mixtransfer.registry import WEIGHT_INITIALIZERS
 
-__all__ = ["LoadReport", "Pretrained", "load_checkpoint", "load_weights", "recognize_format"]
+__all__ = ["LoadReport", "Pretrained", "is_resumable", "load_checkpoint", "load_strictly", "recognize_format"]
+
+#: Entries of a segmentor's or detector's state that training adds and testing does not need.
+OPTIONAL = "backbone.token_classifier."
+SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LoadReport:
         text = f"{len(self.loaded)} entries loaded ({self.format} names)"
         for name in ("resized", "dropped", "new"):
             keys = getattr(self, name)
-            text += f", {len(keys)} {name}: {some(keys)}" if keys else ""
+            text += f", {len(keys)} {name}: {shorten(keys)}" if keys else ""
         return text
 
 
@@ -55,11 +59,6 @@ def load_checkpoint(backbone: Backbone, path: str | Path, source: str = "auto", 
         UserError: naming each missing, unexpected or misshapen entry.
     """
     return _load(backbone, select_weights(read_checkpoint(path, trust), str(path)), source, str(path))
-
-
-def load_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: str, name: str) -> LoadReport:
-    """Load named tensors into a backbone; see :func:`load_checkpoint`."""
-    return _load(backbone, select_weights(weights, name), source, name)
 
 
 def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> LoadReport:
@@ -86,6 +85,40 @@ def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
         return len(own & keys), -len(keys - own), -partial
 
     return max([OURS, *type(backbone).formats], key=fit)
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Load the weights of a whole model, every entry; only those of the token classifier may be absent or extra.
+
+    Raises:
+        UserError: naming the missing, unexpected and misshapen entries.
+    """
+    own = model.state_dict()
+    for old, new in getattr(model, "former_names", {}).items():
+        weights = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in weights.items()}
+    missing = [key for key in own if key not in weights and not key.startswith(OPTIONAL)]
+    unexpected = [key for key in weights if key not in own and not key.startswith(OPTIONAL)]
+    misshapen = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in weights.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"{name} does not fit the model: {', '.join(problems)}; use the config, --data and --cfg-options that it"
+            " was trained with"
+        )
+    model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+
+
+def is_resumable(content: dict) -> bool:
+    """Tell whether a checkpoint holds the state of a training, not only weights."""
+    return {"meta", "optimizer", "message_hub", "param_schedulers"} <= content.keys() and "iter" in content["meta"]
 
 
 @WEIGHT_INITIALIZERS.register_module()

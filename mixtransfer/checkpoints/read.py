@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixtransfer.checkpoints.outline import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, check_sums, is_harmless, read_outline
+from mixtransfer.checkpoints.headers import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, check_sums, is_harmless, read_header
 from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
 from mixtransfer.errors import UserError
 
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
         UserError: the file is missing, damaged, no checkpoint, or wants code and ``trust`` is not set.
     """
     path = Path(path)
-    outline = read_outline(path)
+    outline = read_header(path)
     try:
         if outline.kind == "safetensors":
             return load_file(path)

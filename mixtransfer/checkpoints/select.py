@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixtransfer.checkpoints.outline import Entry
+from mixtransfer.checkpoints.headers import Entry
 from mixtransfer.errors import UserError
 
 __all__ = ["DROPPED", "Selection", "is_tensor", "rule_for", "select_weights"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.account import HEAD, TOKEN_HEAD, some
-from mixtransfer.checkpoints.convert import OURS, convert
+from mixtransfer.checkpoints.fit import AUX_HEAD, HEAD, shorten
+from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.errors import UserError
 
 __all__ = [
@@ -75,7 +75,7 @@ def run(backbone: Backbone, state: Mapping[str, Tensor], images: Tensor) -> tupl
     """
     own = {key: _single(value) for key, value in state.items()}
     _without_layers(backbone, {key for key in backbone.state_dict() if key not in own and "." in key})
-    heads = (*HEAD, *TOKEN_HEAD)
+    heads = (*HEAD, *AUX_HEAD)
     backbone.load_state_dict({key: value for key, value in own.items() if key not in heads}, assign=True)
     with _evaluating(backbone):
         if not backbone.with_embedding:
@@ -93,10 +93,10 @@ def _evaluating(network: nn.Module):
 
 
 def _logits(backbone: Backbone, own: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    if not backbone.token_head:
+    if not backbone.has_token_logits:
         return F.linear(backbone.embed(images), *(own[key] for key in HEAD))
     encoded = backbone.encode(images)
-    tokens = F.linear(encoded.tokens, *(own[key] for key in TOKEN_HEAD))
+    tokens = F.linear(encoded.tokens, *(own[key] for key in AUX_HEAD))
     return F.linear(encoded.vector, *(own[key] for key in HEAD)) + 0.5 * tokens.amax(dim=1)
 
 
@@ -152,7 +152,7 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
     elif compared != size:
         with build_without_values():
             ours = type(net)(arch=net.arch, out_indices=(), with_embedding=True, **{**network, "img_size": compared})
-        own = {*ours.state_dict(), *HEAD, *TOKEN_HEAD}
+        own = {*ours.state_dict(), *HEAD, *AUX_HEAD}
         state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
         answer = run(ours, state, images)
     spec, fields = net.archs[net.arch], {field.name for field in dataclasses.fields(net.archs[net.arch])}
@@ -252,8 +252,8 @@ def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, n
             missing.append(key)
     if missing or result.unexpected_keys:
         raise UserError(
-            f"{library}'s {net.arch} does not take the weights: {len(missing)} missing ({some(missing)}),"
-            f" {len(result.unexpected_keys)} unexpected ({some(result.unexpected_keys)})"
+            f"{library}'s {net.arch} does not take the weights: {len(missing)} missing ({shorten(missing)}),"
+            f" {len(result.unexpected_keys)} unexpected ({shorten(result.unexpected_keys)})"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from mixtransfer.checkpoints.outline import SAFETENSORS
+from mixtransfer.checkpoints.headers import SAFETENSORS
 from mixtransfer.errors import UserError
 
 __all__ = ["SUFFIXES", "file_hash", "replace_whole", "write_weights"]

@@ -6,9 +6,10 @@ OpenMMLab libraries inside ``run``, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mixtransfer.errors import UserError, unknown_name
 
@@ -26,22 +27,29 @@ COMMANDS = {
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run one command and return its exit status: 0, or 2 after a one-line message about the user's input."""
     command = importlib.import_module(f"mixtransfer.cli.{name}")
-    args = command.parser().parse_args(argv)
+    return run_main(f"mixtransfer {name}", command.parser(), command.run, argv)
+
+
+def run_main(
+    name: str, parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], argv: Sequence[str]
+) -> int:
+    """Run ``run`` on parsed arguments and return its exit status; messages begin with ``name``."""
+    args = parser.parse_args(argv)
     try:
-        status = command.run(args) or 0
+        status = run(args) or 0
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"mixtransfer {name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         # Those of files have a name; without one it is the output that cannot be written.
         if error.filename is not None:
             raise
-        print(f"mixtransfer {name}: error: {error.strerror}", file=sys.stderr)
+        print(f"{name}: error: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mixtransfer {name}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,22 +1,24 @@
-"""``tools/benchmark.py``: compare speed side by side, count cost, measure robustness, and write the zoo page."""
+"""``benchmark``: compare speed side by side, count cost, measure robustness."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.cli.options import positive
-from mixtransfer.cli.progress import progress_line
+from mixtransfer.engine.config import CONFIGS
 from mixtransfer.errors import UserError
+from mixtransfer.progress import progress_line
 
 if TYPE_CHECKING:
-    from mixtransfer.transfer.runner import TransferRunner
+    from mixtransfer.engine.runner import TransferRunner
 
-#: Cases of ``benchmark speed``: functions of mixtransfer.evaluation.contests.
+#: Cases of ``benchmark speed``: functions of benchmarks.cases.
 CASES = {
     "swin": "our Swin-T against mmseg's, mmdet's and timm's, evaluation and training",
     "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
@@ -30,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="mixtransfer benchmark", description="Measure speed, complexity and robustness."
     )
-    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,robustness,zoo}")
+    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,robustness}")
     speed = commands.add_parser(
         "speed",
         help="compare speed with other implementations",
@@ -91,41 +93,26 @@ def parser() -> argparse.ArgumentParser:
     robustness.add_argument(
         "--trust", action="store_true", help="let the checkpoint run code (only if you know its author)"
     )
-    zoo = commands.add_parser(
-        "zoo",
-        help="write docs/zoo.md, and the table of formats in docs/checkpoints.md",
-        description="Count the variants that zoo.json lacks, add what reports of tests and of speed say of the "
-        "families, and write from that and from the size tables the page zoo.md and the table in checkpoints.md.",
-    )
-    zoo.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
-    zoo.add_argument("--recount", action="store_true", help="count all variants anew")
-    zoo.add_argument("--junit", type=Path, metavar="FILE", help="report of python -m pytest --junitxml FILE")
-    zoo.add_argument("--speed", type=Path, metavar="FILE", help="file of speed --case families --json FILE")
-    zoo.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("docs"),
-        metavar="DIR",
-        help="where the pages and zoo.json are (default docs)",
-    )
     return main
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one of the actions."""
-    if args.action == "zoo":
-        return _zoo(args)
     if args.json is not None and not _writable(args.json):
         raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
     return {"speed": _speed, "complexity": _complexity, "robustness": _robustness}[args.action](args)
 
 
 def _speed(args: argparse.Namespace) -> int:
+    if not (CONFIGS.parent / "benchmarks/cases.py").is_file():
+        raise UserError("speed: others' ways of computing are in a checkout only; run tools/benchmark.py in one")
+    sys.path.insert(0, str(CONFIGS.parent))
+
     import torch
     from mmengine.logging import MMLogger
 
-    from mixtransfer.evaluation import contests
-    from mixtransfer.evaluation.speed import environment, measure, speedups, table
+    from benchmarks import cases
+    from benchmarks.speed import environment, measure, speedups, table
 
     device = _device(args.device)
     if args.threads:
@@ -133,16 +120,14 @@ def _speed(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel("WARNING")  # mmengine logs the settings of every parameter
 
-    options = contests.Options(
-        device, args.batch, args.size, getattr(torch, args.dtype), args.compile, tuple(args.family)
-    )
+    options = cases.Options(device, args.batch, args.size, getattr(torch, args.dtype), args.compile, tuple(args.family))
     about = {
         **environment(device),
         **{name: getattr(args, name) for name in ("rounds", "size", "batch", "dtype", "compile")},
     }
     results, gain = [], {}
     for case in args.case:
-        for contest in getattr(contests, case)(options):
+        for contest in getattr(cases, case)(options):
             results.append(measure(contest, args.rounds, device, progress_line(contest.title)))
             gain = speedups(results)
             # After every contest, so that a run that is stopped leaves what it measured.
@@ -178,15 +163,15 @@ def _complexity(args: argparse.Namespace) -> int:
 
 
 def _robustness(args: argparse.Namespace) -> int:
-    from mixtransfer.cli.running import build_runner, load_config, one_line_errors, task_of
+    from mixtransfer.engine.build import build_runner, one_line_errors, prepare
+    from mixtransfer.engine.config import load_config, task_of
     from mixtransfer.evaluation.robustness import for_cropped_images, open_corrupted, summary, table
 
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
     images = open_corrupted(args.data, args.clean)
     with tempfile.TemporaryDirectory() as work_dir:
-        shared = {"data": None, "launcher": "none", "work_dir": work_dir}
-        cfg = load_config(argparse.Namespace(**{**vars(args), **shared}), splits=())
+        cfg = load_config(args.config, (), options=args.cfg_options, work_dir=work_dir)
         if task_of(cfg) != "cls":
             raise UserError(f"{args.config}: no classifier's config; give one of configs/pretrain")
         count = cfg.model.get("num_classes") or cfg.model.get("head", {}).get("num_classes")
@@ -204,6 +189,7 @@ def _robustness(args: argparse.Namespace) -> int:
         if images.clean:
             jobs.insert(0, (images.clean, pipeline))
         with one_line_errors(args.config):
+            prepare(cfg, "test")
             runner = build_runner(cfg, args.trust)
             runner.load_or_resume()
             found = iter(_accuracies(runner, jobs, images.classes))
@@ -242,58 +228,6 @@ def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], class
         before += len(loader)
         found.append(float(evaluator.evaluate(len(loader.dataset))["accuracy/top1"]))
     return found
-
-
-def _zoo(args: argparse.Namespace) -> int:
-    from mixtransfer.evaluation import zoo
-
-    if args.check and (args.recount or args.junit or args.speed):
-        raise UserError("--check writes nothing; leave out --recount, --junit and --speed")
-    if not args.folder.is_dir():
-        raise UserError(f"--folder {args.folder}: no such folder; run this in a checkout, or give the folder of zoo.md")
-    store = args.folder / "zoo.json"
-    record = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-    record = {"complexity": {}, "status": {}, "speed": "", "formats": {}, **record}
-    if not args.check:
-        record["complexity"] = _counted({} if args.recount else record["complexity"])
-    if args.junit:
-        status, record["formats"] = zoo.read_junit(args.junit)
-        record["status"] = zoo.merged(record["status"], status, zoo.PYTEST)
-    if args.speed:
-        ratios, record["speed"] = zoo.read_speed(args.speed)
-        record["status"] = zoo.merged(record["status"], ratios, zoo.SPEED)
-    page, checkpoints = args.folder / "zoo.md", args.folder / "checkpoints.md"
-    texts = {page: zoo.page(record)}
-    if checkpoints.exists():
-        texts[checkpoints] = zoo.with_formats(_text(checkpoints), record["formats"], str(checkpoints))
-    if args.check:
-        old = [path for path, text in texts.items() if _text(path) != text]
-        for path in old:
-            print(f"{path} is not up to date; run tools/benchmark.py zoo")
-        return 1 if old else 0
-    for path, text in {store: zoo.dumps(record), **texts}.items():
-        _write_text(path, text)
-    print(zoo.status_table(record["status"], record["speed"]))
-    return 0
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _counted(counts: dict[str, dict]) -> dict[str, dict]:
-    """Return the counts of all architectures in the order of the families; those in ``counts`` are taken over."""
-    from mixtransfer.backbones import FAMILIES
-    from mixtransfer.evaluation.complexity import complexity
-
-    archs = [arch for family in FAMILIES for arch in family.archs]
-    progress = progress_line("counted")
-    for done, arch in enumerate(archs, 1):
-        if arch not in counts:
-            count = complexity(arch)
-            counts[arch] = {"size": count.size, "parameters": count.parameters, "macs": count.macs}
-        progress(done, len(archs))
-    return {arch: counts[arch] for arch in archs}
 
 
 def _device(name: str):

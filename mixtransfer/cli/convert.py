@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``convert``."""
-    from mixtransfer.checkpoints.files import ConvertOptions, convert_file
+    from mixtransfer.checkpoints.convert import ConvertOptions, convert_file
 
     given = {key: value for key, value in vars(args).items() if key not in ("src", "dst")}
     options = ConvertOptions(**{**given, "drop": tuple(args.drop)})
@@ -124,7 +124,7 @@ def _listed(source: Path) -> list[Path]:
 
 
 def _many(sources: list[Path], folder: Path, options) -> int:
-    from mixtransfer.checkpoints.files import convert_many, plan
+    from mixtransfer.checkpoints.convert import convert_many, plan
 
     total, start, failed = len(plan(sources, folder, ".safetensors")), time.monotonic(), []
     for number, (source, result) in enumerate(convert_many(sources, folder, options), 1):

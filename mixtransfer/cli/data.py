@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from mixtransfer.cli.options import positive, seed
-from mixtransfer.cli.progress import progress_line
 from mixtransfer.errors import UserError
+from mixtransfer.progress import progress_line
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,10 +1,45 @@
-"""Numbers that options take; what is no such number is refused before anything is imported."""
+"""Options that several commands share; what is no such value is refused before anything is imported."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["positive", "seed"]
+from mixtransfer.engine.config import LAUNCHERS, load_config
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+__all__ = ["add_arguments", "config_of", "positive", "seed"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command on a config takes, the config first."""
+    parser.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
+    parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
+    parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change entries of the config, e.g. train_dataloader.batch_size=4",
+    )
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how distributed processes were started")
+    parser.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
+
+
+def config_of(args: argparse.Namespace, splits: Sequence[str]) -> Config:
+    """Return the config that arguments of :func:`add_arguments` describe; ``splits`` are those that will be read."""
+    return load_config(
+        args.config,
+        splits,
+        options=args.cfg_options,
+        data=args.data,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+    )
 
 
 def positive(text: str) -> int:

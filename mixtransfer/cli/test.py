@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, make_folder, one_line_errors, plain
+from mixtransfer.cli.options import add_arguments, config_of
+from mixtransfer.engine.build import build_runner, one_line_errors, prepare
+from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -28,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure; return 0."""
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
-    cfg = load_config(args, splits=("test",))
+    cfg = config_of(args, splits=("test",))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     make_folder(out.parent, "--out, folder")
     if out.is_dir():
@@ -41,23 +45,18 @@ def run(args: argparse.Namespace) -> int:
     import_quietly("mixtransfer.evaluation.metrics")
 
     from mixtransfer.checkpoints.write import replace_whole
-    from mixtransfer.evaluation.metrics import measure_classes
-    from mixtransfer.visualization.predictions import PredictionPictures
+    from mixtransfer.visualization.prediction_hook import PredictionPictures
 
-    measure_classes(cfg)
-    # The weights are about to be replaced: what the backbone was trained from is of no interest.
-    if "backbone" in cfg.model:
-        cfg.model.backbone.init_cfg = None
     cfg.load_from, cfg.resume = args.checkpoint, False
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("TokenMixHook")]
     with one_line_errors(args.config):
+        prepare(cfg, "test")
         runner = build_runner(cfg, args.trust)
         if args.show_dir:
             runner.register_hook(PredictionPictures(args.show_dir))
-        metrics = plain(runner.test())
+        metrics = _plain(runner.test())
     classes = {}
     for metric in runner.test_evaluator.metrics:
-        classes.update(plain(getattr(metric, "per_class", {})))
+        classes.update(_plain(getattr(metric, "per_class", {})))
     result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
     with replace_whole(out) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -71,3 +70,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _number(value: float | None) -> str:
     return "       –" if value is None else f"{value:8.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it: numpy's numbers as Python's, not-a-number as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mixtransfer.cli.options import seed
-from mixtransfer.cli.running import add_arguments, build_runner, load_config, one_line_errors, require_pretrained
+from mixtransfer.cli.options import add_arguments, config_of, seed
+from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 130 after an interruption that was saved."""
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
-    cfg = load_config(args, splits=("train", "val"))
+    cfg = config_of(args, splits=("train", "val"))
 
     import torch
 
-    from mixtransfer.checkpoints import read_checkpoint
-    from mixtransfer.transfer.guards import Interrupted, InterruptHook, latest_checkpoint
-    from mixtransfer.transfer.runner import is_resumable
+    from mixtransfer.checkpoints.load import is_resumable
+    from mixtransfer.checkpoints.read import read_checkpoint
+    from mixtransfer.engine.hooks import Interrupted, InterruptHook, latest_checkpoint
 
     cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
     if args.amp:
@@ -54,12 +54,6 @@ def run(args: argparse.Namespace) -> int:
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     if args.compile:
         cfg.compile = True
-    cfg.default_hooks.checkpoint = {
-        "max_keep_ckpts": 3,
-        **cfg.default_hooks.get("checkpoint", {}),
-        "type": "mixtransfer.CheckpointHook",
-    }
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="mixtransfer.LossGuardHook")]
     if args.resume:
         path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
         if path is None:
@@ -70,14 +64,11 @@ def run(args: argparse.Namespace) -> int:
         if content["meta"]["seed"] != args.seed:
             raise UserError(f"{path} was trained with --seed {content['meta']['seed']}; resume it with the same")
         cfg.load_from, cfg.resume = str(path), True
-        if "backbone" in cfg.model:
-            # The checkpoint brings all weights; those that training started from may be gone.
-            cfg.model.backbone.init_cfg = None
-    else:
-        require_pretrained(cfg.model)
-
     with one_line_errors(args.config):
+        changes = prepare(cfg, "resume" if args.resume else "train")
         runner = build_runner(cfg, args.trust)
+    for change in changes:
+        runner.logger.debug(f"config: {change}")
     interrupt = InterruptHook()
     runner.register_hook(interrupt)
     try:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mixtransfer.cli.options import positive, seed
-from mixtransfer.cli.running import (
-    add_arguments,
-    build_runner,
-    load_config,
-    one_line_errors,
-    require_pretrained,
-    task_of,
-)
+from mixtransfer.cli.options import add_arguments, config_of, positive, seed
+from mixtransfer.engine.build import build_runner, one_line_errors, prepare
+from mixtransfer.engine.config import task_of
 from mixtransfer.errors import UserError
 
 __all__ = ["parser", "run"]
@@ -66,14 +60,11 @@ def _draw_batch(args: argparse.Namespace) -> int:
         save_mixed_classes,
     )
 
-    cfg = load_config(args, splits=("train",))
+    cfg = config_of(args, splits=("train",))
     dense = task_of(cfg) != "cls"
-    if dense and (args.checkpoint or args.action == "mix"):  # what is mixed depends on no weights
-        cfg.model.backbone.init_cfg = None
-    else:
-        require_pretrained(cfg.model)
-    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    # What a segmentor's or detector's hook mixes depends on no weights.
+    weightless = dense and (args.checkpoint or args.action == "mix")
+    prepare(cfg, "draw mix" if weightless else "draw")
     runner = build_runner(cfg, args.trust)
     if args.checkpoint:
         runner.load_checkpoint(args.checkpoint)
@@ -91,7 +82,7 @@ def _draw_batch(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from mixtransfer.datasets.folders import image_files
-    from mixtransfer.visualization.predict import save_predictions
+    from mixtransfer.visualization.inference import save_predictions
 
     files = [Path(name) for name in args.images]
     if len(files) == 1 and files[0].is_dir():
@@ -99,7 +90,8 @@ def _predict(args: argparse.Namespace) -> int:
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
         raise UserError(f"{missing[0] if missing else args.images[0]}: no such image")
-    cfg = load_config(args, splits=("test",))
+    cfg = config_of(args, splits=("test",))
+    prepare(cfg, "predict")
     for path in save_predictions(cfg, args.checkpoint, files, Path(cfg.work_dir), args.trust):
         print(path)
     return 0

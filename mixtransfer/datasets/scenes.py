@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mixtransfer.datasets.painters import STUFF, THINGS, blend, noise, paint_stuff, paint_thing
+from mixtransfer.datasets.scene_rendering import STUFF, THINGS, blend, noise, paint_stuff, paint_thing
 from mixtransfer.errors import UserError
 
 __all__ = [

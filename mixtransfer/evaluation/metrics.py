@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mmdet.evaluation import CocoMetric
-from mmengine.config import Config
 from mmseg.evaluation import IoUMetric
 
 from mixtransfer.registry import METRICS
 
-__all__ = ["ClassAP", "ClassIoU", "measure_classes"]
+__all__ = ["ClassAP", "ClassIoU"]
 
 
 @METRICS.register_module()
@@ -54,12 +52,3 @@ class ClassAP(CocoMetric):
             metrics.update({f"{kind}_mAP": 0.0, **found})
         self.metrics = wanted
         return metrics
-
-
-def measure_classes(cfg: Config) -> None:
-    """Make the test metrics of a config keep their numbers class by class, in place."""
-    ours = {"IoUMetric": "mixtransfer.ClassIoU", "CocoMetric": "mixtransfer.ClassAP"}
-    evaluator = cfg.test_evaluator
-    for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
-        name = str(metric["type"]).rpartition(".")[2]
-        metric["type"] = ours.get(name, metric["type"])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.layers.channels_last import Conv
-from mixtransfer.layers.linear import WeightedFunction, eager
+from mixtransfer.layers.linear import WeightedFunction, plain_cpu_float32
 
 __all__ = ["Depthwise", "depthwise"]
 
@@ -21,7 +21,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     oneDNN's gradient of a wide kernel takes longer than all the rest of its step: on CPU 33 ms for 1024 channels of
     36 × 36 with a kernel of 9 × 9, 1.4 ms as the convolution of the padded map with the gradient as its kernel.
     """
-    if weight.size(-1) >= WIDE and torch.is_grad_enabled() and x.numel() and eager(x, weight):
+    if weight.size(-1) >= WIDE and torch.is_grad_enabled() and x.numel() and plain_cpu_float32(x, weight):
         return _Depthwise.apply(x, weight, bias)
     return _filtered(x, weight, bias)
 

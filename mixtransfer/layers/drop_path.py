@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 
-__all__ = ["add", "add_branch", "checked_rate", "drop_path_rates", "keep_mask"]
+__all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual"]
 
 
 def checked_rate(rate: float) -> float:
@@ -38,14 +38,14 @@ def keep_mask(batch: int, rate: float, like: Tensor) -> Tensor:
     return kept.view(batch, *([1] * (like.dim() - 1)))
 
 
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, training: bool) -> Tensor:
+def residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, training: bool) -> Tensor:
     """Return ``x + branch(x)`` with stochastic depth at ``rate`` over the first dimension.
 
     In training a dropped sample's branch is not computed at all; the draw is made on the CPU, so that no device has
     to be waited for. A compiled graph keeps its shapes instead and multiplies by the mask.
     """
     if not training or rate == 0:
-        return add(x, branch(x))
+        return add_(x, branch(x))
     if torch.compiler.is_compiling():
         return x + branch(x) * keep_mask(x.size(0), rate, x)
     kept = (torch.rand(x.size(0)) >= rate).nonzero().flatten()
@@ -59,8 +59,11 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, train
     return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))
 
 
-def add(x: Tensor, branch: Tensor) -> Tensor:
-    """Return ``x + branch`` in the memory of ``branch``, which was made for this sum; a view belongs to another."""
+def add_(x: Tensor, branch: Tensor) -> Tensor:
+    """Return ``x + branch``, overwriting ``branch``.
+
+    The caller must not use ``branch`` afterwards; views are added out of place.
+    """
     if torch.compiler.is_compiling() or branch.dtype != x.dtype or branch._is_view():
         return x + branch
     return branch.add_(x)

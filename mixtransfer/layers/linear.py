@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["PIECE", "Linear", "Mlp", "WeightedFunction", "eager", "gelu", "in_parts", "linear", "piecewise", "wide"]
+__all__ = [
+    "CHUNK_VALUES",
+    "Linear",
+    "Mlp",
+    "WeightedFunction",
+    "gelu",
+    "in_chunks",
+    "in_parts",
+    "linear",
+    "mkl_halves_this_core",
+    "plain_cpu_float32",
+]
 
 #: Weights of a layer, and multiplications, from which on oneDNN's product is the faster one.
 WEIGHTS, PRODUCTS = 96 * 96, 2**21
@@ -19,11 +30,11 @@ TRAINED, TRAINED_WIDE = 2**28, 2**23
 #: Channels of the wider operand up to which MKL is the faster one at a weight's gradient on `wide` cores as well.
 FEW = 96
 #: Hidden values of a piece of tokens, 4 MB in float32; fewer than three pieces are not worth the cut.
-PIECE = 2**20
+CHUNK_VALUES = 2**20
 
 
 @functools.cache
-def wide() -> bool:
+def mkl_halves_this_core() -> bool:
     """Return whether the cores do twice what MKL asks of them: those of AMD, which it keeps to AVX2, from Zen 5 on.
 
     These are told from Zen 4, whose AVX-512 runs at half width, by having VNNI for AVX2 as well.
@@ -39,12 +50,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On CPU in float32 the product is oneDNN's, which torch itself asks in compiled models alone: MKL's takes longer, the
     more so the fewer the rows, and more than twice as long on :func:`wide` cores.
     """
-    if not (eager(x, weight) and _pays(x.numel() * len(weight), weight.numel())):
+    if not (plain_cpu_float32(x, weight) and _pays(x.numel() * len(weight), weight.numel())):
         return F.linear(x, weight, bias)
     return _Product.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
-def eager(*tensors: Tensor) -> bool:
+def plain_cpu_float32(*tensors: Tensor) -> bool:
     """Return whether operations on these run one by one on CPU in float32, and are there to be chosen.
 
     Not so where they are compiled, traced, counted, mapped or cast.
@@ -63,8 +74,8 @@ def eager(*tensors: Tensor) -> bool:
 def _pays(products: int, weights: int) -> bool:
     """Return whether so many multiplications with so many weights are faster by oneDNN."""
     if torch.is_grad_enabled():
-        return products >= (TRAINED_WIDE if wide() else TRAINED)
-    return products >= PRODUCTS and (wide() or weights >= WEIGHTS)
+        return products >= (TRAINED_WIDE if mkl_halves_this_core() else TRAINED)
+    return products >= PRODUCTS and (mkl_halves_this_core() or weights >= WEIGHTS)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -108,12 +119,12 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
     oneDNN first copies the operand that it is given as the input, so that is the narrower one.
     """
-    if torch.is_grad_enabled() or not wide() or max(a.size(1), b.size(1)) <= FEW:
+    if torch.is_grad_enabled() or not mkl_halves_this_core() or max(a.size(1), b.size(1)) <= FEW:
         return a.t() @ b
     return _product(a.t(), b.t(), None) if a.size(1) < b.size(1) else _product(b.t(), a.t(), None).t()
 
 
-def piecewise(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
+def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
     """Return ``function(x)`` for a function of single tokens, (…, C) -> (…, D), that widens them to ``hidden`` between.
 
     On CPU without gradient it runs on some thousand tokens at a time: the hidden values of a whole map would go to
@@ -122,7 +133,7 @@ def piecewise(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> T
     """
     if not in_parts(x, x[..., 0].numel() * hidden):
         return function(x)
-    pieces = x.reshape(-1, x.size(-1)).split(max(PIECE // hidden, 1))
+    pieces = x.reshape(-1, x.size(-1)).split(max(CHUNK_VALUES // hidden, 1))
     return torch.cat([function(piece) for piece in pieces]).unflatten(0, x.shape[:-1])
 
 
@@ -139,7 +150,7 @@ def in_parts(x: Tensor, hidden: int) -> bool:
     """Return whether a map ``x`` is better widened to ``hidden`` values in parts."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
         return False
-    return hidden > 3 * PIECE
+    return hidden > 3 * CHUNK_VALUES
 
 
 class Linear(nn.Linear):
@@ -160,7 +171,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
-        return piecewise(self.rows, x, self.fc1.out_features)
+        return in_chunks(self.rows, x, self.fc1.out_features)
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the same for tokens that are few, or that need a gradient."""

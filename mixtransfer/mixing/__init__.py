@@ -1,9 +1,9 @@
 """Mixing methods: which tokens come from the partner (regions), and what the label becomes (targets)."""
 
-from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, TLAlign
-from mixtransfer.mixing.regions import Box, Draw, EvenDraw, PixelDraw, Region, TokenBox, WholeImage
+from mixtransfer.mixing.draws import Draw, EvenDraw, PixelDraw
+from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, MixupOrCutMix, TLAlign
+from mixtransfer.mixing.regions import Box, RandomChoice, Region, TokenBox, WholeImage
 from mixtransfer.mixing.smmix import AttendedSquare, FineGrained, SMMix
-from mixtransfer.mixing.switch import MixupOrCutMix, OneOf
 from mixtransfer.mixing.targets import AlignedTokens, Area, Target
 from mixtransfer.mixing.tokenmix import ActivationMap, RandomTokens, TokenBlocks, TokenMix
 from mixtransfer.mixing.transmix import AttentionWeighted, TransMix
@@ -22,8 +22,8 @@ __all__ = [
     "Mixing",
     "Mixup",
     "MixupOrCutMix",
-    "OneOf",
     "PixelDraw",
+    "RandomChoice",
     "RandomTokens",
     "Region",
     "SMMix",

@@ -10,11 +10,12 @@ from mmengine.dist import get_rank
 from torch import Tensor
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.regions import Box, Draw, Region, TokenBox, WholeImage, build, no_mix, step_generator
+from mixtransfer.mixing.draws import Draw, no_mix, step_generator
+from mixtransfer.mixing.regions import Box, Region, TokenBox, WholeImage, mixup_or
 from mixtransfer.mixing.targets import AlignedTokens, Area, Target, blend
-from mixtransfer.registry import MODELS
+from mixtransfer.registry import MODELS, build
 
-__all__ = ["CutMix", "Mixing", "Mixup", "TLAlign"]
+__all__ = ["CutMix", "Mixing", "Mixup", "MixupOrCutMix", "TLAlign"]
 
 
 @MODELS.register_module()
@@ -24,8 +25,8 @@ class Mixing:
     One training step::
 
         draw = mixing.draw(images.shape, grid)
-        before = ...  # what mixing.needs_before(draw) names, of the unmixed images; mostly nothing
-        draw = draw.place(before)
+        before = ...  # what mixing.needs_unmixed(draw) names, of the unmixed images; mostly nothing
+        draw = draw.resolve(before)
         mixed = mixing.apply(images, draw)
         evidence = ...  # what mixing.target.needs names, from the forward pass of ``mixed``, and ``before``
         mixed_targets = mixing.relabel(targets, draw, evidence)
@@ -57,11 +58,11 @@ class Mixing:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of all evidence that the model has to be able to collect."""
-        return tuple(dict.fromkeys(self.region.needs + self.target.needs_before + self.target.needs))
+        return tuple(dict.fromkeys(self.region.needs + self.target.needs_unmixed + self.target.needs))
 
-    def needs_before(self, draw: Draw) -> tuple[str, ...]:
+    def needs_unmixed(self, draw: Draw) -> tuple[str, ...]:
         """Return the names of the evidence about the unmixed images that a step with this draw needs."""
-        return (*draw.needs, *(self.target.needs_before if draw.parted else ()))
+        return (*draw.needs, *(self.target.needs_unmixed if draw.pastes else ()))
 
     @property
     def alpha(self) -> float:
@@ -82,7 +83,7 @@ class Mixing:
 
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         """Return the labels (B, K) of the mixed images."""
-        if not draw.parted:
+        if not draw.pastes:
             return blend(targets, draw, 1 - draw.ratio)
         return self.target.relabel(targets, draw, evidence)
 
@@ -121,3 +122,26 @@ class TLAlign(Mixing):
 
     def __init__(self, alpha: float = 1.0, prob: float = 1.0, seed: int = 0):
         super().__init__(TokenBox(alpha), AlignedTokens(), prob, seed)
+
+
+@MODELS.register_module()
+class MixupOrCutMix(Mixing):
+    """Mixup in some steps, CutMix in the others; the defaults are DeiT's (arXiv 2012.12877, table 9).
+
+    Args:
+        mixup_alpha: λ of Mixup is drawn from Beta(alpha, alpha).
+        cutmix_alpha: likewise for CutMix.
+        switch_prob: probability of CutMix.
+        prob: probability that a step mixes.
+        seed: start of the random stream.
+    """
+
+    def __init__(
+        self,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        switch_prob: float = 0.5,
+        prob: float = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__(mixup_or(Box(cutmix_alpha), mixup_alpha, switch_prob), Area(), prob, seed)

@@ -12,114 +12,19 @@ Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899. Box
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtransfer.errors import UserError, unknown_name
-from mixtransfer.layers.labels import pool_labels
-from mixtransfer.registry import MODELS
+from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import Draw, EvenDraw, PixelDraw, draw_beta, flip_partner, own_share
+from mixtransfer.registry import MODELS, build
 
-__all__ = [
-    "Box",
-    "Draw",
-    "EvenDraw",
-    "PixelDraw",
-    "Region",
-    "TokenBox",
-    "WholeImage",
-    "box_at",
-    "build",
-    "draw_beta",
-    "flip_partner",
-    "no_mix",
-    "own_share",
-    "step_generator",
-]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """What one step mixes; plain CPU data that can be saved and replayed.
-
-    Attributes:
-        partner: (B,) int64, the index of the image that each image is mixed with.
-        mask: (B or 1, h, w), the share of each token that comes from the partner; bool where that is all or nothing.
-        ratio: (B,) float64, the share of each image that is its own.
-        parted: whether it cuts a region out; if not, the image is blended evenly and its label goes by ``ratio``.
-        needs: names of the evidence that the draw waits for, see :meth:`place`.
-    """
-
-    parted: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    partner: Tensor
-    mask: Tensor
-    ratio: Tensor
-
-    def place(self, evidence: Mapping[str, Tensor]) -> Draw:
-        """Return the draw, once the evidence that it waits for is there; most wait for none."""
-        return self
-
-    def mix(self, images: Tensor) -> Tensor:
-        """Return the mixed images (B, C, H, W); ``images`` itself where nothing comes from a partner."""
-        share = self.pixels(tuple(images.shape[-2:]))
-        if not share.any():
-            return images
-        share = share[:, None].to(images.device)
-        partner = images[self.partner.to(images.device)]
-        if share.dtype == torch.bool:
-            return torch.where(share, partner, images)
-        share = share.to(images.dtype)
-        return images * (1 - share) + partner * share
-
-    def pixels(self, size: tuple[int, int]) -> Tensor:
-        """Return the share of each pixel that comes from the partner, (B or 1, H, W), of the mask's dtype."""
-        # nearest-exact: "nearest" may round a cell's first pixel into the cell before it.
-        return F.interpolate(self.mask[:, None].double(), size, mode="nearest-exact")[:, 0].to(self.mask.dtype)
-
-    def on_grid(self, size: tuple[int, int]) -> Tensor:
-        """Return the partner's share of each token of another grid, (B or 1, h, w) float64."""
-        return pool_labels(self.mask[:, None].double(), size)[:, 0]
-
-    def label_map(self, images: Tensor) -> Tensor:
-        """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
-
-        This is all a backbone has to carry (``token_labels``): labels move linearly, so a token whose aligned share is
-        m has the label (1 − m)·Y1 + m·Y2.
-        """
-        mask = self.mask.to(images.device, torch.promote_types(images.dtype, torch.float32))
-        return mask.expand(len(images), -1, -1)[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class PixelDraw(Draw):
-    """A draw whose border may run through tokens.
-
-    Attributes:
-        pixel_mask: (B or 1, H, W) bool, the pixels that come from the partner; ``mask`` holds its mean over each token.
-    """
-
-    pixel_mask: Tensor
-
-    def pixels(self, size: tuple[int, int]) -> Tensor:
-        """Return ``pixel_mask``, drawn for images of this size."""
-        assert tuple(self.pixel_mask.shape[-2:]) == tuple(size)
-        return self.pixel_mask
-
-
-@dataclass(frozen=True, eq=False)
-class EvenDraw(Draw):
-    """A draw that takes the same share from the partner everywhere: Mixup, or a step that does not mix."""
-
-    parted: ClassVar[bool] = False
+__all__ = ["Box", "RandomChoice", "Region", "TokenBox", "WholeImage", "box_at", "mixup_or"]
 
 
 class Region:
@@ -127,11 +32,11 @@ class Region:
 
     Attributes:
         needs: names of the evidence about the unmixed images that its draws wait for.
-        whole_pixels: True when a pixel comes from one image alone, so that a map of labels can be pasted with it.
+        hard_mask: True when a pixel comes from one image alone, so that a map of labels can be pasted with it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    whole_pixels: ClassVar[bool] = True
+    hard_mask: ClassVar[bool] = True
 
     def draw(self, shape: tuple[int, ...], grid: tuple[int, int], generator: torch.Generator) -> Draw:
         """Choose partner and region for images of ``shape`` (B, C, H, W) whose tokens form ``grid`` (h, w)."""
@@ -157,7 +62,7 @@ class WholeImage(_BetaRegion):
         alpha: λ is drawn from Beta(alpha, alpha).
     """
 
-    whole_pixels = False
+    hard_mask = False
 
     def draw(self, shape, grid, generator):  # noqa: D102
         lam = draw_beta(self.alpha, generator)
@@ -192,12 +97,47 @@ class TokenBox(_BetaRegion):
     """
 
     def draw(self, shape, grid, generator):  # noqa: D102
-        return self.place(shape[0], grid, draw_beta(self.alpha, generator), _draw_cell(grid, generator))
+        return self.draw_at(shape[0], grid, draw_beta(self.alpha, generator), _draw_cell(grid, generator))
 
-    def place(self, batch: int, grid: tuple[int, int], lam: float, center: tuple[int, int]) -> Draw:
+    def draw_at(self, batch: int, grid: tuple[int, int], lam: float, center: tuple[int, int]) -> Draw:
         """Return the draw that follows from λ and the box's center (row, column) in tokens."""
         mask = _box_mask(grid, lam, center)
         return Draw(flip_partner(batch), mask, own_share(mask, batch))
+
+
+@MODELS.register_module()
+class RandomChoice(Region):
+    """One of several regions, drawn anew in each step.
+
+    Args:
+        regions: configs or instances of regions.
+        weights: how often each is drawn, relative to the others; equally often by default.
+    """
+
+    def __init__(self, regions: Sequence[Mapping[str, Any] | Region], weights: Sequence[float] | None = None):
+        self.regions = [build(region, Region) for region in regions]
+        self.weights = tuple(weights or [1.0] * len(self.regions))
+        if len(self.weights) != len(self.regions) or min(self.weights) < 0 or sum(self.weights) == 0:
+            raise UserError(
+                f"RandomChoice: weights={weights}; give each of {len(self.regions)} regions a number from 0 up"
+            )
+        self.needs = tuple(dict.fromkeys(need for region in self.regions for need in region.needs))
+        self.hard_mask = all(region.hard_mask for region in self.regions)
+
+    def draw(self, shape, grid, generator):  # noqa: D102
+        chosen = torch.multinomial(torch.tensor(self.weights).double(), 1, generator=generator).item()
+        return self.regions[chosen].draw(shape, grid, generator)
+
+
+def mixup_or(region: Region, alpha: float, switch_prob: float) -> RandomChoice:
+    """Return the switch between Mixup with ``alpha`` and, with probability ``switch_prob``, another region.
+
+    Raises:
+        UserError: ``switch_prob`` is no probability.
+    """
+    if not 0 <= switch_prob <= 1:
+        raise UserError(f"switch_prob={switch_prob}; give a probability from 0 to 1")
+    return RandomChoice([WholeImage(alpha), region], [1 - switch_prob, switch_prob])
 
 
 def box_at(size: tuple[int, int], lam: float, center: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -210,63 +150,6 @@ def box_at(size: tuple[int, int], lam: float, center: tuple[int, int]) -> tuple[
         half = int(side * np.sqrt(1 - lam)) // 2
         ends += [max(middle - half, 0), min(middle + half, side)]
     return tuple(ends)
-
-
-def flip_partner(batch: int) -> Tensor:
-    """Return the partner of each image, (B,): image B − 1 − i.
-
-    The middle one of an odd batch takes the image before it; the only image of a batch is its own partner.
-    """
-    partner = torch.arange(batch - 1, -1, -1)
-    if batch % 2:
-        partner[batch // 2] = max(batch // 2 - 1, 0)
-    return partner
-
-
-def no_mix(batch: int, grid: tuple[int, int]) -> Draw:
-    """Return the draw that takes nothing from any partner."""
-    mask = torch.zeros(1, *grid, dtype=torch.bool)
-    return EvenDraw(torch.arange(batch), mask, torch.ones(batch, dtype=torch.float64))
-
-
-def own_share(mask: Tensor, batch: int) -> Tensor:
-    """Return the ratio (B,) of a draw with a mask (1, h, w)."""
-    return (1 - mask.double().mean(dim=(1, 2))).expand(batch)
-
-
-def draw_beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha)."""
-    # torch's Beta takes no generator: NumPy draws, seeded by ours.
-    seed = torch.randint(2**63 - 1, (), generator=generator).item()
-    return float(np.random.default_rng(seed).beta(alpha, alpha))
-
-
-def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """Return the generator of one step of one process.
-
-    Its stream follows from the three numbers alone. A run that resumes at a step therefore draws what an uninterrupted
-    one would on every rank, although only rank 0 writes checkpoints.
-    """
-    (state,) = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state))
-
-
-def build(config: Mapping[str, Any] | T, base: type[T]) -> T:
-    """Build the region, target or method that ``config`` names; an instance of ``base`` is returned as it is.
-
-    Names are ours, whatever OpenMMLab's default scope is.
-
-    Raises:
-        UserError: no such name.
-    """
-    if isinstance(config, base):
-        return config
-    options = dict(config)
-    name = options.pop("type").removeprefix("mixtransfer.")
-    known = {key: cls for key, cls in MODELS.module_dict.items() if isinstance(cls, type) and issubclass(cls, base)}
-    if name not in known:
-        raise unknown_name(f"mixing {base.__name__.lower().replace('mixing', 'method')}", name, known)
-    return known[name](**options)
 
 
 def _draw_cell(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int]:

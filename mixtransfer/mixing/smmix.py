@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import Draw, flip_partner, no_mix
 from mixtransfer.mixing.losses import divergence, soft_cross_entropy
 from mixtransfer.mixing.methods import Mixing
-from mixtransfer.mixing.regions import Draw, Region, flip_partner, no_mix
-from mixtransfer.mixing.switch import mixup_or
+from mixtransfer.mixing.regions import Region, mixup_or
 from mixtransfer.mixing.targets import Area, blend
 from mixtransfer.registry import MODELS
 
-__all__ = ["AttendedSquare", "FineGrained", "SMMix", "Square", "SquareDraw", "place_square", "square_scores"]
+__all__ = ["AttendedSquare", "FineGrained", "PendingSquare", "SMMix", "SquareDraw", "place_square", "square_scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class SquareDraw(Draw):
 
 
 @dataclass(frozen=True)
-class Square:
+class PendingSquare:
     """The random part of a :class:`SquareDraw`, which waits for the attention.
 
     Attributes:
@@ -73,13 +73,13 @@ class Square:
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image_attention",)
-    parted: ClassVar[bool] = True
+    pastes: ClassVar[bool] = True
 
     size: float
     smallest: float
     largest: float
 
-    def place(self, evidence: Mapping[str, Tensor]) -> Draw:
+    def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
         """Return the draw for images that the network attends to as ``evidence["image_attention"]`` (B, h, w) says."""
         attention = evidence["image_attention"]
         grid = tuple(attention.shape[1:])
@@ -134,7 +134,7 @@ class AttendedSquare(Region):
         self.smallest, self.largest = smallest, largest
 
     def draw(self, shape, grid, generator):  # noqa: D102
-        return Square(torch.rand((), generator=generator).item(), self.smallest, self.largest)
+        return PendingSquare(torch.rand((), generator=generator).item(), self.smallest, self.largest)
 
 
 @MODELS.register_module()
@@ -146,14 +146,14 @@ class FineGrained(Area):
     """
 
     needs = ("region_logits",)
-    needs_before = ("unmixed_logits",)
+    needs_unmixed = ("unmixed_logits",)
 
     def losses(self, targets, draw, evidence):  # noqa: D102
         own, pasted = evidence["region_logits"].unbind(1)
         mask = draw.mask.flatten(1).to(own.device)
         fine = soft_cross_entropy(own, targets, (mask < 1).any(dim=1))
         fine = (fine + soft_cross_entropy(pasted, targets[draw.partner.to(own.device)], (mask > 0).any(dim=1))) / 2
-        if not draw.parted:
+        if not draw.pastes:
             # The token head stays part of the graph, which distributed training asks for.
             return {"loss_fine": 0 * fine, "loss_consistency": torch.zeros_like(fine)}
         expected = blend(evidence["unmixed_logits"], draw, 1 - draw.ratio)

@@ -1,7 +1,7 @@
 """Targets: what the label of a mixed image becomes. All are pure and linear in the labels.
 
 Labels are dense (B, K) rows, smoothing included; evidence is a dict of what the method declares in ``needs`` and
-``needs_before``. The targets of TransMix, TokenMix and SMMix are in files of their own.
+``needs_unmixed``. The targets of TransMix, TokenMix and SMMix are in files of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mixtransfer.mixing.regions import Draw
+from mixtransfer.mixing.draws import Draw
 from mixtransfer.registry import MODELS
 
 __all__ = ["AlignedTokens", "Area", "Target", "blend"]
@@ -23,11 +23,11 @@ class Target:
     Attributes:
         needs: names of the evidence from the pass of the mixed images. ``"token_labels"``: the (B, 1) label that a
             backbone's ``embed(images, token_labels=draw.label_map(images))`` returns.
-        needs_before: names of the evidence about the unmixed images; there is none in steps that cut no region out.
+        needs_unmixed: names of the evidence about the unmixed images; there is none in steps that cut no region out.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    needs_before: ClassVar[tuple[str, ...]] = ()
+    needs_unmixed: ClassVar[tuple[str, ...]] = ()
 
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         """Return the labels (B, K) of the mixed images from those of the unmixed ones.

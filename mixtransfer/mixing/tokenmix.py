@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import Draw, flip_partner, own_share
 from mixtransfer.mixing.methods import Mixing
-from mixtransfer.mixing.regions import Draw, Region, flip_partner, own_share
-from mixtransfer.mixing.switch import mixup_or
+from mixtransfer.mixing.regions import Region, mixup_or
 from mixtransfer.mixing.targets import Target
 from mixtransfer.registry import MODELS
 
@@ -130,15 +130,15 @@ def random_tokens(grid: tuple[int, int], count: int, source: np.random.Generator
 class ActivationMap(Target):
     """Each image's label counts as much as what is visible of its activation map (section 3).
 
-    ``"activation"`` is the map (B, h, w) of each unmixed image's own class, not negative. Targets are rows of one
+    ``"activation_map"`` is the map (B, h, w) of each unmixed image's own class, not negative. Targets are rows of one
     class, smoothed or not: it is where a row is largest. Rows keep their sum only where the weights sum to 1.
     """
 
-    needs_before = ("activation",)
+    needs_unmixed = ("activation_map",)
 
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
         partner = draw.partner.to(targets.device)
-        stays, comes = visible(evidence["activation"], draw)
+        stays, comes = visible(evidence["activation_map"], draw)
         label = torch.zeros_like(targets).scatter_(1, targets.argmax(dim=1, keepdim=True), 1.0)
         # Half of each smoothed label is the label of equal weights; the weights differ from that by whole classes.
         even = (targets + targets[partner]) / 2

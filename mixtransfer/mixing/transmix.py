@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixtransfer.mixing.draws import Draw, PixelDraw
 from mixtransfer.mixing.methods import Mixing
-from mixtransfer.mixing.regions import Box, Draw, PixelDraw
-from mixtransfer.mixing.switch import mixup_or
+from mixtransfer.mixing.regions import Box, mixup_or
 from mixtransfer.mixing.targets import Target, blend
 from mixtransfer.registry import MODELS
 

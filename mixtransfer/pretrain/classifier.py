@@ -16,9 +16,8 @@ from mixtransfer.backbones import backbone_class
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Draw, Mixing
 from mixtransfer.mixing.losses import soft_cross_entropy
-from mixtransfer.mixing.regions import build
-from mixtransfer.pretrain.activation import class_map, crop_map, load_classifier, teacher_map
-from mixtransfer.registry import MODELS
+from mixtransfer.pretrain.activation_maps import class_map, crop_map, load_classifier, teacher_map
+from mixtransfer.registry import MODELS, build
 
 __all__ = ["MixingClassifier", "region_means", "smooth_one_hot", "soft_cross_entropy"]
 
@@ -32,7 +31,7 @@ class MixingClassifier(BaseModel):
         num_classes: rows of the head.
         backbone: keyword arguments of the backbone.
         mixing: config of a mixing method, e.g. ``dict(type="TLAlign")``; None trains on the images as they are.
-        token: side in pixels of the cells of the grid that the method draws its regions on.
+        cell_size: side in pixels of the cells of the grid that the method draws its regions on.
         teacher: for methods that ask for an activation map, ``dict(arch=..., checkpoint=..., source="auto",
             trust=False)``: a frozen classifier of the same classes, whose embedding is the mean of its last tokens.
             :meth:`init_weights` loads it, completely. Without one the samples bring the maps, see :meth:`loss`.
@@ -46,6 +45,8 @@ class MixingClassifier(BaseModel):
         UserError: the mixing method needs evidence that this model cannot collect, or a number is out of range.
     """
 
+    #: Beginnings of entries' names in checkpoints of earlier versions -> ours.
+    former_names: ClassVar[Mapping[str, str]] = {"token_head.": "region_head."}
     #: Evidence that can be collected, by the name that a mixing method asks for -> what the backbone has to observe.
     evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "token_labels": (),
@@ -53,7 +54,7 @@ class MixingClassifier(BaseModel):
         "region_logits": ("tokens",),
         "image_attention": ("image_attention",),
         "unmixed_logits": (),
-        "activation": (),
+        "activation_map": (),
     }
 
     def __init__(
@@ -63,7 +64,7 @@ class MixingClassifier(BaseModel):
         *,
         backbone: dict | None = None,
         mixing: dict | None = None,
-        token: int = 16,
+        cell_size: int = 16,
         teacher: dict | None = None,
         label_smoothing: float = 0.1,
         binary_loss: bool = False,
@@ -73,13 +74,13 @@ class MixingClassifier(BaseModel):
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = backbone_class(arch)(arch=arch, out_indices=(), with_embedding=True, **(backbone or {}))
         self.head = _head(self.backbone.embed_channels, num_classes)
-        if self.backbone.token_head:
+        if self.backbone.has_token_logits:
             self.aux_head = _head(self.backbone.embed_channels, num_classes)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing={label_smoothing}: give 0 or more, below 1")
-        if token < 1:
-            raise UserError(f"token={token}: give a number of pixels from 1")
-        self.num_classes, self.label_smoothing, self.token = num_classes, label_smoothing, token
+        if cell_size < 1:
+            raise UserError(f"cell_size={cell_size}: give a number of pixels from 1")
+        self.num_classes, self.label_smoothing, self.cell_size = num_classes, label_smoothing, cell_size
         self.binary_loss = binary_loss
         self.mixing = None if mixing is None else build(mixing, Mixing)
         needs = self.mixing.needs if self.mixing else ()
@@ -90,20 +91,20 @@ class MixingClassifier(BaseModel):
                 f"collect from {arch}"
             )
         if "region_logits" in needs:
-            self.token_head = _head(self.backbone.embed_channels, num_classes)
+            self.region_head = _head(self.backbone.embed_channels, num_classes)
         # Outside of the module tree: a teacher is neither trained nor saved.
         self._teacher: tuple[MixingClassifier, ...] = ()
         self._teacher_source: dict = {}
         if teacher is not None:
-            if "activation" not in needs:
+            if "activation_map" not in needs:
                 raise UserError("teacher: no mixing method asks for an activation map; leave it out")
             if not {"arch", "checkpoint"} <= set(teacher) <= {"arch", "checkpoint", "source", "trust"}:
                 raise UserError(f"teacher={dict(teacher)}: give arch and checkpoint, and source or trust if needed")
             self._teacher_source = {key: value for key, value in teacher.items() if key != "arch"}
             self._teacher = (MixingClassifier(teacher["arch"], num_classes).requires_grad_(False).eval(),)
-            if "tokens" not in self._teacher[0].backbone.observes:
+            if "tokens" not in self._teacher[0].backbone.evidence:
                 raise UserError(f"teacher.arch={teacher['arch']}: has no tokens to classify; give e.g. a pvt_v2")
-        self._register_load_state_dict_pre_hook(_accept_flat_names)
+        self._register_load_state_dict_pre_hook(_accept_other_names)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
         """Run the classifier.
@@ -128,7 +129,7 @@ class MixingClassifier(BaseModel):
 
     def classify(self, images: Tensor, token_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, num_classes) and, with ``token_labels``, the label (B, K) of the embedding."""
-        if self.backbone.token_head:
+        if self.backbone.has_token_logits:
             encoded = self.backbone.encode(images, token_labels)
             return self.head(encoded.vector) + 0.5 * self.aux_head(encoded.tokens).amax(dim=1), encoded.label
         if token_labels is None:
@@ -138,7 +139,7 @@ class MixingClassifier(BaseModel):
 
     def collects(self, need: str) -> bool:
         """Return whether a piece of evidence can be collected from this network."""
-        return need in self.evidence and set(self.evidence[need]) <= set(self.backbone.observes)
+        return need in self.evidence and set(self.evidence[need]) <= set(self.backbone.evidence)
 
     def loss(
         self, images: Tensor, labels: Tensor, label_maps: Tensor | None = None, crops: Tensor | None = None
@@ -173,8 +174,8 @@ class MixingClassifier(BaseModel):
         # Draws are Python's and NumPy's work, and their numbers would be constants of a graph.
         outside = torch.compiler.disable
         draw = outside(self.draw)(images)
-        evidence = self.before(images, labels, draw, label_maps, crops)
-        draw = outside(draw.place)(evidence)
+        evidence = self.collect_unmixed(images, labels, draw, label_maps, crops)
+        draw = outside(draw.resolve)(evidence)
         images = self.mixing.apply(images, draw)
         return images, draw, evidence | self.collect(images, draw)
 
@@ -185,20 +186,20 @@ class MixingClassifier(BaseModel):
         return soft_cross_entropy(logits, targets)
 
     @torch.no_grad()
-    def before(
+    def collect_unmixed(
         self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
     ) -> dict[str, Tensor]:
         """Return the evidence about the unmixed images that the step needs; most steps need none.
 
         The network sees them as in evaluation.
         """
-        needs, evidence = self.mixing.needs_before(draw), {}
-        if "activation" in needs:
-            evidence["activation"] = self.activation(images, labels, draw, label_maps, crops)
+        needs, evidence = self.mixing.needs_unmixed(draw), {}
+        if "activation_map" in needs:
+            evidence["activation_map"] = self.activation_map(images, labels, draw, label_maps, crops)
         if "image_attention" in needs or "unmixed_logits" in needs:
             with _evaluating(self):
                 wanted = [name for need in needs for name in self.evidence[need]]
-                evidence |= self.backbone.observe(images, wanted)
+                evidence |= self.backbone.embed_with_evidence(images, wanted)
                 evidence["unmixed_logits"] = self.head(evidence["vector"])
         return evidence
 
@@ -210,19 +211,19 @@ class MixingClassifier(BaseModel):
             traced = "token_labels" in needs
             logits, label = self.classify(images, draw.label_map(images) if traced else None)
             return {"logits": logits, "token_labels": label} if traced else {"logits": logits}
-        evidence = self.backbone.observe(images, wanted)
+        evidence = self.backbone.embed_with_evidence(images, wanted)
         evidence["logits"] = self.head(evidence["vector"])
         if "region_logits" in needs:
-            evidence["region_logits"] = self.token_head(region_means(evidence["tokens"], draw))
+            evidence["region_logits"] = self.region_head(region_means(evidence["tokens"], draw))
         return evidence
 
     @torch.no_grad()
-    def activation(
+    def activation_map(
         self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
     ) -> Tensor:
         """Return where unmixed images show their class, (B, h, w), from the teacher or from their label maps."""
         for teacher in self._teacher:
-            return teacher_map(teacher.backbone.observe(images, ("tokens",)), teacher.head, labels)
+            return teacher_map(teacher.backbone.embed_with_evidence(images, ("tokens",)), teacher.head, labels)
         if label_maps is None or crops is None:
             raise UserError(
                 f"{type(self.mixing).__name__}: give a teacher, or samples with label_map and crop, passed on by "
@@ -244,7 +245,7 @@ class MixingClassifier(BaseModel):
         step = MessageHub.get_current_instance().runtime_info.get("iter")
         if step is not None:
             self.mixing.load_state_dict({"step": step})
-        return self.mixing.draw(tuple(images.shape), tuple(-(-side // self.token) for side in images.shape[2:]))
+        return self.mixing.draw(tuple(images.shape), tuple(-(-side // self.cell_size) for side in images.shape[2:]))
 
     def _apply(self, fn, recurse: bool = True) -> MixingClassifier:
         for teacher in self._teacher:
@@ -253,7 +254,7 @@ class MixingClassifier(BaseModel):
 
     def sample_maps(self, samples: list) -> dict[str, Tensor]:
         """Return the label maps and crops that samples bring, as :meth:`loss` takes them, if the method reads them."""
-        if self._teacher or self.mixing is None or "activation" not in self.mixing.needs:
+        if self._teacher or self.mixing is None or "activation_map" not in self.mixing.needs:
             return {}
         if any("label_map" not in sample or "crop" not in sample for sample in samples):
             return {}
@@ -299,9 +300,12 @@ def _head(channels: int, num_classes: int) -> nn.Linear:
     return head
 
 
-def _accept_flat_names(state: dict[str, Tensor], prefix: str, *_) -> None:
-    """Let a backbone's own names, as ``convert_state_dict`` returns them, load into the classifier."""
-    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "aux_head", "token_head", "data_preprocessor"))
+def _accept_other_names(state: dict[str, Tensor], prefix: str, *_) -> None:
+    """Accept entries under former names, and a backbone's own names, as ``convert_state_dict`` returns them."""
+    for old, new in MixingClassifier.former_names.items():
+        for key in [key for key in state if key.startswith(f"{prefix}{old}")]:
+            state[f"{prefix}{new}{key.removeprefix(f'{prefix}{old}')}"] = state.pop(key)
+    own = tuple(f"{prefix}{name}." for name in ("backbone", "head", "aux_head", "region_head", "data_preprocessor"))
     if any(key.startswith(own[0]) for key in state):
         return
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:

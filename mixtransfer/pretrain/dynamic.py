@@ -25,16 +25,16 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mixtransfer.backbones.dynamicvit import Encoded, SparseBackbone, logistic_noise
-from mixtransfer.checkpoints.account import account_for
+from mixtransfer.checkpoints.fit import account_for
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
+from mixtransfer.engine.optim import TransferOptimWrapperConstructor
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import step_generator
 from mixtransfer.mixing.losses import divergence, kl
-from mixtransfer.mixing.regions import step_generator
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot
 from mixtransfer.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-from mixtransfer.transfer.optim import TransferOptimWrapperConstructor
 
 __all__ = [
     "DynamicClassifier",
@@ -154,7 +154,7 @@ class DynamicClassifier(MixingClassifier):
     def losses(self, images: Tensor, encoded: Encoded, targets: Tensor) -> dict[str, Tensor]:
         """Return the weighted losses of what the backbone's ``encode`` gave for images, with targets (B, K)."""
         logits = self.head(encoded.vector)
-        if self.backbone.token_head and not self.teachers:
+        if self.backbone.has_token_logits and not self.teachers:
             # As published: the token head learns from its teacher, or from the classes.
             logits = logits + 0.5 * self.aux_head(encoded.tokens).amax(dim=1)
         losses = {"loss_class": self.criterion(logits, targets)}
@@ -164,9 +164,11 @@ class DynamicClassifier(MixingClassifier):
             with torch.no_grad():
                 expected = teacher.backbone.encode(images)
                 expected_logits = teacher.head(expected.vector)
-                expected_tokens = teacher.aux_head(expected.tokens) if self.backbone.token_head else expected.tokens
+                expected_tokens = (
+                    teacher.aux_head(expected.tokens) if self.backbone.has_token_logits else expected.tokens
+                )
             kept = encoded.decisions[-1].detach() if self.backbone.drops_tokens and encoded.decisions else None
-            if self.backbone.token_head:
+            if self.backbone.has_token_logits:
                 tokens = token_divergence(self.aux_head(encoded.tokens), expected_tokens, kept)
             else:
                 tokens = token_distance(encoded.tokens, expected_tokens, kept)
@@ -182,7 +184,7 @@ class DynamicOptimWrapperConstructor(TransferOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg: config of the wrapper, with its ``optimizer``.
         paramwise_cfg: ``pretrained_lr_mult``, and the settings of
-            :class:`~mixtransfer.transfer.optim.TransferOptimWrapperConstructor` on weight decay.
+            :class:`~mixtransfer.engine.optim.TransferOptimWrapperConstructor` on weight decay.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):

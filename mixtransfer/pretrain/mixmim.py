@@ -32,7 +32,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.linear import Linear
 from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.mixing.regions import step_generator
+from mixtransfer.mixing.draws import step_generator
 from mixtransfer.registry import MODELS
 
 __all__ = ["CELL", "MixMIM", "cells", "image_of"]

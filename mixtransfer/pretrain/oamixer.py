@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones.convmixer import ConvMixer
 from mixtransfer.backbones.deit import VisionTransformer
 from mixtransfer.backbones.mlp_mixer import MLPMixer
-from mixtransfer.checkpoints.convert import convert_state_dict
+from mixtransfer.checkpoints.rename import convert_state_dict
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.mixing import Box
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot, soft_cross_entropy

@@ -28,13 +28,13 @@ from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from mixtransfer.checkpoints.account import TOKEN_HEAD, account_for
+from mixtransfer.checkpoints.fit import AUX_HEAD, account_for
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.errors import UserError
 from mixtransfer.layers.init import init_linear
-from mixtransfer.mixing.regions import step_generator
+from mixtransfer.mixing.draws import step_generator
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot
 from mixtransfer.registry import MODELS, TRANSFORMS
 
@@ -66,7 +66,7 @@ class TokenLabelingClassifier(MixingClassifier):
         self, arch: str, num_classes: int = 1000, *, teacher: dict | None = None, noise_seed: int = 1, **kwargs
     ):
         super().__init__(arch, num_classes, **kwargs)
-        if "tokens" not in self.backbone.observes:
+        if "tokens" not in self.backbone.evidence:
             raise UserError(f"TokenLabelingClassifier of {arch}: has no tokens to classify; give e.g. a fan_hybrid")
         self.aux_head = nn.Linear(self.backbone.embed_channels, num_classes)
         init_linear(self.aux_head)
@@ -116,7 +116,7 @@ class TokenLabelingClassifier(MixingClassifier):
             draw = torch.compiler.disable(self.draw)(images)
             images = self.mixing.apply(images, draw)
             targets = self.mixing.relabel(targets, draw, {})
-        seen = self.backbone.observe(images, ("tokens",))
+        seen = self.backbone.embed_with_evidence(images, ("tokens",))
         losses = {"loss_class": self.criterion(self.head(seen["vector"]), targets)}
         if token_labels is None:
             losses["loss_tokens"] = self.criterion(self.aux_head(seen["tokens"].mean(dim=(2, 3))), targets)
@@ -139,7 +139,7 @@ class TokenLabelingClassifier(MixingClassifier):
     def token_labels(self, images: Tensor) -> Tensor | None:
         """Return a class (B, h, w) for each token of unmixed images, drawn as the labeler says; None without one."""
         for labeler in self.labelers:
-            logits = labeler.classify_tokens(labeler.backbone.observe(images, ("tokens",))["tokens"])
+            logits = labeler.classify_tokens(labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"])
             return (logits + torch.compiler.disable(self.noise)(logits)).argmax(dim=-1)
         return None
 
@@ -168,8 +168,8 @@ def load_labeler(net: TokenLabelingClassifier, checkpoint: str, source: str = "a
     if found.other == "state_dict_ema":
         # timm keeps the average beside the weights; mmengine keeps it in their place.
         found = select_weights(content, checkpoint, average=True)
-    weights, shapes = dict(found.weights), {key: tuple(net.state_dict()[key].shape) for key in TOKEN_HEAD}
-    heads = {key: weights.pop(key) for key in TOKEN_HEAD if key in weights}
+    weights, shapes = dict(found.weights), {key: tuple(net.state_dict()[key].shape) for key in AUX_HEAD}
+    heads = {key: weights.pop(key) for key in AUX_HEAD if key in weights}
     for key, shape in shapes.items():
         if key not in heads or tuple(heads[key].shape) != shape:
             what = f"has {key} {tuple(heads[key].shape)} instead of {shape}" if key in heads else f"lacks {key}"

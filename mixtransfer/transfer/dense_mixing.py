@@ -91,8 +91,8 @@ def draw_pixels(
     """Draw a region for every image and return its pixels, (B, H, W) bool on CPU.
 
     Args:
-        region: where its ``whole_pixels`` is True.
-        token: side of the cells of the grid that the region is drawn on, in pixels.
+        region: where its ``hard_mask`` is True.
+        cell_size: side of the cells of the grid that the region is drawn on, in pixels.
         valid: height and width that image and partner have in common; regions stay inside.
         size: H and W.
         generator: source of the draws.

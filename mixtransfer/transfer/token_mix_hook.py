@@ -18,8 +18,9 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.regions import Region, build, flip_partner, step_generator
-from mixtransfer.registry import HOOKS
+from mixtransfer.mixing.draws import flip_partner, step_generator
+from mixtransfer.mixing.regions import Region
+from mixtransfer.registry import HOOKS, build
 from mixtransfer.transfer.dense_mixing import GroundTruth, class_map, draw_pixels, fit, ground_truth, mix_sample
 from mixtransfer.transfer.token_loss import token_loss, token_shares
 
@@ -51,7 +52,7 @@ class TokenMixHook(Hook):
     Args:
         region: config of a region that takes whole pixels, e.g. ``dict(type="TokenBox", alpha=1.0)``.
         prob: probability that a step mixes. With 0 the hook does nothing at all.
-        token: side in pixels of the cells that regions are drawn on.
+        cell_size: side in pixels of the cells that regions are drawn on.
         loss_weight: weight of the token loss ``loss_token``; 0 leaves the backbone alone, so that any backbone will do.
         stop_iters: number of iterations at the end without mixing and token loss.
         min_share: an instance that a region cuts is dropped if less than this share of its pixels is left.
@@ -66,7 +67,7 @@ class TokenMixHook(Hook):
         self,
         region: Mapping[str, Any],
         prob: float = 0.5,
-        token: int = 32,
+        cell_size: int = 32,
         loss_weight: float = 0.5,
         stop_iters: int = 0,
         min_share: float = 0.1,
@@ -74,14 +75,14 @@ class TokenMixHook(Hook):
         seed: int = 0,
     ):
         self.region = build(region, Region)
-        if not self.region.whole_pixels or self.region.needs:
+        if not self.region.hard_mask or self.region.needs:
             raise UserError(
                 f"TokenMixHook: region {type(self.region).__name__} does not cut pixels out by itself, so labels "
                 "cannot be pasted with it; use TokenBox or Box"
             )
         for name, value, fine, range_ in (
             ("prob", prob, 0 <= prob <= 1, "a probability from 0 to 1"),
-            ("token", token, token >= 1, "a number of pixels from 1 on"),
+            ("cell_size", cell_size, cell_size >= 1, "a number of pixels from 1 on"),
             ("loss_weight", loss_weight, loss_weight >= 0, "0 or more"),
             ("stop_iters", stop_iters, stop_iters >= 0, "0 or more"),
             ("min_share", min_share, 0 <= min_share <= 1, "a share from 0 to 1"),
@@ -90,7 +91,7 @@ class TokenMixHook(Hook):
         ):
             if not fine:
                 raise UserError(f"TokenMixHook: {name}={value}; give {range_}")
-        self.prob, self.token, self.loss_weight, self.stop_iters = prob, token, loss_weight, stop_iters
+        self.prob, self.cell_size, self.loss_weight, self.stop_iters = prob, cell_size, loss_weight, stop_iters
         self.min_share, self.min_pixels, self.seed = min_share, min_pixels, seed
         self._handles: list = []
         self._step: _Step | None = None
@@ -170,7 +171,7 @@ class TokenMixHook(Hook):
                 (min(own.valid[0], other.valid[0]), min(own.valid[1], other.valid[1]))
                 for own, other in zip(truths, partners, strict=True)
             ]
-            pixels = draw_pixels(self.region, self.token, valid, size, generator)
+            pixels = draw_pixels(self.region, self.cell_size, valid, size, generator)
         if self.loss_weight:
             maps = self._class_maps(truths, images)
             if pixels is not None:

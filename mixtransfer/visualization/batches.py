@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.regions import flip_partner
+from mixtransfer.mixing.draws import flip_partner
 from mixtransfer.transfer import TokenMixHook
 from mixtransfer.transfer.dense_mixing import class_map, ground_truth
 from mixtransfer.visualization.pictures import Palette, color_labels, color_shares, enlarge, heat, save, save_sheet

@@ -1,0 +1,206 @@
+"""What ``benchmark speed`` compares; each case checks that the contestants compute the same before they are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import timm
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import Tensor, nn
+
+from benchmarks.families import families
+from benchmarks.reference import PublishedTracing
+from benchmarks.speed import Comparison
+from benchmarks.steps import Options, evaluation_step, require_close, set_mode, training_step
+from mixtransfer.backbones import SwinTransformer
+from mixtransfer.checkpoints.rename import convert_state_dict
+from mixtransfer.errors import UserError
+from mixtransfer.pretrain.classifier import MixingClassifier
+
+__all__ = ["Options", "families", "optimizer", "swin", "tlalign"]
+
+DROP_PATH_RATES = (0.0, 0.3)
+
+
+def swin(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
+    """Our Swin against mmseg's, mmdet's and timm's as dense backbones, in evaluation and in training."""
+    for batch, size in options.shapes((1, 512), (2, 224)):
+        images = torch.randn(batch, 3, size, size, device=options.device)
+        for rate in DROP_PATH_RATES:
+            nets = {name: net.to(options.device) for name, net in swin_networks(arch, size, rate).items()}
+            if rate == 0:
+                # timm rolls before it pads: where windows do not divide the maps of all stages, its maps are others.
+                window = SwinTransformer.archs[arch].window
+                others = {"timm"} if size % (32 * window) else set()
+                require_equal({name: net for name, net in nets.items() if name not in others}, images)
+            title = f"{arch}, {batch} × {size}²"
+            calls = {name: options.compiled(net) for name, net in nets.items()}
+            if rate == 0:
+                set_mode(nets, training=False)
+                steps = {name: evaluation_step(call, images, options) for name, call in calls.items()}
+                yield Comparison(f"{title}, evaluation", steps, options.max_ratio(mmseg=0.67))
+            set_mode(nets, training=True)
+            steps = {name: training_step(net, calls[name], images, options) for name, net in nets.items()}
+            yield Comparison(f"{title}, training, drop path {rate:g}", steps, options.max_ratio(mmseg=0.79))
+
+
+def tlalign(options: Options, arch: str = "deit_small") -> Iterator[Comparison]:
+    """A training step with TL-Align against plain CutMix and against the published way of tracing labels."""
+    for batch, size in options.shapes((8, 224)):
+        nets = {name: net.to(options.device) for name, net in tlalign_networks(arch, size).items()}
+        images = torch.randn(batch, 3, size, size, device=options.device)
+        labels = torch.randint(1000, (batch,), device=options.device)
+
+        if options.compile:
+            # Block by block: what draws and mixes is plain Python and stays outside the graphs.
+            for net in nets.values():
+                for block in net.backbone.blocks:
+                    block.compile()
+        steps = {name: _classification(net, images, labels, options) for name, net in nets.items()}
+        losses = {name: step() for name, step in steps.items()}
+        require_close("published tracing", "loss", losses["published tracing"], losses["ours, TL-Align"], options.dtype)
+        max_ratio = options.max_ratio(**{"plain CutMix": 1.05})
+        yield Comparison(f"{arch}, {batch} × {size}², training", steps, max_ratio)
+
+
+def optimizer(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
+    """The step of merged groups with the fused AdamW against that of mmengine's group for each parameter."""
+    if options.size or options.batch or options.compile or options.dtype != torch.float32:
+        raise UserError("case optimizer: --size, --batch, --dtype and --compile have no effect on it; leave them out")
+    no_decay = {name: {"decay_mult": 0.0} for name in ("absolute_pos_embed", "relative_position_bias_table", "norm")}
+    recipes = {
+        "ours, merged and fused": {"constructor": "mixtransfer.TransferOptimWrapperConstructor"},
+        "mmengine, a group a parameter": {"paramwise_cfg": {"custom_keys": no_decay}},
+    }
+    models, steps = {}, {}
+    for name, recipe in recipes.items():
+        torch.manual_seed(0)
+        model = models[name] = nn.Module()
+        model.backbone = SwinTransformer(arch).to(options.device)
+        wrapper = build_optim_wrapper(
+            model, {"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 6e-5, "weight_decay": 0.01}, **recipe}
+        )
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        steps[name] = wrapper.optimizer.step
+    for step in steps.values():
+        step()
+    ours, theirs = models.values()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        require_close("mmengine", name, b.detach(), a.detach(), options.dtype)
+    yield Comparison(f"{arch}, optimizer step", steps, options.max_ratio())
+
+
+class TimmMaps(nn.Module):
+    """timm's Swin as a dense backbone: its maps with a norm each, channels first, as the others return them."""
+
+    def __init__(self, arch: str, size: int, drop_path_rate: float):
+        super().__init__()
+        spec = SwinTransformer.archs[arch]
+        self.net = timm.create_model(
+            "swin_tiny_patch4_window7_224",
+            features_only=True,
+            img_size=size,
+            strict_img_size=False,
+            always_partition=True,
+            embed_dim=spec.channels,
+            depths=spec.depths,
+            num_heads=spec.heads,
+            window_size=spec.window,
+            drop_path_rate=drop_path_rate,
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.net.feature_info.channels())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps (B, C_i, H_i, W_i)."""
+        maps = zip(self.norms, self.net(images), strict=True)
+        return tuple(norm(x).permute(0, 3, 1, 2).contiguous() for norm, x in maps)
+
+    def load(self, state: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+        """Load entries under timm's names, and those of the norms ``norm0`` … ``norm3``."""
+        # features_only renames layers.0 to layers_0.
+        self.net.load_state_dict({key.replace("layers.", "layers_", 1): value for key, value in state.items()})
+        self.norms.load_state_dict({key.removeprefix("norm"): value for key, value in norms.items()})
+
+
+def swin_networks(arch: str, size: int, drop_path_rate: float) -> dict[str, nn.Module]:
+    """Return our Swin, mmseg's, mmdet's and timm's with the same random weights."""
+    from mmdet.models.backbones import SwinTransformer as MMDetSwin
+    from mmseg.models.backbones import SwinTransformer as MMSegSwin
+
+    torch.manual_seed(0)
+    ours = SwinTransformer(arch, drop_path_rate=drop_path_rate)
+    for name, parameter in ours.named_parameters():
+        # At their initial values these hardly change an output, and the check would not see them.
+        if name.endswith(("relative_position_bias_table", "norm.bias")):
+            nn.init.normal_(parameter)
+    state, spec = ours.state_dict(), ours.archs[arch]
+    nets: dict[str, nn.Module] = {"ours": ours}
+    for name, cls in (("mmseg", MMSegSwin), ("mmdet", MMDetSwin)):
+        nets[name] = cls(
+            embed_dims=spec.channels,
+            depths=spec.depths,
+            num_heads=spec.heads,
+            window_size=spec.window,
+            drop_path_rate=drop_path_rate,
+        )
+        theirs = convert_state_dict(state, arch, source="mixtransfer", target=name)
+        index = {
+            key: value for key, value in nets[name].state_dict().items() if key.endswith("relative_position_index")
+        }
+        nets[name].load_state_dict({**theirs, **index})
+    nets["timm"] = TimmMaps(arch, size, drop_path_rate)
+    norms = {key: value for key, value in state.items() if key.startswith("norm")}
+    nets["timm"].load(convert_state_dict(state, arch, source="mixtransfer", target="timm"), norms)
+    return nets
+
+
+def tlalign_networks(arch: str, size: int) -> dict[str, MixingClassifier]:
+    """Return the three classifiers with the same weights and the same draws."""
+    plain = {"type": "Mixing", "region": {"type": "TokenBox"}, "target": {"type": "Area"}}
+    settings = {"backbone": {"img_size": size}}
+    nets = {
+        "ours, TL-Align": MixingClassifier(arch, mixing={"type": "TLAlign"}, **settings),
+        "plain CutMix": MixingClassifier(arch, mixing=plain, **settings),
+        "published tracing": PublishedTracing(arch, **settings),
+    }
+    state = nets["ours, TL-Align"].state_dict()
+    for net in nets.values():
+        net.load_state_dict(state)
+        net.train()
+    return nets
+
+
+def require_equal(nets: Mapping[str, nn.Module], images: Tensor) -> None:
+    """Stop unless all networks return the first one's maps, with and without gradient, and get its gradient.
+
+    Raises:
+        RuntimeError: one of them computes something else.
+    """
+    set_mode(nets, training=False)
+    expected = None
+    for name, net in nets.items():
+        with torch.no_grad():
+            evaluated = net(images)
+        maps = net(images)
+        torch.autograd.backward(maps, [torch.linspace(-1, 1, x.numel(), device=x.device).view_as(x) for x in maps])
+        kernel = next(parameter for parameter in net.parameters() if parameter.dim() == 4)
+        found = {f"map {i}": x for i, x in enumerate(evaluated)}
+        found |= {f"map {i} of training": x.detach() for i, x in enumerate(maps)}
+        found["the gradient of the patch embedding"] = kernel.grad
+        net.zero_grad()
+        expected = expected or found
+        for what, value in found.items():
+            require_close(name, what, value, expected[what], torch.float32)
+
+
+def _classification(net: MixingClassifier, images: Tensor, labels: Tensor, options: Options) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        net.zero_grad()
+        with options.autocast():
+            value = net.loss(images, labels)["loss"]
+        value.backward()
+        return value.detach()
+
+    return step

@@ -1,0 +1,186 @@
+"""Speed, compared side by side: every contestant runs in every round, so that a loaded machine slows all of them alike.
+
+A ratio is the median over rounds of our time divided by theirs in the same round; its spread is given by the quartiles.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Comparison", "Ratio", "Result", "environment", "measure", "speedups", "table"]
+
+#: Calls are repeated within a round until one timing lasts this long, in seconds.
+MIN_SECONDS = 0.05
+DISTRIBUTIONS = ("torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Steps that do the same work.
+
+    Attributes:
+        title: what is run, on what sizes.
+        steps: name to a call that runs one step; the first is ours.
+        max_ratio: name of an opponent to the largest ratio ours/theirs that we accept.
+        family: the family of backbones that this is about; None where it is about something else.
+    """
+
+    title: str
+    steps: Mapping[str, Callable[[], Any]]
+    max_ratio: Mapping[str, float] = field(default_factory=dict)
+    family: str | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Our time divided by theirs: median and quartiles over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ours: list[float], theirs: list[float]) -> Ratio:
+        """Return the ratio of two lists of times, round by round."""
+        low, median, high = np.percentile(np.divide(ours, theirs), (25, 50, 75)).tolist()
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The times of a contest.
+
+    Attributes:
+        contest: title of the contest.
+        seconds: name to the seconds of one step in every round; the first is ours.
+        max_ratio: as in :class:`Comparison`.
+        family: as in :class:`Comparison`.
+    """
+
+    contest: str
+    seconds: dict[str, list[float]]
+    max_ratio: Mapping[str, float]
+    family: str | None = None
+
+    @property
+    def ours(self) -> str:
+        """Name of the contestant that the others are compared with."""
+        return next(iter(self.seconds))
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Median seconds of one step."""
+        return {name: float(np.median(times)) for name, times in self.seconds.items()}
+
+    @property
+    def ratios(self) -> dict[str, Ratio]:
+        """Our time divided by each opponent's."""
+        return {
+            name: Ratio.of(self.seconds[self.ours], times) for name, times in self.seconds.items() if name != self.ours
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain data for JSON."""
+        return {
+            "contest": self.contest,
+            "family": self.family,
+            "ours": self.ours,
+            "median_seconds": self.medians,
+            "ratios": {name: {**vars(ratio), "bar": self.max_ratio.get(name)} for name, ratio in self.ratios.items()},
+            "seconds": self.seconds,
+        }
+
+
+def measure(
+    contest: Comparison,
+    rounds: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Time all contestants in ``rounds`` rounds, each of which starts with another of them.
+
+    Args:
+        contest: what to run.
+        rounds: number of timings of each contestant, after two rounds of warm-up.
+        device: where the steps run; it is waited for before a clock is read.
+        progress: called as ``progress(done, total)`` after each round.
+    """
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(2):
+        fastest = min(_seconds(step, 1, wait) for step in contest.steps.values())
+    # The same number of calls for all, so that contestants that draw at random see the same draws.
+    calls = math.ceil(MIN_SECONDS / max(fastest, 1e-6))
+    names = list(contest.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for done in range(rounds):
+        start = done % len(names)
+        for name in names[start:] + names[:start]:
+            seconds[name].append(_seconds(contest.steps[name], calls, wait))
+        progress(done + 1, rounds)
+    return Result(contest.title, seconds, contest.max_ratio, contest.family)
+
+
+def table(results: list[Result]) -> str:
+    """Return the results as a Markdown table: a row for us, then one for each opponent."""
+    lines = [
+        "| contest | contestant | median, ms | ours / theirs | quartiles | bar |",
+        "|---|---|---:|---:|---|---:|",
+    ]
+    for result in results:
+        lines.append(f"| {result.contest} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | |")
+        for name, ratio in result.ratios.items():
+            bar = f"{result.max_ratio[name]:.2f} |" if name in result.max_ratio else "|"
+            lines.append(
+                f"| | {name} | {1e3 * result.medians[name]:.1f} | {ratio.median:.2f} "
+                f"| {ratio.low:.2f}–{ratio.high:.2f} | {bar}"
+            )
+    return "\n".join(lines)
+
+
+def speedups(results: list[Result]) -> dict[str, float]:
+    """Return the lowest of the ratios theirs/ours of the families, and their geometric mean; empty without families."""
+    found = [1 / ratio.median for result in results if result.family for ratio in result.ratios.values()]
+    return {"lowest": min(found), "geometric_mean": math.exp(np.log(found).mean())} if found else {}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what figures depend on: processor, device, threads, load of the machine, versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in DISTRIBUTIONS},
+    }
+
+
+def _seconds(step: Callable[[], Any], calls: int, wait: Callable[[], None]) -> float:
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    wait()
+    return (time.perf_counter() - start) / calls
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,63 @@
+"""Reading mapped files without keeping them in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ReleasePages"]
+
+
+class ReleasePages(TorchFunctionMode):
+    """While entered, what an operation read of a mapped file is given back after it; a later one reads it again.
+
+    So a network whose weights lie in a file takes the memory of a layer, not of all weights. Nothing may have written
+    to the mapped values, as that would be lost. Where the system has no list of mappings (``/proc``) memory is kept.
+
+    Args:
+        path: a file.
+        content: what ``read_checkpoint(mapped=True)`` made of it.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]):
+        super().__init__()
+        # An earlier reading of the file may still be mapped: once it ends, other values may lie at its addresses.
+        # This reading's stays as long as its values do.
+        self.content = content
+        starts = {value.data_ptr() for value in _tensors(content)}
+        self.spans = [span for span in _spans(path.resolve()) if any(span[0] <= start < span[1] for start in starts)]
+        self.advise = ctypes.CDLL(None).madvise if self.spans else None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.release()
+        return result
+
+    def release(self) -> None:
+        """Give back what was read so far."""
+        for start, stop in self.spans:
+            self.advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(value)
+
+
+def _spans(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the addresses (start, stop) at which the file is mapped into this process."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else ():
+        span, *_, name = line.split(maxsplit=5)
+        if name == str(path):
+            start, stop = span.split("-")
+            yield int(start, 16), int(stop, 16)

@@ -1,0 +1,64 @@
+"""``make demo``: a Swin is pretrained with TL-Align, converted, and transferred to UPerNet, all on the built-in scenes.
+
+All commands are listed in the report with the time they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mixtransfer.demo.screen import Screen
+from mixtransfer.demo.steps import NAMES, SEGMENT, WORK, plan, run_chain
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options: there is one."""
+    options = argparse.ArgumentParser(prog="python -m mixtransfer.demo", description=__doc__.partition("\n")[0])
+    options.add_argument("--fresh", action="store_true", help="repeat steps that were done before")
+    return options
+
+
+def main() -> int:
+    """Run all steps, write the report, print the two mIoU."""
+    args = parser().parse_args()
+    if not Path(SEGMENT).is_file():
+        print(f"mixtransfer.demo: error: no {SEGMENT} here; run it in the repository's folder", file=sys.stderr)
+        return 2
+    if args.fresh:
+        shutil.rmtree(WORK, ignore_errors=True)
+    steps = {step.key: step for step in plan()}
+    screen, took = Screen(), {}
+
+    def run(chain: list[str]) -> int:
+        first = [] if "scenes" in chain else [steps["scenes"].command]
+        return run_chain([steps[key] for key in chain], first, took, screen)
+
+    for chains in ([["scenes"]], [["pretrain", "convert", *_ends("transferred")], _ends("scratch")]):
+        # Networks this small leave a second core idle, so what does not wait for pretraining runs beside it.
+        with ThreadPoolExecutor(len(chains)) as pool:
+            statuses = list(pool.map(run, chains))
+        # A step that a signal killed has a negative status.
+        failed = [status for status in statuses if status]
+        if failed:
+            return failed[0]
+    screen.say("Draw the report")
+    from mixtransfer.demo.report import write_report
+
+    report, scores = write_report([took[key] for key in steps])
+    screen.say("Done\n")
+    for key, name in NAMES.items():
+        print(f"mIoU {name:<13} {scores[key]:5.1f}")
+    print(f"report            {report}")
+    return 0
+
+
+def _ends(key: str) -> list[str]:
+    return [key, f"test_{key}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The demonstration's commands, and running them: each is one that a user could type.
+
+Steps that were done before with the same commands are kept, so that an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from mixtransfer.demo.screen import Screen
+
+__all__ = ["FROM", "ITERATIONS", "NAMES", "SCENES", "SEGMENT", "SHORT", "SMALL", "WORK", "Step", "plan", "run_chain"]
+
+WORK = Path("work_dirs/demo")
+SCENES = "data/scenes"
+PRETRAIN, SEGMENT = "configs/pretrain/swin_micro_scenes.py", "configs/seg/upernet_swin_tlalign.py"
+WEIGHTS = WORK / "swin_micro_tlalign.safetensors"
+ITERATIONS = 450
+VALIDATE = 75
+#: Weights of the six classes of stuff and the six of things.
+THINGS_COUNT_MORE = "[1,1,1,1,1,1,2.5,2.5,2.5,2.5,2.5,2.5]"
+#: UPerNet's published recipe, made small: swin_micro, 32 channels, 128 × 128 pixels, a short schedule.
+SMALL = (
+    "model.backbone.arch=swin_micro",
+    "model.backbone.drop_path_rate=0.0",
+    "model.decode_head.channels=32",
+    "model.auxiliary_head.channels=32",
+    "model.data_preprocessor.size=(128,128)",
+    "test_dataloader.dataset.pipeline.1.scale=(512,128)",
+    "test_dataloader.num_workers=0",
+)
+SHORT = (
+    *SMALL,
+    "train_dataloader.batch_size=8",
+    "train_dataloader.num_workers=1",
+    "train_dataloader.dataset.pipeline.2.scale=(512,128)",
+    "train_dataloader.dataset.pipeline.2.ratio_range=(0.9,1.3)",
+    "train_dataloader.dataset.pipeline.3.crop_size=(128,128)",
+    # Milder than for photographs: a long schedule learns to see past changed colors, a short one does not.
+    "train_dataloader.dataset.pipeline.5.brightness_delta=16",
+    "train_dataloader.dataset.pipeline.5.contrast_range=(0.8,1.2)",
+    "train_dataloader.dataset.pipeline.5.saturation_range=(0.8,1.2)",
+    "train_dataloader.dataset.pipeline.5.hue_delta=5",
+    "val_dataloader.dataset.pipeline.1.scale=(512,128)",
+    "val_dataloader.dataset.indices=40",
+    "val_dataloader.num_workers=0",
+    "custom_hooks.0.cell_size=16",
+    # Things cover few pixels: without weights a run this short learns stuff alone.
+    f"model.decode_head.loss_decode.class_weight={THINGS_COUNT_MORE}",
+    f"model.auxiliary_head.loss_decode.class_weight={THINGS_COUNT_MORE}",
+    "optim_wrapper.optimizer.lr=2e-3",
+    "param_scheduler.0.end=30",
+    "param_scheduler.1.begin=30",
+    f"param_scheduler.1.end={ITERATIONS}",
+    f"train_cfg.max_iters={ITERATIONS}",
+    f"train_cfg.val_interval={VALIDATE}",
+    f"default_hooks.checkpoint.interval={ITERATIONS}",
+    "default_hooks.logger.interval=10",
+)
+FROM = {
+    "transferred": f"model.backbone.init_cfg.checkpoint={WEIGHTS}",
+    "scratch": "model.backbone.init_cfg=None",
+}
+NAMES = {"transferred": "transferred", "scratch": "from scratch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command: a key for its files, what it does, its arguments, and what it makes."""
+
+    key: str
+    title: str
+    argv: tuple[str, ...]
+    makes: Path
+
+    @property
+    def command(self) -> str:
+        """The line that a user would type."""
+        return f"python {shlex.join(self.argv)}"
+
+
+def plan() -> list[Step]:
+    """Return all steps in order."""
+    pretrained = WORK / "pretrain"
+    train = ("tools/train.py", SEGMENT, "--data", "scenes")
+    test = ("tools/test.py", SEGMENT)
+    steps = [
+        Step("scenes", "Draw the scenes", ("tools/data.py", "scenes", SCENES), Path(SCENES)),
+        Step(
+            "pretrain",
+            "Pretrain a small Swin as a classifier, with TL-Align",
+            ("tools/train.py", PRETRAIN, "--data", "scenes", "--work-dir", str(pretrained)),
+            pretrained / "last_checkpoint",
+        ),
+        Step(
+            "convert",
+            "Convert the checkpoint",
+            ("tools/convert.py", "PRETRAINED", str(WEIGHTS), "--arch", "swin_micro", "--force"),
+            WEIGHTS,
+        ),
+    ]
+    for key, name in NAMES.items():
+        work = ("--work-dir", str(WORK / key))
+        steps.append(
+            Step(
+                key,
+                f"Train UPerNet with token mixing, {name}",
+                (*train, *work, "--cfg-options", FROM[key], *SHORT),
+                WORK / key / f"iter_{ITERATIONS}.pth",
+            )
+        )
+    for key, name in NAMES.items():
+        checkpoint, work = str(WORK / key / f"iter_{ITERATIONS}.pth"), ("--work-dir", str(WORK / f"test_{key}"))
+        steps.append(
+            Step(
+                f"test_{key}",
+                f"Test on held-out scenes, {name}",
+                (*test, checkpoint, "--data", "scenes", *work, "--cfg-options", *SMALL),
+                WORK / f"test_{key}" / "metrics.json",
+            )
+        )
+    return steps
+
+
+def run_chain(steps: list[Step], before: list[str], took: dict[str, tuple[Step, float]], screen: Screen) -> int:
+    """Run steps after the commands ``before``, note each as run with its seconds, and return the first status but 0."""
+    for step in steps:
+        if step.key == "convert":
+            step = dataclasses.replace(
+                step, argv=(step.argv[0], str(newest_checkpoint(WORK / "pretrain")), *step.argv[2:])
+            )
+        before.append(step.command)
+        screen.say(step.title)
+        seconds, status = run_step(step, before, screen)
+        took[step.key] = step, seconds
+        if status:
+            return status
+    return 0
+
+
+def run_step(step: Step, before: list[str], screen: Screen) -> tuple[float, int]:
+    """Run a step unless the same commands have led to it before; return seconds and exit status."""
+    stamp = WORK / "steps" / f"{step.key}.json"
+    if stamp.is_file() and step.makes.exists():
+        done = json.loads(stamp.read_text(encoding="utf-8"))
+        if done["commands"] == before:
+            screen.say(f"kept from before: {step.makes}")
+            return done["seconds"], 0
+    if step.makes.parent.parent == WORK:
+        shutil.rmtree(step.makes.parent, ignore_errors=True)
+    log = WORK / "logs" / f"{step.key}.log"
+    for folder in (stamp.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    tail: deque[str] = deque(maxlen=15)
+    command = [sys.executable, "-W", "ignore", *step.argv]
+    with (
+        open(log, "w", encoding="utf-8", buffering=1) as file,
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        for line in process.stdout:
+            file.write(line)
+            tail.append(line)
+            screen.show(step.key, line)
+    seconds = time.monotonic() - start
+    screen.end(step.key)
+    if process.returncode:
+        print(
+            f"{''.join(tail)}\nmixtransfer.demo: error: this step failed: {step.command}\n(log: {log})", file=sys.stderr
+        )
+        return seconds, process.returncode
+    stamp.write_text(json.dumps({"commands": list(before), "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+    return seconds, 0
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that a training in ``folder`` wrote last."""
+    from mixtransfer.engine.hooks import latest_checkpoint
+
+    return latest_checkpoint(folder)

@@ -1,0 +1,73 @@
+"""Training loops that resume in the middle of an epoch, and whose steps draw from generators of their own.
+
+A step (dropout, stochastic depth, sampling of proposals) is seeded with (seed, rank, iteration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from mixtransfer.engine.sampling import seed_everything
+
+__all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
+
+
+class _SeededSteps:
+    """A loop whose step draws from generators seeded with its iteration."""
+
+    def run_iter(self, *args: Any) -> None:
+        seed_everything(self.runner.seed, get_rank(), self._iter)
+        super().run_iter(*args)
+
+
+class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
+    """Training by epochs that resumes in the middle of one."""
+
+    def run_epoch(self) -> None:
+        """Train on what is left of the epoch."""
+        first = self._iter - self._epoch * len(self.dataloader)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        self.dataloader.batch_sampler.start(self._epoch, first)
+        for number, batch in enumerate(self.dataloader, start=first):
+            self.run_iter(number, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
+class IterLoop(_SeededSteps, IterBasedTrainLoop):
+    """Training by iterations, over epoch after epoch of a finite sampler or one endless one."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = EndlessBatches(self.dataloader)
+
+
+class EndlessBatches:
+    """Iterate over a loader again and again; ``skip_iter`` is how mmengine's loop resumes."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+        self.batches: Iterator | None = None
+        self.epoch, self.first = 0, 0
+
+    def skip_iter(self, count: int) -> None:
+        """Start after ``count`` batches."""
+        # An endless sampler never ends its first epoch, whatever length it declares.
+        endless = not hasattr(self.loader.batch_sampler.sampler, "epoch")
+        self.epoch, self.first = (0, count) if endless else divmod(count, len(self.loader))
+
+    def __next__(self) -> Any:
+        if self.batches is None:
+            self.loader.batch_sampler.start(self.epoch, self.first)
+            self.batches = iter(self.loader)
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.batches, self.epoch, self.first = None, self.epoch + 1, 0
+            return next(self)

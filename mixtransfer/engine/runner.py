@@ -1,0 +1,188 @@
+"""mmengine's runner, with a training that can be stopped anywhere and resumed exactly.
+
+Nothing random is saved and restored: all of it is a function of the seed and of the place in the training.
+
+* A step (dropout, stochastic depth, sampling of proposals) draws from generators seeded with (seed, rank, iteration).
+* A sample (augmentation) draws from generators seeded with (seed, rank, epoch, batch, place in the batch), whichever
+  worker loads it. The batch sampler attaches that place to the index.
+* The order of samples follows from the sampler's seed; a resumed run skips the batches that were used.
+
+Hence a resumed run draws what an uninterrupted one would, in the middle of an epoch too, and losses do not depend on
+the number of workers. Weights are read without running code from the file, and must fit the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mixtransfer.checkpoints.load import load_strictly
+from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+from mixtransfer.engine.loops import EpochLoop, IterLoop
+from mixtransfer.engine.sampling import SeededDataset, init_worker, last_line, resumable
+from mixtransfer.errors import UserError
+
+__all__ = ["TransferRunner"]
+
+
+@contextmanager
+def config_errors(entry: str) -> Iterator[None]:
+    """Say in one line which value in an entry of the config is refused by what is built from it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"{entry}: {last_line(error)}") from error
+
+
+class TransferRunner(Runner):
+    """The runner behind ``tools/train.py`` and ``tools/test.py``.
+
+    While it is built, only warnings reach the console; the log file has everything.
+    """
+
+    #: Whether checkpoints may run code.
+    trust = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._console.setLevel(self._console_level)
+
+    def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
+        logger = super().build_logger(*args, **kwargs)
+        self._console = next(h for h in logger.handlers if not isinstance(h, logging.FileHandler))
+        self._console_level = self._console.level
+        self._console.setLevel(max(self._console_level, logging.WARNING))
+        return logger
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up what processes share; without a GPU they meet through gloo, whatever backend the config names."""
+        if self.launcher == "pytorch":
+            if "RANK" not in os.environ:
+                raise UserError("--launcher pytorch: no RANK in the environment; start it with torchrun")
+            if not torch.cuda.is_available() and not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap for distributed training; mmengine's own way needs a GPU, and so does synchronized BatchNorm."""
+        if not self.distributed or torch.cuda.is_available() or model_wrapper_cfg or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        return MMDistributedDataParallel(
+            module=revert_sync_batchnorm(model),
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        )
+
+    def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
+        """Seed everything; ``deterministic`` warns about an operation without a deterministic kernel and goes on."""
+        super().set_randomness(seed, diff_rank_seed, deterministic)
+        if deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader of :class:`SeededDataset` whose workers leave Ctrl-C to the main process."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        dataset = DATASETS.build(dataloader["dataset"])
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
+        if len(dataset) == 0:
+            raise UserError(f"{dataset.data_root}: no image is left after filtering; see tools/data.py check")
+        settings = {**dataloader, "dataset": SeededDataset(dataset, seed)}
+        if isinstance(settings.get("collate_fn"), Mapping):
+            # mmengine gives the function all entries but the type, also the scope that it notes for a library's config.
+            settings["collate_fn"] = {key: value for key, value in settings["collate_fn"].items() if key != "_scope_"}
+        with config_errors("dataloader"):
+            loader = Runner.build_dataloader(settings, seed, diff_rank_seed)
+        loader.worker_init_fn = partial(init_worker, then=loader.worker_init_fn)
+        return loader
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:  # noqa: D102
+        with config_errors("optim_wrapper"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:  # noqa: D102
+        with config_errors("default_hooks or custom_hooks"):
+            super().register_hooks(default_hooks, custom_hooks)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:  # noqa: D102
+        with config_errors("param_scheduler"):
+            return super().build_param_scheduler(scheduler)
+
+    def build_train_loop(self, loop: dict) -> EpochLoop | IterLoop:
+        """Build our counterpart of mmengine's loop."""
+        loop = {key: value for key, value in loop.items() if key != "_scope_"}
+        kind = loop.pop("type", None) or ("EpochBasedTrainLoop" if loop.pop("by_epoch") else "IterBasedTrainLoop")
+        classes = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
+        if kind not in classes:
+            raise UserError(f"train_cfg.type={kind!r}: give {' or '.join(classes)}")
+        loader = self.build_dataloader(self._train_dataloader, seed=self.seed)
+        with config_errors("train_cfg"):
+            for key in ("max_iters", "max_epochs", "val_interval"):
+                if loop.get(key, 1) < 1:
+                    raise UserError(f"train_cfg.{key}={loop[key]}: give a number from 1")
+            return classes[kind](self, resumable(loader), **loop)
+
+    def train(self) -> nn.Module:
+        """Train; afterwards no data worker is left."""
+        try:
+            return super().train()
+        finally:
+            self._stop_workers()
+
+    def test(self) -> dict:
+        """Return the metrics on the test set; afterwards no data worker is left."""
+        try:
+            return super().test()
+        finally:
+            self._stop_workers()
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the backbone, or a classifier as a whole; mmengine's own way compiles the whole step, ``target``.
+
+        torch's compiler cannot follow the optimizer's part of it, and heads of detectors work on ground truth of new
+        sizes in every step.
+        """
+        options = self.cfg.get("compile")
+        if options is None or options is False:
+            return
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        part = model if self.cfg.get("default_scope") == "mmpretrain" else model.backbone
+        part.compile(**(options if isinstance(options, Mapping) else {}))
+
+    def _stop_workers(self) -> None:
+        # Those still there at the process's exit would be killed, which torch reports as an error.
+        loops = [self._train_loop, self._val_loop, self._test_loop]
+        loaders = [loop.dataloader for loop in loops if hasattr(loop, "dataloader")]
+        batches = getattr(loops[0], "dataloader_iterator", None)
+        for iterator in [*(loader._iterator for loader in loaders), getattr(batches, "batches", None)]:
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+        for loader in loaders:
+            loader._iterator = None
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
+        """Read a checkpoint of a whole model into host memory and load it completely, or raise a UserError."""
+        content = read_checkpoint(filename, self.trust)
+        self.call_hook("after_load_checkpoint", checkpoint=content)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        load_strictly(model, find_weights(content, str(filename)), str(filename))
+        self._has_loaded = True
+        self.logger.info(f"loaded {filename}")
+        return content

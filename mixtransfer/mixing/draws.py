@@ -1,0 +1,135 @@
+"""Draws: what one step mixes, as frozen values of plain CPU data, and the random numbers that they are made from.
+
+Shapes: B batch, H × W image, h × w grid of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtransfer.layers.labels import pool_labels
+
+__all__ = ["Draw", "EvenDraw", "PixelDraw", "draw_beta", "flip_partner", "no_mix", "own_share", "step_generator"]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What one step mixes; plain CPU data that can be saved and replayed.
+
+    Attributes:
+        partner: (B,) int64, the index of the image that each image is mixed with.
+        mask: (B or 1, h, w), the share of each token that comes from the partner; bool where that is all or nothing.
+        ratio: (B,) float64, the share of each image that is its own.
+        pastes: whether it cuts a region out; if not, the image is blended evenly and its label goes by ``ratio``.
+        needs: names of the evidence that the draw waits for, see :meth:`resolve`.
+    """
+
+    pastes: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    partner: Tensor
+    mask: Tensor
+    ratio: Tensor
+
+    def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
+        """Return the draw, once the evidence that it waits for is there; most wait for none."""
+        return self
+
+    def mix(self, images: Tensor) -> Tensor:
+        """Return the mixed images (B, C, H, W); ``images`` itself where nothing comes from a partner."""
+        share = self.pixels(tuple(images.shape[-2:]))
+        if not share.any():
+            return images
+        share = share[:, None].to(images.device)
+        partner = images[self.partner.to(images.device)]
+        if share.dtype == torch.bool:
+            return torch.where(share, partner, images)
+        share = share.to(images.dtype)
+        return images * (1 - share) + partner * share
+
+    def pixels(self, size: tuple[int, int]) -> Tensor:
+        """Return the share of each pixel that comes from the partner, (B or 1, H, W), of the mask's dtype."""
+        # nearest-exact: "nearest" may round a cell's first pixel into the cell before it.
+        return F.interpolate(self.mask[:, None].double(), size, mode="nearest-exact")[:, 0].to(self.mask.dtype)
+
+    def on_grid(self, size: tuple[int, int]) -> Tensor:
+        """Return the partner's share of each token of another grid, (B or 1, h, w) float64."""
+        return pool_labels(self.mask[:, None].double(), size)[:, 0]
+
+    def label_map(self, images: Tensor) -> Tensor:
+        """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
+
+        This is all a backbone has to carry (``token_labels``): labels move linearly, so a token whose aligned share is
+        m has the label (1 − m)·Y1 + m·Y2.
+        """
+        mask = self.mask.to(images.device, torch.promote_types(images.dtype, torch.float32))
+        return mask.expand(len(images), -1, -1)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelDraw(Draw):
+    """A draw whose border may run through tokens.
+
+    Attributes:
+        pixel_mask: (B or 1, H, W) bool, the pixels that come from the partner; ``mask`` holds its mean over each token.
+    """
+
+    pixel_mask: Tensor
+
+    def pixels(self, size: tuple[int, int]) -> Tensor:
+        """Return ``pixel_mask``, drawn for images of this size."""
+        assert tuple(self.pixel_mask.shape[-2:]) == tuple(size)
+        return self.pixel_mask
+
+
+@dataclass(frozen=True, eq=False)
+class EvenDraw(Draw):
+    """A draw that takes the same share from the partner everywhere: Mixup, or a step that does not mix."""
+
+    pastes: ClassVar[bool] = False
+
+
+def flip_partner(batch: int) -> Tensor:
+    """Return the partner of each image, (B,): image B − 1 − i.
+
+    The middle one of an odd batch takes the image before it; the only image of a batch is its own partner.
+    """
+    partner = torch.arange(batch - 1, -1, -1)
+    if batch % 2:
+        partner[batch // 2] = max(batch // 2 - 1, 0)
+    return partner
+
+
+def no_mix(batch: int, grid: tuple[int, int]) -> Draw:
+    """Return the draw that takes nothing from any partner."""
+    mask = torch.zeros(1, *grid, dtype=torch.bool)
+    return EvenDraw(torch.arange(batch), mask, torch.ones(batch, dtype=torch.float64))
+
+
+def own_share(mask: Tensor, batch: int) -> Tensor:
+    """Return the ratio (B,) of a draw with a mask (1, h, w)."""
+    return (1 - mask.double().mean(dim=(1, 2))).expand(batch)
+
+
+def draw_beta(alpha: float, generator: torch.Generator) -> float:
+    """Draw from Beta(alpha, alpha)."""
+    # torch's Beta takes no generator: NumPy draws, seeded by ours.
+    seed = torch.randint(2**63 - 1, (), generator=generator).item()
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
+    """Return the generator of one step of one process.
+
+    Its stream follows from the three numbers alone. A run that resumes at a step therefore draws what an uninterrupted
+    one would on every rank, although only rank 0 writes checkpoints.
+    """
+    (state,) = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state))
