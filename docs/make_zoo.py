@@ -367,7 +367,7 @@ def _cells(module: str, function: str, arguments: str) -> Iterator[tuple[str, st
         columns, unit = PARITY[module, function]
         # A record counts once, not once a precision.
         yield from ((family, column, unit, re.sub(r"-f\d\d$", "", arguments)) for column in columns)
-    elif module == "test_backbone_contract":
+    elif module == "test_contract":
         for word in arguments.split("-"):
             if (family := _family(word.partition("/")[0], whole=True)) is not None:
                 column = "token labels" if "label" in function else "contract"

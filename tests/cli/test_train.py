@@ -18,7 +18,7 @@ from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
 from mixtransfer.cli import run_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = ("train_cfg.max_iters=1", "train_cfg.val_begin=9")
 
 

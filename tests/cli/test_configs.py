@@ -26,11 +26,11 @@ from mixtransfer.engine.fit_channels import fit_channels
 from mixtransfer.registry import MODELS
 from mixtransfer.transfer import TokenMixHook
 
-ROOT = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 RECIPES = [name for name in FILES if not name.startswith("_base_")]
 every_recipe = pytest.mark.parametrize("name", RECIPES)
-#: Recipes of models that do not take any backbone; tests/test_dynamic.py trains them.
+#: Recipes of models that do not take any backbone; tests/pretrain/test_dynamic.py trains them.
 OWN_MODELS = [name for name in RECIPES if name.startswith("pretrain/dynamicvit")]
 every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_MODELS])
 FAMILIES = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_runs import small_scenes, tiny_config
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 #: What the processes run: the tiny recipes need the hook of tiny_runs.
 PROGRAM = (
     "import sys; import tiny_runs; from mixtransfer.cli import run_command; "

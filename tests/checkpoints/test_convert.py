@@ -630,7 +630,7 @@ def test_a_process_that_only_converts_imports_no_triton(tmp_path, classifier, ru
 
 def test_a_report_that_cannot_be_printed_is_one_line(tmp_path, classifier):
     path = save({"model": classifier}, tmp_path / "a.pth")
-    tool = Path(__file__).parents[1] / "tools" / "convert.py"
+    tool = Path(__file__).parents[2] / "tools" / "convert.py"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, tool, path, tmp_path / "b.safetensors"], stdout=full, stderr=subprocess.PIPE, text=True

@@ -18,7 +18,7 @@ from mixtransfer.cli import run_main
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.complexity import complexity
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
 
 
@@ -129,12 +129,12 @@ def test_reports_of_pytest_fill_cells(tmp_path):
                 # Both names hold others: of the family deit, and of swin.
                 "test_parity::test_dense_maps_equal_published[regionvit-regionvit_tiny_dense-f64]": "passed",
                 "test_parity::test_dense_maps_equal_published[swin_mlp-swin_mlp_base_w7_224_dense-f64]": "passed",
-                "test_backbone_contract::test_declared_channels[64-64-fan/vit]": "passed",
-                "test_backbone_contract::test_labels_are_linear_in_the_map[fan]": "passed",
+                "test_contract::test_declared_channels[64-64-fan/vit]": "passed",
+                "test_contract::test_labels_are_linear_in_the_map[fan]": "passed",
                 "test_convert::test_a_format_goes_there_and_back_with_the_same_bytes[pvt_v2-timm]": "passed",
                 "test_convert::test_equals_the_librarys_network_both_ways[pvt_v2-timm-classifier]": "passed",
                 "test_convert::test_equals_the_librarys_network_both_ways[pvt_v2-timm-dense]": "skipped",
-                "test_ops::test_nms[swin]": "failed",
+                "test_mmcv_ops::test_nms[swin]": "failed",
             },
         )
     )
@@ -163,8 +163,8 @@ def test_recipes_are_counted_by_file_and_a_family_without_any_says_so(tmp_path):
 
 
 def test_a_failed_test_fills_no_cell(tmp_path):
-    file = report(tmp_path / "junit.xml", {"test_backbone_contract::test_freezing[deit]": "failed"})
-    with pytest.raises(UserError, match=r"test_backbone_contract::test_freezing\[deit\] failed"):
+    file = report(tmp_path / "junit.xml", {"test_contract::test_freezing[deit]": "failed"})
+    with pytest.raises(UserError, match=r"test_contract::test_freezing\[deit\] failed"):
         zoo.read_junit(file)
 
 
@@ -206,11 +206,11 @@ def test_our_tests_name_every_family_as_the_page_reads_them(tmp_path):
     """Renamed tests or parameters would silently empty a column."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider"]
     modules = [
-        TESTS / f"test_{name}.py"
-        for name in ("parity", "oamixer", "timm_formats", "backbone_contract", "configs", "convert")
+        next(TESTS.rglob(f"test_{name}.py"))
+        for name in ("parity", "oamixer", "timm_formats", "contract", "configs", "convert")
     ]
     listed = subprocess.run([*command, *modules], capture_output=True, text=True, check=True, cwd=TESTS.parent).stdout
-    found = re.findall(r"^tests/(\w+)\.py::(.+)$", listed, re.MULTILINE)
+    found = re.findall(r"^tests/\w+/(\w+)\.py::(.+)$", listed, re.MULTILINE)
     cells, formats = zoo.read_junit(
         report(tmp_path / "junit.xml", {f"{module}::{name}": "passed" for module, name in found})
     )

@@ -23,7 +23,7 @@ from mixtransfer.visualization import report
 from mixtransfer.visualization.batches import mixed_batch, mixed_classes
 from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEGMENT = str(ROOT / "configs/seg/upernet_swin_tlalign.py")
 CLASSIFY = str(ROOT / "configs/pretrain/swin_micro_scenes.py")
 PALETTE = [(255, 0, 0), (0, 0, 255)]

@@ -25,7 +25,7 @@ from mixtransfer.pretrain import TokenLabelingClassifier
 from mixtransfer.pretrain.token_labeling import CleanView, load_labeler
 from mixtransfer.registry import TRANSFORMS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 ARCH = "fan_hybrid_tiny_token"
 EXPECTED = record("fan", "fan_hybrid_tiny_token_token_label")
 GIVEN, OUTPUTS, SIZE = EXPECTED["given"], EXPECTED["outputs"], EXPECTED["input"]
