@@ -202,7 +202,7 @@ def formats_table(formats: Mapping[str, Mapping[str, str]]) -> str:
     lines = [f"| family | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
     for cls in FAMILIES:
         cells = formats.get(cls.family, {})
-        for name in cls.formats:
+        for name in cls.formats():
             if MARKS["both ways"] not in cells.get(name, ""):
                 raise UserError(f"zoo.json: {cls.family} has no proof of its format {name!r}; run {PYTEST}")
         lines.append(f"| {cls.family} | {' | '.join(cells.get(name, DASH) for name in FORMATS)} |")

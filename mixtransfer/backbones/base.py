@@ -1,21 +1,22 @@
 """The contract that every backbone fulfills.
 
-Shapes: B batch, H × W image, K label channels, C_i channels of output i with strides s_i.
+Shapes: B batch, H × W image, K label channels, C_i channels of output i with strides s_i, h × w the map of an output.
 
 * ``forward(images)`` returns the tuple of dense maps (B, C_i, H_i, W_i), H_i = ceil(H / s_i), as the published dense
   code computes them; with ``token_labels`` (B, K, h, w) also the tuple of aligned labels (B, K, H_i, W_i).
 * ``embed(images)`` returns the (B, D) vector that the published classifier feeds its linear head; with
   ``token_labels`` also the (B, K) label of that vector.
-* ``observe(images, wanted)`` returns that vector and what some pretraining methods read beside it: the attention of
-  the last block, the last tokens. A family that offers any lists it in ``evidence``.
+* ``embed_with_evidence(images, wanted)`` returns that vector and what some pretraining methods read beside it: the
+  attention of the last block, the last tokens. A family lists what it offers in ``evidence``.
 
-All read the same trunk. A family implements :meth:`Backbone.dense`, :meth:`Backbone.embedding` and, if it offers any,
-:meth:`Backbone.embedding_with_evidence` on top of it, and declares its published variants in ``archs`` and its
-published key names in ``formats``.
+A family declares its published variants in ``archs`` and its published names of entries in ``official``. It says which
+outputs a size has (:meth:`Backbone.outputs`), makes its layers (:meth:`Backbone.build`), computes the map of one output
+after the other (:meth:`Backbone.trunk`), and the embedding from the same layers (:meth:`Backbone.embedding`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -25,12 +26,17 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixtransfer.backbones.formats import library_formats
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError, unknown_name
-from mixtransfer.layers.labels import pool_labels
+from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.residual import checked_rate, drop_path_rates
 
-__all__ = ["Backbone", "TokenClassifier"]
+__all__ = ["OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid"]
+
+#: Values of ``output_norm``.
+OUTPUT_NORMS = ("published", "layer", "none")
 
 
 class TokenClassifier(nn.Module):
@@ -40,6 +46,9 @@ class TokenClassifier(nn.Module):
         channels: channels C_i of each output of the backbone.
         num_classes: number of classes, background included where the labels have one.
         stages: positions in the tuple of outputs.
+
+    Raises:
+        UserError: ``stages`` is empty, or names an output that there is not.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int, stages: Sequence[int]):
@@ -63,73 +72,153 @@ class TokenClassifier(nn.Module):
 class Backbone(BaseModule):
     """Base of all families.
 
-    A family sets its layers, then calls :meth:`finish`. Its constructor takes ``arch`` and, as keywords,
-    ``in_channels``, ``img_size``, ``out_indices``, ``drop_path_rate``, ``frozen_stages``, ``with_cp``,
-    ``with_embedding``, ``token_classifier`` and ``init_cfg``.
+    Args:
+        arch: one of ``archs``.
+        in_channels: channels of the images.
+        out_indices: outputs that are returned, see :meth:`outputs`; by default all, or four evenly spaced ones where
+            there are more than four (the blocks of a network of one scale).
+        output_norm: norms of the returned maps: ``"published"`` (those of the published dense code, if it has any),
+            ``"layer"`` (a LayerNorm over the channels of each), or ``"none"``.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0; the same in all blocks where the
+            published network has it so.
+        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages (blocks, in networks of
+            one scale).
+        with_cp: recompute activations in the backward pass.
+        with_embedding: keep the layers that only :meth:`embed` reads (the classifier's last norm, class-attention
+            blocks, …). Off in dense models, where such parameters get no gradient, which stops distributed training.
+        token_classifier: arguments of :class:`TokenClassifier`, or None.
+        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: the family's own, keywords of its :meth:`build`. Where one is ``img_size``, it is the side, or height
+            and width, that tables are made for; by default the published one.
 
-    ``with_embedding`` keeps the layers that only :meth:`embed` reads (the classifier's last norm, class-attention
-    blocks, …). It is off in dense models, where such parameters would get no gradient and stop distributed training.
+    Raises:
+        UserError: a value that the architecture does not have or that is out of its range.
+        TypeError: an option that the family does not have.
     """
 
     family: ClassVar[str]
+    #: Name of a variant -> its size.
     archs: ClassVar[Mapping[str, Any]]
     #: What the authors print about the variants; a variant may be missing.
     reported: ClassVar[Mapping[str, Reported]] = {}
-    formats: ClassVar[Mapping[str, KeyMap]] = {"official": KeyMap()}
+    #: The paper's own names of entries; those of libraries are in :mod:`mixtransfer.backbones.formats`.
+    official: ClassVar[KeyMap] = KeyMap()
+    #: How token labels travel: ``"attention"``, or ``"pooling"`` where a network has none.
     label_rule: ClassVar[str]
     #: Regular expressions of entries that only ``forward`` reads and published classifiers lack.
     dense_only: ClassVar[tuple[str, ...]] = ()
     #: Regular expressions of entries that only ``embed`` reads and published dense checkpoints lack.
     embed_only: ClassVar[tuple[str, ...]] = ()
-
     #: What :meth:`embed_with_evidence` can tell beside the embedding.
     evidence: ClassVar[tuple[str, ...]] = ()
-
     #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
     #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
     has_token_logits: bool = False
 
-    arch: str
-    depth: int
-    out_channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    embed_channels: int
-
-    def __init__(self, arch: str, *, with_cp: bool = False, with_embedding: bool = False, init_cfg: dict | None = None):
+    def __init__(
+        self,
+        arch: str,
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        output_norm: str = "published",
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        with_embedding: bool = False,
+        token_classifier: dict | None = None,
+        init_cfg: dict | None = None,
+        **options: Any,
+    ):
         if arch not in self.archs:
             raise unknown_name(f"architecture of {type(self).__name__}", arch, self.archs)
+        if output_norm not in OUTPUT_NORMS:
+            raise unknown_name("output_norm", output_norm, OUTPUT_NORMS)
+        for name in options.keys() - self.own_options():
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
         super().__init__(init_cfg)
-        self.arch, self.with_cp, self.with_embedding = arch, with_cp, with_embedding
-        self.frozen_stages = -1
-        self.token_classifier: TokenClassifier | None = None
+        spec = self.archs[arch]
+        self.arch, self.in_channels = arch, in_channels
+        self.with_cp, self.with_embedding = with_cp, with_embedding
+        self.drop_path_rate = checked_rate(drop_path_rate)
+        self.depths: tuple[int, ...] = spec.depths if hasattr(spec, "depths") else (spec.depth,)
+        self.depth = sum(self.depths)
+        outputs = self.outputs(spec)
+        self.embed_channels = outputs[-1][0]
+        self.out_indices = _checked_indices(out_indices, len(outputs), arch)
+        self.out_channels: tuple[int, ...] = tuple(outputs[index][0] for index in self.out_indices)
+        self.strides: tuple[int, ...] = tuple(outputs[index][1] for index in self.out_indices)
+        if "img_size" in self.own_options():
+            size = options.get("img_size") or spec.img_size
+            options["img_size"] = (size, size) if isinstance(size, int) else tuple(size)
 
-    def finish(
-        self, out_channels: Sequence[int], strides: Sequence[int], *, frozen_stages: int, token_classifier: dict | None
-    ) -> None:
-        """Declare the outputs, add the token classifier, and freeze; called at the end of a family's constructor."""
-        self.out_channels, self.strides = tuple(out_channels), tuple(strides)
-        if token_classifier is not None:
-            self.token_classifier = TokenClassifier(self.out_channels, **token_classifier)
+        self.build(spec, **options)
+        #: Output -> the name of its norm.
+        self.norm_names: dict[int, str] = {}
+        for index, channels in zip(self.out_indices, self.out_channels, strict=True):
+            named = {"layer": (f"output_norm{index}", nn.LayerNorm(channels)), "none": None}
+            found = named[output_norm] if output_norm in named else self.published_norm(index, channels)
+            if found is not None:
+                self.norm_names[index], norm = found
+                self.add_module(self.norm_names[index], norm)
+        self.token_classifier = TokenClassifier(self.out_channels, **token_classifier) if token_classifier else None
         last = len(self.stage_modules()) - 1
         if not -1 <= frozen_stages <= last:
-            raise UserError(f"frozen_stages={frozen_stages} of {self.arch}: give -1 (none) to {last}")
+            raise UserError(f"frozen_stages={frozen_stages} of {arch}: give -1 (none) to {last}")
         self.frozen_stages = frozen_stages
         self._freeze()
 
-    def dense(self, images: Tensor, labels: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels.
+    @classmethod
+    def formats(cls) -> dict[str, KeyMap]:
+        """Return the names of entries in every published format, ``"official"`` first."""
+        return {"official": cls.official, **library_formats(cls.family)}
 
-        A family whose ``label_rule`` is pooling is never given labels here: :meth:`forward` pools them onto its maps.
+    @classmethod
+    def own_options(cls) -> set[str]:
+        """Return the options that the family has beside those of every backbone."""
+        return {name for name in inspect.signature(cls.build).parameters if name not in ("self", "spec")}
+
+    def outputs(self, spec: Any) -> Sequence[tuple[int, int]]:
+        """Return (channels, stride) of each output that a size has, in the order in which :meth:`trunk` yields them."""
+        raise NotImplementedError
+
+    def build(self, spec: Any, **options: Any) -> None:
+        """Make and initialize the layers of a size.
+
+        The constructor has set ``in_channels``, ``depths``, ``depth``, ``drop_path_rate``, ``with_embedding``,
+        ``out_indices``, ``out_channels``, and ``embed_channels`` as the channels of the last output.
+        """
+        raise NotImplementedError
+
+    def trunk(self, images: Tensor, labels: Tensor | None, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the map (B, h, w, C) and the label map (B, K, h, w) of each of the first ``count`` outputs.
+
+        ``labels`` (B, K, h, w) are those that come with the images. A family whose ``label_rule`` is pooling is never
+        given any, and yields None: :meth:`forward` pools them onto its maps.
         """
         raise NotImplementedError
 
     def embedding(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the image embedding (B, D) and, with ``labels``, its label (B, K)."""
+        """Return the image embedding (B, D) and, with ``labels`` (B, K, h, w), its label (B, K).
+
+        A family whose ``label_rule`` is pooling is never given labels, as in :meth:`trunk`.
+        """
         raise NotImplementedError
 
     def embedding_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         """Return what :meth:`embed_with_evidence` does, for names of ``evidence``."""
         return {"vector": self.embedding(images, None)[0]}
+
+    def published_norm(self, index: int, channels: int) -> tuple[str, nn.Module] | None:
+        """Return the norm of maps (B, h, w, C) that the published dense code puts on an output, behind its name there.
+
+        None where it has none, or where the norm is a part of the trunk.
+        """
+        return None
+
+    def output_stage(self, index: int) -> int:
+        """Return the position in :meth:`stage_modules` of what makes an output; its norm is frozen with that."""
+        return index + 1
 
     def stage_modules(self) -> list[list[nn.Module | nn.Parameter]]:
         """Return what ``frozen_stages`` freezes: the patch embedding first, then stage after stage."""
@@ -150,20 +239,47 @@ class Backbone(BaseModule):
         """Return the names of parameters that the published recipe does not decay, beyond norms and biases."""
         return set()
 
+    def drop_path_rates(self) -> list[float]:
+        """Return the stochastic depth of each block, rising linearly from 0 to ``drop_path_rate``."""
+        return drop_path_rates(self.drop_path_rate, self.depth)
+
     def forward(self, images: Tensor, token_labels: Tensor | None = None):
         """Return the dense maps, with ``token_labels`` the pair (maps, aligned labels); see the module's docstring."""
-        if token_labels is not None and self.label_rule == "pooling":
-            maps, _ = self.dense(images, None)
-            return maps, tuple(pool_labels(token_labels.detach(), tuple(m.shape[2:])) for m in maps)
-        maps, aligned = self.dense(images, token_labels)
-        return maps if token_labels is None else (maps, aligned)
+        pooled = token_labels is not None and self.label_rule == "pooling"
+        maps, aligned = self.dense(images, None if pooled else token_labels)
+        if token_labels is None:
+            return maps
+        if pooled:
+            aligned = tuple(pool_labels(token_labels.detach(), (x.size(2), x.size(3))) for x in maps)
+        return maps, aligned
+
+    def dense(self, images: Tensor, labels: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels."""
+        maps, aligned = [], []
+        count = max(self.out_indices, default=-1) + 1
+        for index, (x, label) in enumerate(self.trunk(images, labels, count) if count else ()):
+            if index not in self.out_indices:
+                continue
+            if index in self.norm_names:
+                x = getattr(self, self.norm_names[index])(x)
+            maps.append(x.permute(0, 3, 1, 2))
+            if label is not None:
+                aligned.append(label)
+        return tuple(maps), tuple(aligned)
 
     def embed(self, images: Tensor, token_labels: Tensor | None = None):
-        """Return the image embedding, with ``token_labels`` the pair (embedding, label)."""
+        """Return the image embedding, with ``token_labels`` the pair (embedding, label).
+
+        Raises:
+            UserError: the backbone was built without embedding.
+        """
         if not self.with_embedding:
             raise UserError(f"{self.arch} was built for dense maps only; pass with_embedding=True to use embed()")
-        vector, label = self.embedding(images, token_labels)
-        return vector if token_labels is None else (vector, label)
+        if token_labels is None:
+            return self.embedding(images, None)[0]
+        if self.label_rule == "pooling":
+            return self.embedding(images, None)[0], image_label(token_labels)
+        return self.embedding(images, token_labels)
 
     def embed_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``evidence``.
@@ -207,12 +323,17 @@ class Backbone(BaseModule):
         return state
 
     def _freeze(self) -> None:
-        for part in self.stage_modules()[: self.frozen_stages + 1] if self.frozen_stages >= 0 else []:
-            for item in part:
-                if isinstance(item, nn.Parameter):
-                    item.requires_grad_(False)
-                else:
-                    item.eval().requires_grad_(False)
+        if self.frozen_stages < 0:
+            return
+        parts = self.stage_modules()
+        for index, name in self.norm_names.items():
+            if self.output_stage(index) < len(parts):
+                parts[self.output_stage(index)].append(getattr(self, name))
+        for item in [item for part in parts[: self.frozen_stages + 1] for item in part]:
+            if isinstance(item, nn.Parameter):
+                item.requires_grad_(False)
+            else:
+                item.eval().requires_grad_(False)
 
 
 @contextmanager
@@ -230,8 +351,19 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def check_out_indices(indices: Sequence[int], count: int, arch: str) -> tuple[int, ...]:
-    """Return ``indices`` as a sorted tuple, or raise a :class:`UserError` when one is not in 0 … ``count`` − 1."""
+def pyramid(channels: Sequence[int], stride: int = 4) -> list[tuple[int, int]]:
+    """Return the outputs of stages whose strides double from ``stride`` on, see :meth:`Backbone.outputs`."""
+    return [(width, stride * 2**index) for index, width in enumerate(channels)]
+
+
+def evenly_spaced(depth: int) -> list[int]:
+    """Return the positions of four of ``depth`` blocks, evenly spaced, the last among them."""
+    return [depth * i // 4 - 1 for i in range(1, 5)]
+
+
+def _checked_indices(indices: Sequence[int] | None, count: int, arch: str) -> tuple[int, ...]:
+    if indices is None:
+        return tuple(range(count) if count <= 4 else evenly_spaced(count))
     if any(not 0 <= index < count for index in indices) or list(indices) != sorted(set(indices)):
         raise UserError(f"out_indices={tuple(indices)} of {arch}: give rising numbers from 0 to {count - 1}")
     return tuple(indices)

@@ -30,12 +30,12 @@ from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, mix_labels
 from mixtransfer.layers.attention_maps import attention_maps
-from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.layers.residual import checked_rate, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["CaiT"]

@@ -29,12 +29,12 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Pointwise, strips
-from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import pad_to_multiple
+from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["CMT"]

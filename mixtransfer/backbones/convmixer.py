@@ -35,10 +35,10 @@ from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.depthwise import depthwise
-from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import gelu, mkl_halves_this_core
 from mixtransfer.layers.patches import pad_to_multiple
+from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["ConvMixer"]

@@ -16,26 +16,23 @@ where ViT segmentors read them (SETR, Zheng et al., arXiv 2012.15840, reads even
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
-from mixtransfer.backbones.formats.key_map import Fused, KeyMap
+from mixtransfer.backbones.base import Backbone
+from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention import attend
 from mixtransfer.layers.attention_maps import attention_maps
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
-from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.layers.patches import PatchEmbed, grid_of
+from mixtransfer.layers.positions import resize_position_table, resize_square_table
+from mixtransfer.layers.residual import keep_mask, residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["VisionTransformer"]
@@ -95,14 +92,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None; ``bias`` is one of :class:`Attention`."""
-        if labels is None and bias is None:
-            x = residual(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
+        if bias is None:
+            attention = lambda y, rows: self.attn(self.norm1(y), rows)  # noqa: E731
+            x, labels = residual_with_labels(x, labels, attention, self.drop_path, self.training)
         else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), labels, bias)
-            if self.training and self.drop_path:
-                branch = branch * keep_mask(len(x), self.drop_path, x)
-            x, labels = x + branch, None if attended is None else mix_labels(labels, attended)
+            # A bias belongs to one sample, so attention runs for all.
+            branch, labels = self.attn(self.norm1(x), labels, bias)
+            dropping = self.training and self.drop_path
+            x = x + (branch * keep_mask(len(x), self.drop_path, x) if dropping else branch)
         return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
@@ -111,16 +108,8 @@ class VisionTransformer(Backbone):
     """DeiT and ViT; outputs have stride 16, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position table is made for.
-        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "deit"
@@ -159,45 +148,22 @@ class VisionTransformer(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "deit_small",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.grid = (-(-height // spec.patch), -(-width // spec.patch))
-        self.depth, self.embed_channels = spec.depth, spec.channels
-        if out_indices is None:
-            out_indices = _even_blocks(spec.depth)
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+    # OAMixer's masks, which a network without them has no use for; SMMix's second head, of its training only.
+    official = KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale", r"token_head\..+"))
 
-        self.patch_embed = PatchEmbed(in_channels, spec.channels, spec.patch)
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, spec.patch)] * spec.depth
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+        self.grid = grid_of(img_size, spec.patch)
+        self.patch_embed = PatchEmbed(self.in_channels, spec.channels, spec.patch)
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
         tokens = 1 + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, tokens, spec.channels), std=0.02))
-        rates = drop_path_rates(drop_path_rate, spec.depth)
-        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for rate in rates)
-        if with_embedding:
+        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for rate in self.drop_path_rates())
+        if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.apply(init_linear)
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [spec.patch] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def tokens(self, images: Tensor, labels: Tensor | None):
         """Return the embedded tokens (B, 1+N, C), their labels (B, 1+N, K) or None, and the grid (h, w)."""
@@ -208,16 +174,11 @@ class VisionTransformer(Backbone):
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
         return x, labels, grid
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         x, rows, grid = self.tokens(images, labels)
-        maps, aligned = [], []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+        for block in self.blocks[:count]:
             x, rows = self.checkpointed(block, x, rows)
-            if index in self.out_indices:
-                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, grid))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows[:, 1:], grid))
-        return tuple(maps), tuple(aligned)
+            yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
 
     def embedding(self, images, labels):  # noqa: D102
         x, rows, _ = self.tokens(images, labels)
@@ -250,141 +211,6 @@ class VisionTransformer(Backbone):
         return {"pos_embed", "cls_token"}
 
     def resize_loaded(self, state):  # noqa: D102
-        table = state.get("pos_embed")
-        if table is None or table.shape == self.pos_embed.shape:
+        if "pos_embed" not in state:
             return state
-        side = round((table.size(1) - 1) ** 0.5)
-        if table.dim() != 3 or side * side + 1 != table.size(1):
-            return state
-        return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
-
-
-def _even_blocks(depth: int) -> list[int]:
-    return [depth * i // 4 - 1 for i in range(1, 5)]
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer as Network
-
-    return Network(
-        spec.img_size,
-        spec.patch,
-        channels,
-        classes or 0,
-        "token",
-        spec.channels,
-        spec.depth,
-        spec.heads,
-        weight_init="skip",
-    )
-
-
-def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from torchvision.models.vision_transformer import VisionTransformer as Network
-
-    if classes is None:
-        return None
-    network = Network(spec.img_size, spec.patch, spec.depth, spec.heads, spec.channels, 4 * spec.channels)
-    network.heads = nn.Sequential(OrderedDict(head=nn.Linear(spec.channels, classes))) if classes else nn.Identity()
-    network.conv_proj = nn.Conv2d(channels, spec.channels, spec.patch, spec.patch)
-    return network
-
-
-def _transformers(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    if classes is None:
-        return None
-    size = dict(hidden_size=spec.channels, num_hidden_layers=spec.depth, num_attention_heads=spec.heads)
-    size |= dict(intermediate_size=4 * spec.channels, image_size=spec.img_size, patch_size=spec.patch)
-    return HuggingFaceClassifier("ViT", classes, num_channels=channels, layer_norm_eps=NORM_EPS, **size)
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from mmpretrain.models import ImageClassifier
-
-    size = dict(embed_dims=spec.channels, num_layers=spec.depth, num_heads=spec.heads)
-    backbone = dict(type="VisionTransformer", arch={**size, "feedforward_channels": 4 * spec.channels})
-    backbone |= dict(img_size=spec.img_size, patch_size=spec.patch, in_channels=channels)
-    if classes is None:
-        backbone |= dict(out_type="featmap", out_indices=_even_blocks(spec.depth), final_norm=False)
-    head = dict(type="VisionTransformerClsHead", num_classes=classes, in_channels=spec.channels) if classes else None
-    return ImageClassifier(backbone, head=head)
-
-
-def _mmseg(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from mmseg.models import VisionTransformer as Network
-
-    size = dict(embed_dims=spec.channels, num_layers=spec.depth, num_heads=spec.heads, patch_bias=True)
-    read = dict(out_indices=_even_blocks(spec.depth), norm_cfg=dict(type="LN", eps=NORM_EPS))
-    return Network(spec.img_size, spec.patch, in_channels=channels, **size, **read)
-
-
-_OPENMMLAB = (
-    ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
-    ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
-    ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
-    ("layers.{i}.ffn.layers.0.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
-    ("layers.{i}.ffn.layers.1.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
-)
-VisionTransformer.formats = {
-    # OAMixer's masks, which a network without them has no use for; SMMix's second head, of its training only.
-    "official": KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale", r"token_head\..+")),
-    "timm": KeyMap(network=_timm),
-    "torchvision": KeyMap(
-        renames=(
-            ("class_token", "cls_token"),
-            ("conv_proj.{rest}", "patch_embed.proj.{rest}"),
-            ("encoder.pos_embedding", "pos_embed"),
-            ("encoder.layers.encoder_layer_{i}.ln_1.{rest}", "blocks.{i}.norm1.{rest}"),
-            ("encoder.layers.encoder_layer_{i}.ln_2.{rest}", "blocks.{i}.norm2.{rest}"),
-            ("encoder.layers.encoder_layer_{i}.self_attention.in_proj_{rest}", "blocks.{i}.attn.qkv.{rest}"),
-            ("encoder.layers.encoder_layer_{i}.self_attention.out_proj.{rest}", "blocks.{i}.attn.proj.{rest}"),
-            ("encoder.layers.encoder_layer_{i}.mlp.0.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
-            ("encoder.layers.encoder_layer_{i}.mlp.3.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
-            ("encoder.ln.{rest}", "norm.{rest}"),
-            ("heads.head.{rest}", "head.{rest}"),
-        ),
-        network=_torchvision,
-    ),
-    # Names of published files; their configurations have another eps, 1e-12, which the user has to change.
-    "transformers": KeyMap(
-        renames=(
-            ("vit.embeddings.cls_token", "cls_token"),
-            ("vit.embeddings.position_embeddings", "pos_embed"),
-            ("vit.embeddings.patch_embeddings.projection.{rest}", "patch_embed.proj.{rest}"),
-            ("vit.encoder.layer.{i}.layernorm_before.{rest}", "blocks.{i}.norm1.{rest}"),
-            ("vit.encoder.layer.{i}.layernorm_after.{rest}", "blocks.{i}.norm2.{rest}"),
-            ("vit.encoder.layer.{i}.attention.output.dense.{rest}", "blocks.{i}.attn.proj.{rest}"),
-            ("vit.encoder.layer.{i}.attention.attention.{rest}", "blocks.{i}.attn.{rest}"),
-            ("vit.encoder.layer.{i}.intermediate.dense.{rest}", "blocks.{i}.mlp.fc1.{rest}"),
-            ("vit.encoder.layer.{i}.output.dense.{rest}", "blocks.{i}.mlp.fc2.{rest}"),
-            ("vit.layernorm.{rest}", "norm.{rest}"),
-            ("classifier.{rest}", "head.{rest}"),
-        ),
-        fused=(
-            Fused(
-                "blocks.{i}.attn.qkv.{rest}",
-                tuple(f"blocks.{{i}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
-            ),
-        ),
-        network=_transformers,
-    ),
-    "mmpretrain": KeyMap(
-        renames=(
-            *_OPENMMLAB,
-            ("layers.{i}.attn.{rest}", "blocks.{i}.attn.{rest}"),
-            ("ln1.{rest}", "norm.{rest}"),
-            ("head.layers.head.{rest}", "head.{rest}"),
-        ),
-        network=_mmpretrain,
-    ),
-    "mmseg": KeyMap(
-        renames=(
-            *_OPENMMLAB,
-            ("layers.{i}.attn.attn.in_proj_{rest}", "blocks.{i}.attn.qkv.{rest}"),
-            ("layers.{i}.attn.attn.out_proj.{rest}", "blocks.{i}.attn.proj.{rest}"),
-            ("ln1.{rest}", "norm.{rest}"),
-        ),
-        absent=(r"(norm|head)\..+",),
-        network=_mmseg,
-    ),
-}
+        return {**state, "pos_embed": resize_square_table(state["pos_embed"], self.pos_embed, self.grid)}

@@ -38,11 +38,11 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
 from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed, pad_to_multiple
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["DynamicViT", "Encoded", "Predictor", "SparseBackbone", "decide", "logistic_noise", "next_rate"]

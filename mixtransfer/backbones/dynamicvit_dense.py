@@ -48,11 +48,11 @@ from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import mix_labels
 from mixtransfer.layers.channels_last import Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, in_chunks
 from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["DynamicConvNeXt", "DynamicSwin"]

@@ -36,10 +36,10 @@ from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp, linear
+from mixtransfer.layers.residual import checked_rate, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["FAN"]

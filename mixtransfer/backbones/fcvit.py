@@ -28,10 +28,10 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu
+from mixtransfer.layers.residual import drop_path_rates, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["FCViT"]

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Pointwise
-from mixtransfer.layers.drop_path import add_, drop_path_rates, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu, in_chunks, linear
+from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]

@@ -17,7 +17,6 @@ Token labels are pooled to each output grid: no attention moves them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -26,16 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise, depthwise
-from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["HorNet"]
@@ -176,16 +173,8 @@ class HorNet(Backbone):
     """HorNet with outputs at strides 4, 8, 16 and 32 (floored), each with a norm of its own.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the global filters are learned for; the published segmentors take 384, detectors 224.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "hornet"
@@ -217,82 +206,47 @@ class HorNet(Backbone):
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "hornet_tiny_gf",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
-        self.embed_channels = channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.downsample_layers = nn.ModuleList()
         self.downsample_layers.append(
-            nn.Sequential(Patches(in_channels, channels[0], 4), nn.LayerNorm(channels[0], eps=NORM_EPS))
+            nn.Sequential(Patches(self.in_channels, channels[0], 4), nn.LayerNorm(channels[0], eps=NORM_EPS))
         )
         for small, large in pairwise(channels):
             self.downsample_layers.append(nn.Sequential(nn.LayerNorm(small, eps=NORM_EPS), Patches(small, large, 2)))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        rates = iter(self.drop_path_rates())
         self.stages = nn.ModuleList()
         for index, depth in enumerate(spec.depths):
             is_global = spec.global_filter and index >= 2
-            grid = (max(height // STRIDES[index], 1), max(width // STRIDES[index], 1)) if is_global else None
+            grid = tuple(max(side // STRIDES[index], 1) for side in img_size) if is_global else None
             self.stages.append(
                 nn.Sequential(*(Block(channels[index], ORDERS[index], grid, next(rates)) for _ in range(depth)))
             )
-        for index in self.out_indices:
-            self.add_module(f"norm{index}", nn.LayerNorm(channels[index], eps=NORM_EPS))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.apply(_init)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [STRIDES[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def run(self, images: Tensor, stages: int):
-        """Yield the map (B, H, W, C) after each of the first ``stages`` stages."""
+    def published_norm(self, index, channels):  # noqa: D102
+        return f"norm{index}", nn.LayerNorm(channels, eps=NORM_EPS)
+
+    def trunk(self, images, labels, count):  # noqa: D102
         x = images.permute(0, 2, 3, 1)
-        for downsample, stage in zip(self.downsample_layers[:stages], self.stages, strict=False):
+        for downsample, stage in zip(self.downsample_layers[:count], self.stages, strict=False):
             x = downsample(x)
             for block in stage:
                 x = self.checkpointed(block, x)
-            yield x
-
-    def dense(self, images, labels):  # noqa: D102
-        maps = tuple(
-            getattr(self, f"norm{index}")(x).permute(0, 3, 1, 2)
-            for index, x in enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
-            if index in self.out_indices
-        )
-        return maps, None
+            yield x, None
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.run(images, len(self.stages))
-        return self.norm(x.mean(dim=(1, 2))), None if labels is None else image_label(labels)
+        *_, (x, _) = self.trunk(images, None, len(self.stages))
+        return self.norm(x.mean(dim=(1, 2))), None
 
     def stage_modules(self):  # noqa: D102
         stem, *between = self.downsample_layers
-        parts = [[stem], [self.stages[0]], *([d, s] for d, s in zip(between, self.stages[1:], strict=True))]
-        for index in self.out_indices:
-            parts[index + 1].append(getattr(self, f"norm{index}"))
-        return parts
+        return [[stem], [self.stages[0]], *([d, s] for d, s in zip(between, self.stages[1:], strict=True))]
 
     def layer_of(self, name):  # noqa: D102
         parts = name.split(".")
@@ -321,38 +275,3 @@ def _init(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from mmpretrain.models import ImageClassifier
-
-    filters = [dict(type="DW", kernel_size=7)] * 4
-    for index in (2, 3) if spec.global_filter else ():
-        side = spec.img_size // STRIDES[index]
-        filters[index] = dict(type="GF", h=side, w=side // 2 + 1)
-    arch = dict(base_dim=spec.channels, depths=list(spec.depths), orders=list(ORDERS), dw_cfg=filters)
-    backbone = dict(type="HorNet", arch=arch, in_channels=channels)
-    if classes is None:
-        backbone |= dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
-    width = spec.channels * 2 ** (len(spec.depths) - 1)
-    head = dict(type="LinearClsHead", num_classes=classes, in_channels=width) if classes else None
-    network = ImageClassifier(backbone, head=head)
-    for index in range(4) if classes is None else ():
-        setattr(network.backbone, f"norm{index}", nn.Identity())
-    return network
-
-
-HorNet.formats = {
-    "official": KeyMap(),
-    "mmpretrain": KeyMap(
-        renames=(
-            ("stages.{i}.{j}.gnconv.projs.{rest}", "stages.{i}.{j}.gnconv.pws.{rest}"),
-            ("stages.{i}.{j}.gamma1.weight", "stages.{i}.{j}.gamma1"),
-            ("stages.{i}.{j}.gamma2.weight", "stages.{i}.{j}.gamma2"),
-            ("norm3.{rest}", "norm.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        absent=(r"norm\d\..+",),
-        network=_mmpretrain,
-    ),
-}

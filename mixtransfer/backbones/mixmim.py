@@ -28,10 +28,10 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.backbones.swin import Stage, SwinTransformer, merge_labels
-from mixtransfer.layers.drop_path import drop_path_rates
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed
 from mixtransfer.layers.positions import resize_position_table, resize_relative_table
+from mixtransfer.layers.residual import drop_path_rates
 from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.drop_path import checked_rate, keep_mask, residual
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.residual import checked_rate, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["MLPMixer"]

@@ -33,13 +33,13 @@ from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import relative_position_index, resize_relative_table
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["MSGTransformer"]

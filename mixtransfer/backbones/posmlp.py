@@ -36,12 +36,12 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu, linear
 from mixtransfer.layers.positions import relative_position_index
+from mixtransfer.layers.residual import drop_path_rates, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["PosMLP"]

@@ -36,11 +36,11 @@ from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.depthwise import Depthwise
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, gelu, in_chunks
 from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["PVT", "PVTv2"]

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
 from mixtransfer.errors import UserError
-from mixtransfer.layers.drop_path import checked_rate, residual
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import COLORS, resize_channels
+from mixtransfer.layers.residual import checked_rate, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]

@@ -34,12 +34,12 @@ from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Conv, pad
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["RegionViT"]

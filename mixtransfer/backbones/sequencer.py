@@ -28,10 +28,10 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Patches
-from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, Mlp
+from mixtransfer.layers.residual import drop_path_rates, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["Sequencer2D"]

@@ -30,10 +30,10 @@ from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
-from mixtransfer.layers.drop_path import add_, checked_rate, keep_mask
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
+from mixtransfer.layers.residual import add_, checked_rate, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]

@@ -17,26 +17,24 @@ is divided by the mass that it found; ``frozen_stages`` counts as in OpenMMLab; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
-from mixtransfer.backbones.formats.key_map import Fused, KeyMap, Reorder
+from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend_windows, mix_labels
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.attention import attend_windows
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.positions import relative_position_index, resize_relative_table
+from mixtransfer.layers.positions import relative_position_index, resize_relative_tables
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 
@@ -48,6 +46,8 @@ MASK_RCNN = "COCO: Mask R-CNN, 36 epochs"
 CASCADE = "COCO: Cascade Mask R-CNN, 36 epochs"
 UPERNET = "ADE20K: UPerNet, 160k iterations, 512 × 512"
 PATCH = 4
+#: Entries of the published code that follow from sizes.
+DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, L, C) and their labels (B, L, K) or None."""
-        if labels is None:
-            x = residual(x, lambda y: self.attn(self.norm1(y), grid, None)[0], self.drop_path, self.training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), grid, labels)
-            if self.training and self.drop_path:
-                branch = branch * keep_mask(len(x), self.drop_path, x)
-            x, labels = x + branch, mix_labels(labels, attended)
+        x, labels = residual_with_labels(
+            x, labels, lambda y, rows: self.attn(self.norm1(y), grid, rows), self.drop_path, self.training
+        )
         return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
@@ -169,17 +164,9 @@ class SwinTransformer(Backbone):
     """Swin Transformer with outputs at strides 4, 8, 16 and 32, each with a norm of its own.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the classifier is built for; it decides in which stages ``embed`` drops the shift.
         window: window side, where it differs from the published one; tables are resampled when loading.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "swin"
@@ -206,84 +193,50 @@ class SwinTransformer(Backbone):
         "swin_large": Reported(197, 34.5, 86.3, sources=(README, IN22K)),
         "swin_large_w12": Reported(197, 103.9, 87.3, sources=(README, IN22K)),
     }
+    official = KeyMap(derived=DERIVED)
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "swin_tiny",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        window: int | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        window = window or spec.window
-        size = img_size or spec.img_size
-        self.img_size = (size, size) if isinstance(size, int) else tuple(size)
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
-        self.embed_channels = channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-        self.patch_embed = PatchEmbed(in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec, *, img_size: tuple[int, int], window: int | None = None) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        window = window or spec.window
+        self.img_size = img_size
+        self.patch_embed = PatchEmbed(self.in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
+        rates = iter(self.drop_path_rates())
         self.layers = nn.ModuleList(
             Stage(channels[i], spec.heads[i], window, [next(rates) for _ in range(n)], merge=i < len(spec.depths) - 1)
             for i, n in enumerate(spec.depths)
         )
-        for index in self.out_indices:
-            self.add_module(f"norm{index}", nn.LayerNorm(channels[index]))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(partial(init_linear, std=spec.init_std))
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [PATCH * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def stages(self, images: Tensor, labels: Tensor | None, shifts: Sequence[bool]):
-        """Yield (tokens (B, L, C), labels (B, L, K) or None, grid) after each stage of ``shifts``, before merging."""
+    def published_norm(self, index, channels):  # noqa: D102
+        return f"norm{index}", nn.LayerNorm(channels)
+
+    def trunk(self, images, labels, count, shifts: Sequence[bool] = (True,) * 4):
+        """Yield maps and labels as the contract says; ``shifts`` tells which stages shift their windows."""
         x, size = self.patch_embed(images)
         rows = None if labels is None else labels_to_tokens(labels, size)
-        for index, shift in enumerate(shifts):
-            stage = self.layers[index]
-            grids = stage.grids(size, x.device, shift)
+        for index, stage in enumerate(self.layers[:count]):
+            grids = stage.grids(size, x.device, shifts[index])
             for number, block in enumerate(stage.blocks):
                 x, rows = self.checkpointed(block, x, grids[number % 2], rows)
-            yield x, rows, size
-            if index < len(shifts) - 1:
+            yield x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
+            if index < count - 1:
                 rows = None if rows is None else merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        shifts = [True] * (max(self.out_indices, default=-1) + 1)
-        for index, (x, rows, size) in enumerate(self.stages(images, labels, shifts)):
-            if index in self.out_indices:
-                maps.append(getattr(self, f"norm{index}")(x).transpose(1, 2).unflatten(2, size))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows, size))
-        return tuple(maps), tuple(aligned)
-
     def embedding(self, images, labels):  # noqa: D102
         shifts = [min(self.img_size) // (PATCH * 2**i) > stage.window for i, stage in enumerate(self.layers)]
-        *_, (x, rows, size) = self.stages(images, labels, shifts)
-        return self.norm(x).mean(dim=1), None if rows is None else image_label(labels_to_map(rows, size))
+        *_, (x, label) = self.trunk(images, labels, len(self.layers), shifts)
+        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
     def stage_modules(self):  # noqa: D102
-        norms = [[getattr(self, f"norm{i}")] if i in self.out_indices else [] for i in range(len(self.layers))]
-        return [[self.patch_embed], *([stage, *norm] for stage, norm in zip(self.layers, norms, strict=True))]
+        return [[self.patch_embed], *([stage] for stage in self.layers)]
 
     def layer_of(self, name):  # noqa: D102
         parts = name.split(".")
@@ -300,158 +253,4 @@ class SwinTransformer(Backbone):
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     def resize_loaded(self, state):  # noqa: D102
-        own = dict(self.named_parameters())
-        return {
-            key: resize_relative_table(value, self.layers[0].window)
-            if key.endswith("relative_position_bias_table") and key in own and value.shape[1:] == own[key].shape[1:]
-            else value
-            for key, value in state.items()
-        }
-
-
-# nn.Unfold, which OpenMMLab merges patches with, orders a row by channel, then row-major in the 2 × 2 cell.
-def _unfold_to_concat(value: Tensor) -> Tensor:
-    cells = value.reshape(*value.shape[:-1], -1, 4)[..., [0, 2, 1, 3]]
-    return cells.transpose(-1, -2).reshape(value.shape)
-
-
-def _concat_to_unfold(value: Tensor) -> Tensor:
-    cells = value.reshape(*value.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]
-    return cells.transpose(-1, -2).reshape(value.shape)
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.swin_transformer import SwinTransformer as Network
-
-    size = dict(embed_dim=spec.channels, depths=spec.depths, num_heads=spec.heads, window_size=spec.window)
-    return Network(spec.img_size, PATCH, channels, classes or 0, **size)
-
-
-def _torchvision(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from torchvision.models.swin_transformer import SwinTransformer as Network
-
-    if classes is None:
-        return None
-    network = Network(
-        [PATCH] * 2, spec.channels, list(spec.depths), list(spec.heads), [spec.window] * 2, num_classes=classes or 1
-    )
-    if not classes:
-        network.head = nn.Identity()
-    network.features[0][0] = nn.Conv2d(channels, spec.channels, PATCH, PATCH)
-    return network
-
-
-def _transformers(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    if classes is None:
-        return None
-    size = dict(embed_dim=spec.channels, depths=list(spec.depths), num_heads=list(spec.heads))
-    size |= dict(window_size=spec.window, image_size=spec.img_size, patch_size=PATCH)
-    return HuggingFaceClassifier("Swin", classes, num_channels=channels, **size)
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from mmpretrain.models import ImageClassifier
-
-    width = spec.channels * 2 ** (len(spec.depths) - 1)
-    arch = dict(embed_dims=spec.channels, depths=spec.depths, num_heads=spec.heads)
-    backbone = dict(type="SwinTransformer", arch=arch, img_size=spec.img_size, window_size=spec.window)
-    backbone |= dict(in_channels=channels, out_indices=(0, 1, 2, 3) if classes is None else (3,))
-    head = dict(type="LinearClsHead", num_classes=classes, in_channels=width) if classes else None
-    network = ImageClassifier(backbone, neck=None if classes is None else dict(type="GlobalAveragePooling"), head=head)
-    for index in range(4) if classes is None else ():
-        setattr(network.backbone, f"norm{index}", nn.Identity())
-    return network
-
-
-def _dense(library: str) -> Callable[[Spec, int | None, int], nn.Module]:
-    def build(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-        network = import_module(f"{library}.models").SwinTransformer
-        size = dict(embed_dims=spec.channels, depths=spec.depths, num_heads=spec.heads, window_size=spec.window)
-        return network(spec.img_size, channels, **size)
-
-    return build
-
-
-_DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
-_RENAMES = (
-    ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
-    ("stages.{i}.blocks.{j}.attn.w_msa.{rest}", "layers.{i}.blocks.{j}.attn.{rest}"),
-    ("stages.{i}.blocks.{j}.ffn.layers.0.0.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
-    ("stages.{i}.blocks.{j}.ffn.layers.1.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
-    ("stages.{i}.{rest}", "layers.{i}.{rest}"),
-)
-_REORDERS = (Reorder(r"layers\.\d+\.downsample\.(norm|reduction)\..+", _unfold_to_concat, _concat_to_unfold),)
-
-
-def _openmmlab(library: str) -> KeyMap:
-    return KeyMap(_RENAMES, _DERIVED, (r"(norm|head)\..+",), _REORDERS, network=_dense(library))
-
-
-SwinTransformer.formats = {
-    "official": KeyMap(derived=_DERIVED),
-    "timm": KeyMap(
-        renames=(
-            ("layers.{i+1}.downsample.{rest}", "layers.{i}.downsample.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        derived=_DERIVED,
-        absent=(r"norm\d\..+",),
-        network=_timm,
-    ),
-    "torchvision": KeyMap(
-        renames=(
-            ("features.0.0.{rest}", "patch_embed.proj.{rest}"),
-            ("features.0.2.{rest}", "patch_embed.norm.{rest}"),
-            *(
-                (f"features.{2 * i + 1}.{{j}}.mlp.0.{{rest}}", f"layers.{i}.blocks.{{j}}.mlp.fc1.{{rest}}")
-                for i in range(4)
-            ),
-            *(
-                (f"features.{2 * i + 1}.{{j}}.mlp.3.{{rest}}", f"layers.{i}.blocks.{{j}}.mlp.fc2.{{rest}}")
-                for i in range(4)
-            ),
-            *((f"features.{2 * i + 1}.{{rest}}", f"layers.{i}.blocks.{{rest}}") for i in range(4)),
-            *((f"features.{2 * i + 2}.{{rest}}", f"layers.{i}.downsample.{{rest}}") for i in range(3)),
-        ),
-        derived=_DERIVED,
-        absent=(r"norm\d\..+",),
-        network=_torchvision,
-    ),
-    # Names of published files.
-    "transformers": KeyMap(
-        renames=(
-            ("swin.embeddings.patch_embeddings.projection.{rest}", "patch_embed.proj.{rest}"),
-            ("swin.embeddings.norm.{rest}", "patch_embed.norm.{rest}"),
-            ("swin.encoder.layers.{i}.blocks.{j}.layernorm_before.{rest}", "layers.{i}.blocks.{j}.norm1.{rest}"),
-            ("swin.encoder.layers.{i}.blocks.{j}.layernorm_after.{rest}", "layers.{i}.blocks.{j}.norm2.{rest}"),
-            (
-                "swin.encoder.layers.{i}.blocks.{j}.attention.output.dense.{rest}",
-                "layers.{i}.blocks.{j}.attn.proj.{rest}",
-            ),
-            ("swin.encoder.layers.{i}.blocks.{j}.attention.self.{rest}", "layers.{i}.blocks.{j}.attn.{rest}"),
-            ("swin.encoder.layers.{i}.blocks.{j}.intermediate.dense.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
-            ("swin.encoder.layers.{i}.blocks.{j}.output.dense.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
-            ("swin.encoder.layers.{i}.downsample.{rest}", "layers.{i}.downsample.{rest}"),
-            ("swin.layernorm.{rest}", "norm.{rest}"),
-            ("classifier.{rest}", "head.{rest}"),
-        ),
-        derived=_DERIVED,
-        absent=(r"norm\d\..+",),
-        fused=(
-            Fused(
-                "layers.{i}.blocks.{j}.attn.qkv.{rest}",
-                tuple(f"layers.{{i}}.blocks.{{j}}.attn.{part}.{{rest}}" for part in ("query", "key", "value")),
-            ),
-        ),
-        network=_transformers,
-    ),
-    "mmdet": _openmmlab("mmdet"),
-    "mmseg": _openmmlab("mmseg"),
-    "mmpretrain": KeyMap(
-        renames=(*_RENAMES, ("norm3.{rest}", "norm.{rest}"), ("head.fc.{rest}", "head.{rest}")),
-        derived=_DERIVED,
-        absent=(r"norm\d\..+",),
-        reorders=_REORDERS,
-        network=_mmpretrain,
-    ),
-}
+        return resize_relative_tables(state, self, self.layers[0].window)

@@ -30,11 +30,11 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.backbones.swin import PatchMerging
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.drop_path import drop_path_rates, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp
 from mixtransfer.layers.patches import PatchEmbed
+from mixtransfer.layers.residual import drop_path_rates, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["SwinMLP"]

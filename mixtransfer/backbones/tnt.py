@@ -29,12 +29,12 @@ from mixtransfer.backbones.base import Backbone, check_out_indices
 from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.drop_path import drop_path_rates, keep_mask, residual
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.positions import resize_position_table
+from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["TNT"]

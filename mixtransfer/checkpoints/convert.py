@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -255,8 +254,8 @@ def _identify(selected: Selection, name: str, options: ConvertOptions) -> tuple[
     else:
         arch, source = options.arch, "auto"
     family = backbone_class(arch)
-    for format_name in {options.source, options.target} - {"auto", OURS, *family.formats}:
-        raise unknown_name(f"format of {family.family}", format_name, [OURS, *family.formats])
+    for format_name in {options.source, options.target} - {"auto", OURS, *family.formats()}:
+        raise unknown_name(f"format of {family.family}", format_name, [OURS, *family.formats()])
     if options.source != "auto":
         return arch, options.source
     if source == "auto":
@@ -280,10 +279,10 @@ def _network(
             key for key in family(arch=arch, with_embedding=True).state_dict() if _matches(family.embed_only, key)
         }
     # Dense files may hold a part of what a classifier needs; it is left behind.
-    absent = family.formats[source].absent if source != OURS else ()
+    absent = family.formats()[source].absent if source != OURS else ()
     embeds = bool(heads) or all(key in keys for key in embedding if not _matches(absent, key))
 
-    lacking = options.network().keys() - inspect.signature(family.__init__).parameters.keys()
+    lacking = options.network().keys() - family.own_options() - {"in_channels"}
     if lacking:
         raise UserError(f"{arch} has no option {', '.join(sorted(lacking))}: nothing in it depends on that")
     dense = not embeds or any(_matches(family.dense_only, key) for key in keys)
@@ -298,7 +297,7 @@ def _network(
 
 def _fill(net: Backbone, account: FittedState) -> list[str]:
     """Give entries that the source's format has no name for the value that the network starts with; return them."""
-    absent = net.formats[account.source].absent if account.source != OURS else ()
+    absent = net.formats()[account.source].absent if account.source != OURS else ()
     filled = [key for key in account.new if _matches(absent, key) and not _matches(net.dense_only, key)]
     if filled:
         own = net.state_dict()

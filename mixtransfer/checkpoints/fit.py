@@ -19,6 +19,8 @@ from mixtransfer.errors import UserError
 __all__ = ["AUX_HEAD", "HEAD", "FittedState", "account_for", "shorten"]
 
 HEAD = ("head.weight", "head.bias")
+#: Entries that options add to any backbone, and no published file has.
+OPTIONS = (r"token_classifier\..+", r"output_norm\d+\..+")
 #: Said where a position table does not fit.
 OBLONG = "; tables of images that are not square fit networks for that size only, say --img-size HxW (img_size=(H, W))"
 #: The second head of networks with ``has_token_logits``.
@@ -81,8 +83,8 @@ def account_for(
     changed = {key: tuple(value.shape) for key, value in result.state.items() if before.get(key) != tuple(value.shape)}
     result.resized = {key: (before[key], shape) for key, shape in changed.items()}
     absent = [key for key in own if key not in result.state]
-    lacking_by_format = () if source == OURS else backbone.formats[source].absent
-    optional = (*lacking_by_format, r"token_classifier\..+", *backbone.dense_only)
+    lacking_by_format = () if source == OURS else backbone.formats()[source].absent
+    optional = (*lacking_by_format, *OPTIONS, *backbone.dense_only)
     if head is None:
         optional += backbone.embed_only
     result.new = tuple(key for key in absent if any(re.fullmatch(pattern, key) for pattern in optional))

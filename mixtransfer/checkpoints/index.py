@@ -26,9 +26,9 @@ def make_index(families: Sequence[type[Backbone]] = FAMILIES, archs: Sequence[st
 
 
 def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]) -> dict[str, Any]:
-    names = [OURS, *family.formats]
+    names = [OURS, *family.formats()]
     formats: dict[str, dict] = {
-        name: {"derived": list(family.formats[name].derived) if name != OURS else [], "groups": [], "optional": []}
+        name: {"derived": list(family.formats()[name].derived) if name != OURS else [], "groups": [], "optional": []}
         for name in names
     }
     archs: dict[str, dict] = {}
@@ -42,7 +42,7 @@ def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]
     for arch in archs.values():  # groups that later networks brought
         for name in names:
             arch[name] += [-1] * (len(formats[name]["groups"]) - len(arch[name]))
-    for name in family.formats:
+    for name in family.formats():
         alike = (formats[name][part] == formats[OURS][part] for part in ("groups", "optional"))
         if all(alike) and all(arch[name] == arch[OURS] for arch in archs.values()):
             formats[name] = {"derived": formats[name]["derived"], "like": OURS}

@@ -84,7 +84,7 @@ def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
         partial = len(dense - keys) if dense & keys else 0
         return len(own & keys), -len(keys - own), -partial
 
-    return max([OURS, *type(backbone).formats], key=fit)
+    return max([OURS, *type(backbone).formats()], key=fit)
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -63,6 +63,6 @@ def convert_state_dict(
 
 
 def _key_map(family: type[Backbone], name: str) -> KeyMap:
-    if name not in family.formats:
-        raise unknown_name(f"format of {family.family}", name, [OURS, *family.formats])
-    return family.formats[name]
+    if name not in family.formats():
+        raise unknown_name(f"format of {family.family}", name, [OURS, *family.formats()])
+    return family.formats()[name]

@@ -33,6 +33,7 @@ DROPPED: dict[str, str] = {
     "distillation and token heads": r"(head_dist|aux_head|token_head|tok_head|avg_head)\..+",
     "heads of other tasks": r"(head|fc|classifier|cls_head|projection_head|predictor|projector|pre_logits)\..+",
     "token classifier": r"token_classifier\..+",
+    "norms of outputs": r"output_norm\d+\..+",
     "neck and dense heads": r"(neck|decode_head|auxiliary_head|rpn_head|roi_head|bbox_head|mask_head|panoptic_head"
     r"|seg_head|query_head|fpn|img_neck|proposal_generator|roi_heads|sem_seg_head|fpn_(lateral|output)\d)\..+",
     "transformer decoder of a detector": r"(encoder|decoder|memory_trans_fc|memory_trans_norm|query_embedding"

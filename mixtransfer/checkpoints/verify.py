@@ -130,7 +130,7 @@ def compare(
     Raises:
         UserError: the library's network does not take the weights.
     """
-    dense = net.formats[library].dense or not net.with_embedding
+    dense = net.formats()[library].dense or not net.with_embedding
     if not dense and HEAD[0] not in state and not net.embed_only:
         result = _compare(net, state, library, network, size, answer, dense=True)
         if not isinstance(result, str):
@@ -139,7 +139,7 @@ def compare(
 
 
 def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[float, str] | str:
-    key_map, head = net.formats[library], state.get(HEAD[0])
+    key_map, head = net.formats()[library], state.get(HEAD[0])
     none = f"no network of {library} takes these weights"
     if key_map.network is None:
         return none

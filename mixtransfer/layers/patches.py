@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["COLORS", "PatchEmbed", "pad_to_multiple", "resize_channels"]
+__all__ = ["COLORS", "PatchEmbed", "grid_of", "pad_to_multiple", "resize_channels"]
 
 COLORS = 3
 
@@ -15,6 +15,11 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) with zeros at the bottom and right until both sides are multiples of ``multiple``."""
     bottom, right = -x.size(2) % multiple, -x.size(3) % multiple
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of side ``patch`` that cover an image of ``size`` (height, width)."""
+    return -(-size[0] // patch), -(-size[1] // patch)
 
 
 class PatchEmbed(nn.Module):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["relative_position_index", "resize_position_table", "resize_relative_table"]
+__all__ = [
+    "relative_position_index",
+    "resize_position_table",
+    "resize_relative_table",
+    "resize_relative_tables",
+    "resize_square_table",
+]
 
 
 def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -31,6 +39,32 @@ def resize_relative_table(table: Tensor, window: int) -> Tensor:
     grid = table.t().reshape(1, table.size(1), side, side)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return grid.flatten(2)[0].t().contiguous()
+
+
+def resize_relative_tables(state: dict[str, Tensor], network: nn.Module, window: int) -> dict[str, Tensor]:
+    """Return entries with every ``relative_position_bias_table`` of a network resampled to windows of ``window``."""
+    own = dict(network.named_parameters())
+    return {
+        key: resize_relative_table(value, window)
+        if key.endswith("relative_position_bias_table") and key in own and value.shape[1:] == own[key].shape[1:]
+        else value
+        for key, value in state.items()
+    }
+
+
+def resize_square_table(table: Tensor, own: Tensor, grid: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Return a checkpoint's position table (1, prefix + s², C), resampled from its square grid to ``grid``.
+
+    ``own`` (1, prefix + h·w, C) is the network's. A table of another form comes back as it is: misshapen, which the
+    loader then says by name.
+    """
+    prefix = own.size(1) - grid[0] * grid[1]
+    if table.dim() != 3 or table.shape == own.shape:
+        return table
+    side = math.isqrt(max(table.size(1) - prefix, 0))
+    if not side or side * side + prefix != table.size(1):
+        return table
+    return resize_position_table(table, (side, side), grid, mode)
 
 
 def relative_position_index(height: int, width: int) -> Tensor:

@@ -197,7 +197,7 @@ def _accept_published_names(state: dict[str, Tensor], prefix: str, *_) -> None:
     keys = [key for key in state if key.startswith(prefix)]
     if any(key.startswith(f"{prefix}backbone.") for key in keys):
         return
-    derived = MixMIMEncoder.formats["official"].derived
+    derived = MixMIMEncoder.formats()["official"].derived
     for key in keys:
         name = key[len(prefix) :]
         if any(re.fullmatch(pattern, name) for pattern in derived):

@@ -10,7 +10,7 @@ FAMILIES = [("hornet", "mmpretrain"), ("sequencer2d", "timm")]
 @pytest.mark.parametrize(("family", "library"), FAMILIES)
 def test_library_weights_give_the_library_s_answers(family, library):
     ours = build_toy(family, out_indices=(), with_embedding=True).double().eval()
-    key_map = ours.formats[library]
+    key_map = ours.formats()[library]
     theirs = key_map.network(TOYS[family], 5, 3).double()
     theirs.eval()
     with torch.no_grad():

@@ -41,9 +41,9 @@ def test_equals_timm_from_its_names(pair, size):
     toy = type(family.__name__, (family,), {"archs": {"toy": spec}})
     ours = toy(arch="toy", out_indices=indices, with_embedding=True).double().eval()
     published = theirs.state_dict()
-    state, dropped = family.formats["timm"].to_ours(published)
+    state, dropped = family.formats()["timm"].to_ours(published)
     ours.load_state_dict(state)
-    assert not dropped and family.formats["timm"].to_theirs(state)[0].keys() == published.keys()
+    assert not dropped and family.formats()["timm"].to_theirs(state)[0].keys() == published.keys()
     x = torch.randn(2, 3, *size).double()
     with torch.no_grad():
         torch.testing.assert_close(ours.embed(x), theirs(x), rtol=0, atol=1e-10)

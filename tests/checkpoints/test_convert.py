@@ -84,7 +84,7 @@ def make_importable(monkeypatch):
 
 
 def formats():
-    return [(cls.family, name) for cls in FAMILIES for name in cls.formats]
+    return [(cls.family, name) for cls in FAMILIES for name in cls.formats()]
 
 
 @pytest.mark.parametrize(("family", "name"), formats())
@@ -92,15 +92,15 @@ def test_a_format_goes_there_and_back_with_the_same_bytes(family, name):
     net = build_toy(family, with_embedding=True)
     state = {**net.state_dict(), HEAD[0]: torch.randn(3, net.embed_channels), HEAD[1]: torch.randn(3)}
     state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}
-    theirs, left_out = net.formats[name].to_theirs(state)
-    ours, dropped = net.formats[name].to_ours(theirs)
+    theirs, left_out = net.formats()[name].to_theirs(state)
+    ours, dropped = net.formats()[name].to_ours(theirs)
     kept = {key: value for key, value in state.items() if key not in left_out}
     assert same(ours, kept) and not dropped
-    assert same(net.formats[name].to_theirs(ours)[0], theirs)
+    assert same(net.formats()[name].to_theirs(ours)[0], theirs)
 
 
 def libraries():
-    return [(cls.family, name) for cls in FAMILIES for name, key_map in cls.formats.items() if key_map.network]
+    return [(cls.family, name) for cls in FAMILIES for name, key_map in cls.formats().items() if key_map.network]
 
 
 def test_there_is_a_network_for_every_format_of_an_installed_library():
@@ -163,7 +163,7 @@ def test_a_library_that_is_not_there_is_said_and_nothing_else_is_left_out(tmp_pa
 
 
 def test_the_comparison_would_notice_a_wrong_permutation(tmp_path, classifier, monkeypatch):
-    good = backbone_class(ARCH).formats
+    good = backbone_class(ARCH).formats()
     unordered = KeyMap(
         good["mmdet"].renames, good["mmdet"].derived, good["mmdet"].absent, network=good["mmdet"].network
     )

@@ -218,19 +218,19 @@ def test_our_tests_name_every_family_as_the_page_reads_them(tmp_path):
     assert {cls.family: columns - cells[cls.family].keys() for cls in FAMILIES} == {
         cls.family: set() for cls in FAMILIES
     }
-    assert {family: set(row) for family, row in formats.items()} == {cls.family: set(cls.formats) for cls in FAMILIES}
+    assert {family: set(row) for family, row in formats.items()} == {cls.family: set(cls.formats()) for cls in FAMILIES}
     zoo.formats_table(formats)
 
 
 def test_the_table_of_formats_has_no_cell_without_proof(tmp_path):
-    formats = {cls.family: dict.fromkeys(cls.formats, "⇄ C D") for cls in FAMILIES}
+    formats = {cls.family: dict.fromkeys(cls.formats(), "⇄ C D") for cls in FAMILIES}
     page = zoo.with_formats(f"before\n{zoo.BEGIN}\nold\n{zoo.END}\nafter\n", formats, "a.md")
     lines = page.splitlines()
     assert (lines[0], lines[1], lines[-2], lines[-1]) == ("before", zoo.BEGIN, zoo.END, "after") and "old" not in page
     assert {"deit", "swin"} <= {line.split(" ")[1] for line in lines[2:-2] if "⇄" in line}
     cells = [cell.strip() for line in lines[4:-2] for cell in line.strip("|").split("|")]
     assert len(cells) == len(FAMILIES) * (1 + len(zoo.FORMATS)) and all(cells)
-    assert {name for cls in FAMILIES for name in cls.formats} == set(zoo.FORMATS)
+    assert {name for cls in FAMILIES for name in cls.formats()} == set(zoo.FORMATS)
     formats["swin"]["timm"] = "C D"
     with pytest.raises(UserError, match=r"swin has no proof of its format 'timm'; run python -m pytest --junitxml"):
         zoo.formats_table(formats)

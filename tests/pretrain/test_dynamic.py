@@ -75,7 +75,7 @@ def test_training_step_equals_published(tmp_path, name):
     )
     net.init_weights()
     net = net.double().train()
-    net.load_state_dict(type(net.backbone).formats["official"].to_ours(state)[0])
+    net.load_state_dict(type(net.backbone).formats()["official"].to_ours(state)[0])
 
     images = record_input(expected)
     encoded = net.backbone.encode(images, noise=recorded_noise(given["noise"]))

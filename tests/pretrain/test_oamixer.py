@@ -158,7 +158,7 @@ def test_features_and_logits_of_the_mixed_images_equal_published(name):
 
 def published_names(net):
     """Return the published name of each entry of the backbone -> ours."""
-    official = net.backbone.formats["official"]
+    official = net.backbone.formats()["official"]
     return {next(iter(official.to_theirs({key: value})[0])): key for key, value in net.backbone.state_dict().items()}
 
 

@@ -20,6 +20,8 @@ from mixtransfer.errors import UserError
 
 __all__ = ["Fused", "KeyMap", "Reorder"]
 
+#: Norms that the option ``output_norm`` adds to any backbone; no published format has a place for them.
+OUTPUT_NORM = r"output_norm\d+\..+"
 _HOLE = re.compile(r"\\\{(\w+)(?:\\\+(\d+))?\\\}")
 _FILL = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
@@ -118,7 +120,7 @@ class KeyMap:
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Return the entries under their names, and our keys that the format has no place for."""
-        left_out = [key for key in state if _matches(self.absent, key)]
+        left_out = [key for key in state if _matches((*self.absent, OUTPUT_NORM), key)]
         kept = {k: v for k, v in state.items() if k not in set(left_out)}
         for reorder in self.reorders:
             for key in kept:

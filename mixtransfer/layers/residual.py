@@ -1,4 +1,7 @@
-"""Stochastic depth that computes a residual branch only for the samples that keep it."""
+"""Residual sums with stochastic depth, which computes a branch only for the samples that keep it.
+
+Shapes: B batch, N tokens, C channels, K label channels.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mixtransfer.errors import UserError
+from mixtransfer.layers.attention import mix_labels
 
-__all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual"]
+__all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual", "residual_with_labels"]
 
 
 def checked_rate(rate: float) -> float:
@@ -24,12 +28,8 @@ def checked_rate(rate: float) -> float:
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Return the rates of ``depth`` blocks, rising linearly from 0 to ``rate`` (Huang et al., arXiv 1603.09382).
-
-    Raises:
-        UserError: see :func:`checked_rate`.
-    """
-    return [checked_rate(rate) * i / max(depth - 1, 1) for i in range(depth)]
+    """Return the rates of ``depth`` blocks, rising linearly from 0 to ``rate`` (Huang et al., arXiv 1603.09382)."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def keep_mask(batch: int, rate: float, like: Tensor) -> Tensor:
@@ -57,6 +57,33 @@ def residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, trainin
     kept = kept.to(x.device, non_blocking=True)
     out = branch(x.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))
+
+
+def residual_with_labels(
+    x: Tensor,
+    labels: Tensor | None,
+    branch: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]],
+    rate: float,
+    training: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the residual of an attention branch, and the tokens' labels after it by the token-label rule.
+
+    A sample that drops the branch still moves its labels (TL-Align, arXiv 2210.06455), so with labels attention runs
+    for all samples; without labels this is :func:`residual`.
+
+    Args:
+        x: tokens (B, N, C).
+        labels: their labels (B, N, K), or None.
+        branch: from tokens and labels to what is added to the tokens, and the labels that each token attended to.
+        rate: stochastic depth.
+        training: whether samples drop the branch.
+    """
+    if labels is None:
+        return residual(x, lambda y: branch(y, None)[0], rate, training), None
+    out, attended = branch(x, labels)
+    if training and rate:
+        out = out * keep_mask(len(x), rate, x)
+    return x + out, mix_labels(labels, attended)
 
 
 def add_(x: Tensor, branch: Tensor) -> Tensor:
