@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -135,7 +134,7 @@ def _network(recipe: Recipe, size: int) -> Backbone:
     """Return a dense backbone for a size, with random weights that all change its maps."""
     torch.manual_seed(0)
     cls = backbone_class(recipe.arch)
-    sized = {"img_size": recipe.made_for or size} if "img_size" in inspect.signature(cls).parameters else {}
+    sized = cls.at_size(recipe.made_for or size)
     net = cls(recipe.arch, drop_path_rate=recipe.drop_path, **sized)
     for name, parameter in net.named_parameters():
         # At their initial values layer scales, biases and positions hardly change an output: the check would be blind.

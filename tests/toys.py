@@ -10,7 +10,8 @@ from mixtransfer.backbones import (
     convmixer,
     deit,
     dynamicvit,
-    dynamicvit_dense,
+    dynamicvit_convnext,
+    dynamicvit_swin,
     fan,
     fcvit,
     hire_mlp,
@@ -59,8 +60,8 @@ TOYS = {
     "convmixer/shared": convmixer.Spec(8, 4, 16, shared=True),
     "dynamicvit": dynamicvit.Spec(16, 4, 2, (1, 2, 3), 0.7, img_size=64),
     "dynamicvit/lvvit": dynamicvit.Spec(16, 4, 2, (1, 2, 3), 0.7, lvvit=True, img_size=64),
-    "dynamicvit_swin": dynamicvit_dense.SwinSpec(8, (1, 2, 4, 1), (1, 2, 2, 4), (1, 2, 3), 0.7, window=4),
-    "dynamicvit_convnext": dynamicvit_dense.ConvNeXtSpec(8, (1, 1, 4, 1), (1, 2, 3), 0.7),
+    "dynamicvit_swin": dynamicvit_swin.Spec(8, (1, 2, 4, 1), (1, 2, 2, 4), (1, 2, 3), 0.7, window=4),
+    "dynamicvit_convnext": dynamicvit_convnext.Spec(8, (1, 1, 4, 1), (1, 2, 3), 0.7),
 }
 
 

@@ -23,7 +23,7 @@ from benchmarks.originals.common import (
 )
 from benchmarks.originals.convolutions import MapConv, MapPointwise, channel_norm
 from benchmarks.originals.windows import MaskedWindows, SwinAttention, shift_mask
-from mixtransfer.backbones import dynamicvit, dynamicvit_dense, swin
+from mixtransfer.backbones import dynamicvit, dynamicvit_convnext, dynamicvit_swin, swin
 from mixtransfer.layers.channels_last import Conv, Pointwise
 
 __all__ = ["WAYS"]
@@ -146,7 +146,7 @@ def kept_mask(height: int, width: int, window: int, shift: int, device: torch.de
     return shift_mask(height, width, window, shift, device)
 
 
-class SwinStage(dynamicvit_dense.SwinStage):
+class SwinStage(dynamicvit_swin.Stage):
     """Masks are kept."""
 
     def grids(self, size, device, shift):
@@ -175,7 +175,7 @@ class SwinBlock(Summed, swin.Block):
         return self.add(x, y.view(x.shape))
 
 
-class SwinAdaBlock(SwinBlock, dynamicvit_dense.SwinAdaBlock):
+class SwinAdaBlock(SwinBlock, dynamicvit_swin.AdaBlock):
     """In evaluation both paths are indexed and written into zeros; in training both run on all tokens."""
 
     def forward(self, x, grid, labels, choice):
@@ -195,10 +195,10 @@ def merge(streams: list[Tensor], mask: Tensor) -> Tensor:
     return streams[0] * mask + streams[1] * (1 - mask)
 
 
-class Swin(dynamicvit_dense.DynamicSwin):
+class Swin(dynamicvit_swin.DynamicSwin):
     """Every predictor chooses anew, by a full sort in evaluation."""
 
-    def stages(self, images, labels, count, noise, decisions):
+    def trunk(self, images, labels, count):
         x, size = self.patch_embed(images)
         for index, stage in enumerate(self.layers[:count]):
             grids, choice = stage.grids(size, x.device, shift=min(size) > stage.window), None
@@ -213,7 +213,7 @@ class Swin(dynamicvit_dense.DynamicSwin):
                 x, _ = block(x, grids[number % 2], None, *(() if choice is None else (choice,)))
             if isinstance(x, list):
                 x = merge(x, choice)
-            yield x, None, size
+            yield x.unflatten(1, size), None
             if index < count - 1:
                 x, size = stage.downsample(x, size)
 
@@ -232,7 +232,7 @@ class MapPredictor(dynamicvit.Predictor):
         return self.out_conv(torch.cat([local, mean.expand_as(shared)], dim=1)).log_softmax(dim=1)
 
 
-class ConvNeXtBlock(Summed, dynamicvit_dense.ConvNeXtBlock):
+class ConvNeXtBlock(Summed, dynamicvit_convnext.Block):
     """On maps (B, C, H, W), permuted for the MLP and back."""
 
     def forward(self, x):
@@ -242,7 +242,7 @@ class ConvNeXtBlock(Summed, dynamicvit_dense.ConvNeXtBlock):
         return self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(x))))
 
 
-class ConvNeXtAdaBlock(ConvNeXtBlock, dynamicvit_dense.ConvNeXtAdaBlock):
+class ConvNeXtAdaBlock(ConvNeXtBlock, dynamicvit_convnext.AdaBlock):
     """In evaluation both paths are indexed and written into zeros; in training both run on all positions."""
 
     def forward(self, x, choice):
@@ -264,7 +264,7 @@ class ConvNeXtAdaBlock(ConvNeXtBlock, dynamicvit_dense.ConvNeXtAdaBlock):
         return self.fast_path_gamma * self.fast_path(x)
 
 
-class ConvNeXt(dynamicvit_dense.DynamicConvNeXt):
+class ConvNeXt(dynamicvit_convnext.DynamicConvNeXt):
     """Maps (B, C, H, W) throughout; every predictor chooses anew, by a full sort in evaluation."""
 
     def dense(self, images, labels):
@@ -274,7 +274,7 @@ class ConvNeXt(dynamicvit_dense.DynamicConvNeXt):
             x = channel_norm(second, convolve(first, x)) if index == 0 else convolve(second, channel_norm(first, x))
             choice = None
             for number, block in enumerate(self.stages[index]):
-                if index == dynamicvit_dense.SPARSE_STAGE and number in self.locations:
+                if index == dynamicvit_swin.SPARSE_STAGE and number in self.locations:
                     which = self.locations.index(number)
                     score = self.score_predictor[which](merge(x, choice) if isinstance(x, list) else x)
                     if self.training:
@@ -299,17 +299,17 @@ WAYS = {
         dynamicvit.Block: TokenBlock,
     },
     "dynamicvit_swin": {
-        dynamicvit_dense.DynamicSwin: Swin,
-        dynamicvit_dense.SwinStage: SwinStage,
-        dynamicvit_dense.SwinAdaBlock: SwinAdaBlock,
+        dynamicvit_swin.DynamicSwin: Swin,
+        dynamicvit_swin.Stage: SwinStage,
+        dynamicvit_swin.AdaBlock: SwinAdaBlock,
         swin.Block: SwinBlock,
         swin.WindowAttention: SwinAttention,
         dynamicvit.Predictor: TokenPredictor,
     },
     "dynamicvit_convnext": {
-        dynamicvit_dense.DynamicConvNeXt: ConvNeXt,
-        dynamicvit_dense.ConvNeXtBlock: ConvNeXtBlock,
-        dynamicvit_dense.ConvNeXtAdaBlock: ConvNeXtAdaBlock,
+        dynamicvit_convnext.DynamicConvNeXt: ConvNeXt,
+        dynamicvit_convnext.Block: ConvNeXtBlock,
+        dynamicvit_convnext.AdaBlock: ConvNeXtAdaBlock,
         dynamicvit.Predictor: MapPredictor,
         Conv: MapConv,
         Pointwise: MapPointwise,

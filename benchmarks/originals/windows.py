@@ -354,7 +354,7 @@ class PosBlock(Summed, posmlp.Block):
 class Pos(posmlp.PosMLP):
     """Windows by copies; sizes that windows do not divide are not published."""
 
-    def run(self, images, count):
+    def trunk(self, images, labels, count):
         x = self.patch_embed(images)
         for level in self.levels[:count]:
             x = x if level.pool is None else level.pool(x)
@@ -363,7 +363,7 @@ class Pos(posmlp.PosMLP):
             for block in level.encoder:
                 x = block(x, None)
             x = from_windows(x, level.window, size)
-            yield x
+            yield x, None
 
 
 _SWIN = {swin.WindowAttention: SwinAttention}

@@ -6,7 +6,8 @@ from mixtransfer.backbones.cmt import CMT
 from mixtransfer.backbones.convmixer import ConvMixer
 from mixtransfer.backbones.deit import VisionTransformer
 from mixtransfer.backbones.dynamicvit import DynamicViT
-from mixtransfer.backbones.dynamicvit_dense import DynamicConvNeXt, DynamicSwin
+from mixtransfer.backbones.dynamicvit_convnext import DynamicConvNeXt
+from mixtransfer.backbones.dynamicvit_swin import DynamicSwin
 from mixtransfer.backbones.fan import FAN
 from mixtransfer.backbones.fcvit import FCViT
 from mixtransfer.backbones.hire_mlp import HireMLP
@@ -24,6 +25,7 @@ from mixtransfer.backbones.sret import SReT
 from mixtransfer.backbones.swin import SwinTransformer
 from mixtransfer.backbones.swin_mlp import SwinMLP
 from mixtransfer.backbones.tnt import TNT
+from mixtransfer.errors import unknown_name
 
 __all__ = [
     "CMT",
@@ -88,8 +90,6 @@ FAMILIES: tuple[type[Backbone], ...] = (
 
 def backbone_class(arch: str) -> type[Backbone]:
     """Return the class that builds ``arch``, or raise a UserError that lists the near names."""
-    from mixtransfer.errors import unknown_name
-
     for family in FAMILIES:
         if arch in family.archs:
             return family

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,7 @@ from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.layers.labels import image_label, pool_labels
+from mixtransfer.layers.overwrite import unhooked
 from mixtransfer.layers.residual import checked_rate, drop_path_rates
 
 __all__ = ["OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid"]
@@ -178,6 +179,11 @@ class Backbone(BaseModule):
         """Return the options that the family has beside those of every backbone."""
         return {name for name in inspect.signature(cls.build).parameters if name not in ("self", "spec")}
 
+    @classmethod
+    def at_size(cls, size: int | tuple[int, int]) -> dict[str, Any]:
+        """Return the option that makes the family's tables for images of a side or (height, width); {} without any."""
+        return {"img_size": size} if "img_size" in cls.own_options() else {}
+
     def outputs(self, spec: Any) -> Sequence[tuple[int, int]]:
         """Return (channels, stride) of each output that a size has, in the order in which :meth:`trunk` yields them."""
         raise NotImplementedError
@@ -257,14 +263,15 @@ class Backbone(BaseModule):
         """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels."""
         maps, aligned = [], []
         count = max(self.out_indices, default=-1) + 1
-        for index, (x, label) in enumerate(self.trunk(images, labels, count) if count else ()):
-            if index not in self.out_indices:
-                continue
-            if index in self.norm_names:
-                x = getattr(self, self.norm_names[index])(x)
-            maps.append(x.permute(0, 3, 1, 2))
-            if label is not None:
-                aligned.append(label)
+        with self._overwriting():
+            for index, (x, label) in enumerate(self.trunk(images, labels, count) if count else ()):
+                if index not in self.out_indices:
+                    continue
+                if index in self.norm_names:
+                    x = getattr(self, self.norm_names[index])(x)
+                maps.append(x.permute(0, 3, 1, 2))
+                if label is not None:
+                    aligned.append(label)
         return tuple(maps), tuple(aligned)
 
     def embed(self, images: Tensor, token_labels: Tensor | None = None):
@@ -275,11 +282,12 @@ class Backbone(BaseModule):
         """
         if not self.with_embedding:
             raise UserError(f"{self.arch} was built for dense maps only; pass with_embedding=True to use embed()")
+        pooled = token_labels is not None and self.label_rule == "pooling"
+        with self._overwriting():
+            vector, label = self.embedding(images, None if pooled else token_labels)
         if token_labels is None:
-            return self.embedding(images, None)[0]
-        if self.label_rule == "pooling":
-            return self.embedding(images, None)[0], image_label(token_labels)
-        return self.embedding(images, token_labels)
+            return vector
+        return vector, image_label(token_labels) if pooled else label
 
     def embed_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``evidence``.
@@ -298,7 +306,8 @@ class Backbone(BaseModule):
         lacking = [name for name in wanted if name not in self.evidence]
         if lacking or not self.with_embedding:
             raise UserError(f"{self.arch} cannot tell {', '.join(lacking or ['its embedding: with_embedding=False'])}")
-        return self.embedding_with_evidence(images, wanted)
+        with self._overwriting():
+            return self.embedding_with_evidence(images, wanted)
 
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""
@@ -321,6 +330,10 @@ class Backbone(BaseModule):
     def resize_loaded(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return checkpoint entries with size-dependent tables resampled to this network's sizes."""
         return state
+
+    def _overwriting(self) -> AbstractContextManager[None]:
+        # A compiler plans the memory of a graph by itself.
+        return nullcontext() if torch.compiler.is_compiling() else unhooked(self)
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

@@ -11,31 +11,27 @@ before and after the softmax; the class token enters behind the last patch block
 stochastic depth has one rate in all patch blocks and none in the class blocks.
 Different: sides that 16 does not divide are padded, and positions are resampled to the grid (bicubic). No dense code is
 published: the maps are the un-normalized patch tokens after the blocks of ``out_indices``, as for DeiT.
-Labels move by the attention behind the softmax, by which the patches are observed, too. The heads that the second
-linear map makes of it are no longer weights that sum to one. Talking heads need the whole map (B, H, N, N); no fused
-kernel has them.
+Labels move with the attention behind the softmax, and ``image_attention`` is read there, too: the maps that the second
+linear map makes of it no longer sum to one. Talking heads need the whole map (B, H, N, N); no fused kernel has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, mix_labels
 from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
-from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.layers.residual import checked_rate, keep_mask, residual
+from mixtransfer.layers.patches import PatchEmbed, grid_of
+from mixtransfer.layers.positions import resize_position_table, resize_square_table
+from mixtransfer.layers.residual import keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["CaiT"]
@@ -147,35 +143,20 @@ class ClassBlock(ScaledBlock):
         return token, None if labels is None else mix_labels(label, attended)
 
 
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.cait import Cait as Network
-
-    size = dict(embed_dim=spec.channels, depth=spec.depth, num_heads=spec.heads)
-    return Network(spec.img_size, in_chans=channels, num_classes=classes or 0, **size)
-
-
 @MODELS.register_module()
 class CaiT(Backbone):
     """Class-attention image transformer; outputs have stride 16, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position table is made for.
-        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of every patch block.
-        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep class token, class blocks and last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "cait"
     label_rule = "attention"
     evidence = ("class_attention", "image_attention", "tokens")
     # Table 3 of the paper; the published weights of xs24, s36, m36 and m48 are those fine-tuned at 384 or 448 pixels.
-    archs: ClassVar = {
+    archs = {
         "cait_xxs24": Spec(192, 24, 4),
         "cait_xxs24_384": Spec(192, 24, 4, img_size=384),
         "cait_xxs36": Spec(192, 36, 4),
@@ -191,7 +172,7 @@ class CaiT(Backbone):
         "cait_m48": Spec(768, 48, 16, layer_scale=1e-6),
         "cait_m48_448": Spec(768, 48, 16, layer_scale=1e-6, img_size=448),
     }
-    reported: ClassVar = {
+    reported = {
         "cait_xxs36_384": Reported(17.3, 14.3, 82.2, sources=(LISTED,)),
         "cait_xs24": Reported(26.6, 5.4, 82.0, sources=(QUOTED,)),
         "cait_xs24_384": Reported(27, 19.3, 84.1, sources=(README,)),
@@ -202,47 +183,21 @@ class CaiT(Backbone):
         "cait_m48_448": Reported(356, 329.6, 86.5, sources=(README,)),
     }
     embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
-    formats: ClassVar = {"official": KeyMap(), "timm": KeyMap(network=_timm)}
 
-    def __init__(
-        self,
-        arch: str = "cait_xxs24",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.grid = (-(-height // PATCH), -(-width // PATCH))
-        self.depth, self.embed_channels = spec.depth, spec.channels
-        if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, PATCH)] * spec.depth
 
-        self.patch_embed = PatchEmbed(in_channels, spec.channels, PATCH)
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+        self.grid = grid_of(img_size, PATCH)
+        self.patch_embed = PatchEmbed(self.in_channels, spec.channels, PATCH)
         table = torch.empty(1, self.grid[0] * self.grid[1], spec.channels)
         self.pos_embed = nn.Parameter(trunc_normal_(table, std=0.02))
-        self.blocks = nn.ModuleList(Block(spec, checked_rate(drop_path_rate)) for _ in range(spec.depth))
-        if with_embedding:
+        self.blocks = nn.ModuleList(Block(spec, self.drop_path_rate) for _ in range(spec.depth))
+        if self.with_embedding:
             self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
             self.blocks_token_only = nn.ModuleList(ClassBlock(spec) for _ in range(CLASS_BLOCKS))
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.apply(init_linear)
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [PATCH] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def tokens(self, images: Tensor, labels: Tensor | None):
         """Return the embedded patches (B, N, C), their labels (B, N, K) or None, and the grid (h, w)."""
@@ -250,16 +205,11 @@ class CaiT(Backbone):
         x = x + resize_position_table(self.pos_embed, self.grid, grid)
         return x, None if labels is None else labels_to_tokens(labels, grid), grid
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         x, rows, grid = self.tokens(images, labels)
-        maps, aligned = [], []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+        for block in self.blocks[:count]:
             x, rows = self.checkpointed(block, x, rows)
-            if index in self.out_indices:
-                maps.append(x.transpose(1, 2).unflatten(2, grid))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows, grid))
-        return tuple(maps), tuple(aligned)
+            yield x.unflatten(1, grid), None if rows is None else labels_to_map(rows, grid)
 
     def embedding(self, images, labels):  # noqa: D102
         x, rows, _ = self.tokens(images, labels)
@@ -304,10 +254,6 @@ class CaiT(Backbone):
         return {"pos_embed", "cls_token"} if self.with_embedding else {"pos_embed"}
 
     def resize_loaded(self, state):  # noqa: D102
-        table = state.get("pos_embed")
-        if table is None or table.dim() != 3 or table.shape == self.pos_embed.shape:
+        if "pos_embed" not in state:
             return state
-        side = round(table.size(1) ** 0.5)
-        if side * side != table.size(1):
-            return state
-        return {**state, "pos_embed": resize_position_table(table, (side, side), self.grid)}
+        return {**state, "pos_embed": resize_square_table(state["pos_embed"], self.pos_embed, self.grid)}

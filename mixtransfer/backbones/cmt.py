@@ -17,15 +17,13 @@ block of each stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Pointwise, strips
@@ -33,8 +31,8 @@ from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
-from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
+from mixtransfer.layers.patches import grid_of, pad_to_multiple
+from mixtransfer.layers.residual import add_, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["CMT"]
@@ -79,11 +77,6 @@ def resize_pair_bias(
         planes = F.interpolate(planes, size=to_queries, mode="bicubic", align_corners=False)
         bias = planes.flatten(2).transpose(1, 2)
     return bias.contiguous()
-
-
-def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
-    """Return the grid of the keys of a map."""
-    return -(-size[0] // reduction), -(-size[1] // reduction)
 
 
 def plus_depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -205,28 +198,20 @@ class CMT(Backbone):
     """CMT with outputs at strides 4, 8, 16 and 32, without norms.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the bias tables are made for.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the stem and first patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last convolution, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "cmt"
     label_rule = "attention"
     # Table 1 of the paper; image sides are those of the repository's training commands.
-    archs: ClassVar = {
+    archs = {
         "cmt_ti": Spec((46, 92, 184, 368), (2, 2, 10, 2), 3.6, stem=16, img_size=160),
         "cmt_xs": Spec((52, 104, 208, 416), (3, 3, 12, 3), 3.77, stem=16, img_size=192),
         "cmt_s": Spec((64, 128, 256, 512), (3, 3, 16, 3), 4, stem=32, img_size=224),
         "cmt_b": Spec((76, 152, 304, 608), (4, 4, 20, 4), 4, stem=38, img_size=256),
     }
-    reported: ClassVar = {
+    reported = {
         "cmt_ti": Reported(9.49, 0.6, 79.0, sources=(README,)),
         "cmt_xs": Reported(15.24, 1.5, 81.8, sources=(README,)),
         "cmt_s": Reported(25.14, 4.0, 83.5, 44.3, sources=(README, RETINANET), reason=MORE),
@@ -234,36 +219,22 @@ class CMT(Backbone):
     }
     embed_only = (r"_fc\..+", r"_bn\..+")
 
-    def __init__(
-        self,
-        arch: str = "cmt_s",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        self.depths, self.depth = spec.depths, sum(spec.depths)
+    def outputs(self, spec):  # noqa: D102
+        return pyramid(spec.channels)
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
         self.embed_channels = EMBED_CHANNELS
-        self.out_indices = check_out_indices(out_indices, len(STAGES), arch)
         #: Of each stage, the grids of queries and keys that its bias table is made for.
-        self.grids = [(grid := reduced(size, s), reduced(grid, r)) for s, r in zip(STRIDES, REDUCTIONS, strict=True)]
+        self.grids = [
+            (grid := grid_of(img_size, s), grid_of(grid, r)) for s, r in zip(STRIDES, REDUCTIONS, strict=True)
+        ]
         self.eval_cache = nn.ModuleList(EvalCache() for _ in STAGES)
 
         for number in (1, 2, 3):
-            before, stride = (in_channels, 2) if number == 1 else (spec.stem, 1)
+            before, stride = (self.in_channels, 2) if number == 1 else (spec.stem, 1)
             self.add_module(f"stem_conv{number}", nn.Conv2d(before, spec.stem, 3, stride, padding=1))
             self.add_module(f"stem_norm{number}", nn.BatchNorm2d(spec.stem))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        rates = iter(self.drop_path_rates())
         for i, (name, channels) in enumerate(zip(STAGES, spec.channels, strict=True)):
             queries, keys = (h * w for h, w in self.grids[i])
             self.register_parameter(f"relative_pos_{name}", nn.Parameter(torch.randn(HEADS[i], queries, keys)))
@@ -273,57 +244,41 @@ class CMT(Backbone):
                 for _ in range(spec.depths[i])
             )
             self.add_module(f"blocks_{name}", nn.ModuleList(blocks))
-        if with_embedding:
+        if self.with_embedding:
             self._fc = Pointwise(spec.channels[-1], EMBED_CHANNELS)
             self._bn = nn.BatchNorm2d(EMBED_CHANNELS)
         self.apply(_init)
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [STRIDES[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def bias(self, stage: int, size: tuple[int, int]) -> Tensor:
         """Return the bias of a stage for a map, (1, h, N, M); kept in evaluation."""
         table = getattr(self, f"relative_pos_{STAGES[stage]}")
 
         def make(size: tuple[int, int]) -> Tensor:
-            return resize_pair_bias(table, self.grids[stage], (size, reduced(size, REDUCTIONS[stage]))).unsqueeze(0)
+            return resize_pair_bias(table, self.grids[stage], (size, grid_of(size, REDUCTIONS[stage]))).unsqueeze(0)
 
         return self.eval_cache[stage].get(make, size, of=[table])
 
-    def stages(self, images: Tensor, labels: Tensor | None, count: int):
-        """Yield the map (B, H, W, C) and its labels (B, N, K) or None after each of the first ``count`` stages."""
+    def trunk(self, images, labels, count):  # noqa: D102
         x = images
         for number in (1, 2, 3):
             x = getattr(self, f"stem_norm{number}")(gelu(getattr(self, f"stem_conv{number}")(x)))
         x = x.permute(0, 2, 3, 1)
-        rows = None
-        for i, name in enumerate(STAGES[:count]):
-            if rows is not None:
-                labels = mean_labels(labels_to_map(rows, (x.size(1), x.size(2))), 2)
+        for stage, name in enumerate(STAGES[:count]):
+            if stage and labels is not None:
+                labels = mean_labels(labels, 2)
             x = getattr(self, f"patch_embed_{name}")(x)
             size = (x.size(1), x.size(2))
             rows = None if labels is None else labels_to_tokens(labels, size)
-            bias = self.bias(i, size)
+            bias = self.bias(stage, size)
             for block in getattr(self, f"blocks_{name}"):
                 x, rows = self.checkpointed(block, x, bias, rows)
-            yield x, rows
-
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        for index, (x, rows) in enumerate(self.stages(images, labels, max(self.out_indices, default=-1) + 1)):
-            if index in self.out_indices:
-                maps.append(x.permute(0, 3, 1, 2))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows, (x.size(1), x.size(2))))
-        return tuple(maps), tuple(aligned)
+            labels = None if rows is None else labels_to_map(rows, size)
+            yield x, labels
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, (x, rows) = self.stages(images, labels, len(STAGES))
+        *_, (x, label) = self.trunk(images, labels, len(STAGES))
         vector = F.silu(self._bn(self._fc(x).permute(0, 3, 1, 2))).mean(dim=(2, 3))
-        return vector, None if rows is None else image_label(labels_to_map(rows, (x.size(1), x.size(2))))
+        return vector, None if label is None else image_label(label)
 
     def stage_modules(self):  # noqa: D102
         stem = [getattr(self, f"stem_{kind}{number}") for kind in ("conv", "norm") for number in (1, 2, 3)]
@@ -335,13 +290,14 @@ class CMT(Backbone):
         first, *rest = name.split(".")
         if first.startswith("stem_"):
             return 0
-        if first.startswith(("_fc", "_bn", "token_classifier")):
+        part, _, stage = first.rpartition("_")
+        if part not in ("patch_embed", "blocks", "relative_pos"):
             return self.depth + 1
-        before = sum(self.depths[: STAGES.index(first[-1])])
-        if first.startswith("blocks_"):
+        before = sum(self.depths[: STAGES.index(stage)])
+        if part == "blocks":
             return before + int(rest[0]) + 1
         # A patch embedding counts with the last block before it, a bias with the first block that reads it.
-        return before + first.startswith("relative_pos_")
+        return before + (part == "relative_pos")
 
     def resize_loaded(self, state):  # noqa: D102
         resized = dict(state)
@@ -352,7 +308,7 @@ class CMT(Backbone):
                 continue
             # A published table belongs to a square image: N queries and N / r² keys.
             side = round(table.size(1) ** 0.5)
-            grids = ((side, side), reduced((side, side), REDUCTIONS[stage]))
+            grids = ((side, side), grid_of((side, side), REDUCTIONS[stage]))
             if table.shape[1:] == (side * side, grids[1][0] * grids[1][1]):
                 resized[key] = resize_pair_bias(table, grids, self.grids[stage])
         return resized

@@ -21,24 +21,22 @@ none. No attention: token labels are pooled to each output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.cpu import may_overwrite, prefers_rows
 from mixtransfer.layers.depthwise import depthwise
-from mixtransfer.layers.labels import image_label
-from mixtransfer.layers.linear import gelu, mkl_halves_this_core
+from mixtransfer.layers.linear import gelu
 from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
+from mixtransfer.layers.residual import add_, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["ConvMixer"]
@@ -46,9 +44,6 @@ __all__ = ["ConvMixer"]
 QUOTED = "arXiv 2201.09792 as quoted by Rishit-dagli/ConvMixer-torch2tf, README"
 #: Positions up to which a product with the N × N matrix of a kernel is faster than its convolution.
 MATRIX_POSITIONS = 512
-#: Wider kernels filter in two thirds of the time on CPU with the channels last, but not on wide cores; their gradients
-#: take longer.
-NARROW = 7
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,9 @@ def normed(x: Tensor, activation: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
     """Return BN(activation(x)) of a map that nobody else reads: without gradient the activation is in its place."""
     if torch.is_grad_enabled():
         return norm(activation(x))
-    return norm(gelu(x) if isinstance(activation, nn.GELU) else F.relu_(x))
+    if isinstance(activation, nn.GELU):
+        return norm(gelu(x))
+    return norm(F.relu_(x) if may_overwrite(x) else F.relu(x))
 
 
 class Residual(nn.Module):
@@ -163,22 +160,13 @@ class ConvMixer(Backbone):
     """ConvMixer; outputs have the stride of a patch, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: as in all families; no table of this one depends on it.
-        out_indices: blocks whose maps are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of the last block's mixing, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: allow ``embed``; it needs no layers of its own.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "convmixer"
     label_rule = "pooling"
     # Table 1 of the ConvMixer paper, by timm's names, and OAMixer's repository, with and without its --no-share-conv.
-    archs: ClassVar = {
+    archs = {
         "convmixer_1536_20": Spec(1536, 20, 7),
         "convmixer_768_32": Spec(768, 32, 7, kernel=7, relu=True),
         "convmixer_1024_20_ks9_p14": Spec(1024, 20, 14),
@@ -187,70 +175,42 @@ class ConvMixer(Backbone):
         "oamixer_convmixer_s32_depthwise": Spec(512, 8, 32),
         "oamixer_convmixer_s16_depthwise": Spec(512, 8, 16),
     }
-    reported: ClassVar = {
+    reported = {
         "convmixer_1536_20": Reported(51.6, None, 81.37, sources=(QUOTED,)),
         "convmixer_768_32": Reported(21.1, None, 80.16, sources=(QUOTED,)),
         "convmixer_1024_20_ks9_p14": Reported(24.4, None, 76.94, sources=(QUOTED,)),
     }
 
-    def __init__(
-        self,
-        arch: str = "convmixer_1024_20_ks9_p14",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depth, self.embed_channels = spec.depth, spec.channels
-        if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+    # OAMixer's masks, which a network without them has no use for.
+    official = KeyMap(derived=(r"blocks\.\d+\.block\.0\.fn\.0\.mask_scale",))
+
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, spec.patch)] * spec.depth
+
+    def build(self, spec: Spec) -> None:  # noqa: D102
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, spec.channels, spec.patch, spec.patch),
+            nn.Conv2d(self.in_channels, spec.channels, spec.patch, spec.patch),
             spec.activation(),
             nn.BatchNorm2d(spec.channels),
         )
-        self.blocks = nn.ModuleList(Block(spec, rate) for rate in drop_path_rates(drop_path_rate, spec.depth))
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [spec.patch] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
+        self.blocks = nn.ModuleList(Block(spec, rate) for rate in self.drop_path_rates())
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Return the map of patches (B, C, H, W), sides padded to whole ones."""
         x = self.stem(pad_to_multiple(images, self.stem[0].stride[0]))
-        if (
-            torch.is_grad_enabled()
-            or x.device.type != "cpu"
-            or mkl_halves_this_core()
-            or self.archs[self.arch].kernel <= NARROW
-        ):
+        if not prefers_rows(x, self.archs[self.arch].kernel):
             return x
         return x.contiguous(memory_format=torch.channels_last)
 
-    def dense(self, images, labels):  # noqa: D102
-        x, maps = self.embed_patches(images), []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+    def trunk(self, images, labels, count):  # noqa: D102
+        x = self.embed_patches(images)
+        for block in self.blocks[:count]:
             x = self.checkpointed(block, x)
-            if index in self.out_indices:
-                maps.append(x)
-        return tuple(maps), None
+            yield x.permute(0, 2, 3, 1), None
 
     def embedding(self, images, labels):  # noqa: D102
-        x = self.embed_patches(images)
-        for block in self.blocks:
-            x = self.checkpointed(block, x)
-        return x.mean(dim=(2, 3)), None if labels is None else image_label(labels)
+        *_, (x, _) = self.trunk(images, None, self.depth)
+        return x.mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
         return [[self.stem], *([block] for block in self.blocks)]
@@ -262,45 +222,3 @@ class ConvMixer(Backbone):
             last = int(parts[1]) == self.depth - 1 and parts[2:4] == ["block", "3"]
             return int(parts[1]) + 1 + last
         return 0 if parts[0] == "stem" else self.depth + 1
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from timm.models.convmixer import ConvMixer as Network
-
-    if spec.shared:
-        return None
-    size = (spec.channels, spec.depth, spec.kernel, spec.patch)
-    return Network(*size, in_chans=channels, num_classes=classes or 0, act_layer=spec.activation)
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from mmpretrain.models import ImageClassifier
-
-    if spec.shared:
-        return None
-    size = dict(embed_dims=spec.channels, depth=spec.depth, patch_size=spec.patch, kernel_size=spec.kernel)
-    backbone = dict(type="ConvMixer", arch=size, in_channels=channels, act_cfg=dict(type=spec.activation.__name__))
-    if classes is None:
-        return ImageClassifier({**backbone, "out_indices": [spec.depth * i // 4 - 1 for i in range(1, 5)]})
-    head = dict(type="LinearClsHead", num_classes=classes, in_channels=spec.channels) if classes else None
-    return ImageClassifier(backbone, neck=dict(type="GlobalAveragePooling"), head=head)
-
-
-ConvMixer.formats = {
-    "official": KeyMap(derived=(r"blocks\.\d+\.block\.0\.fn\.0\.mask_scale",)),
-    "timm": KeyMap(
-        renames=(
-            ("blocks.{i}.0.fn.0.{rest}", "blocks.{i}.block.0.fn.0.conv.{rest}"),
-            ("blocks.{i}.{rest}", "blocks.{i}.block.{rest}"),
-        ),
-        network=_timm,
-    ),
-    "mmpretrain": KeyMap(
-        renames=(
-            ("stages.{i}.0.fn.0.{rest}", "blocks.{i}.block.0.fn.0.conv.{rest}"),
-            ("stages.{i}.{rest}", "blocks.{i}.block.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        network=_mmpretrain,
-    ),
-}

@@ -3,8 +3,8 @@
 Papers: Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", NeurIPS 2021,
 arXiv 2106.02034, and "Dynamic Spatial Sparsification for Efficient Vision Transformers and Convolutional Neural
 Networks", T-PAMI 2023, arXiv 2207.01580; LV-ViT: Jiang et al., "All Tokens Matter", NeurIPS 2021, arXiv 2104.10858.
-Code: raoyongming/DynamicViT (MIT). The Swin and ConvNeXt of the second paper are in ``dynamicvit_dense``; their losses
-in :mod:`mixtransfer.pretrain.dynamic`.
+Code: raoyongming/DynamicViT (MIT). The second paper's Swin and ConvNeXt are in ``dynamicvit_swin`` and
+``dynamicvit_convnext``, the losses of all in :mod:`mixtransfer.pretrain.dynamic`.
 
 Shapes: B batch, N = h·w patches of the image, n ≤ N of them still there, one class token in front; C channels, K label
 channels, h heads, d channels a head.
@@ -24,7 +24,7 @@ Token labels follow the tokens: a dropped one keeps its label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -34,15 +34,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixtransfer.backbones import deit
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
 from mixtransfer.layers.linear import Mlp
-from mixtransfer.layers.patches import PatchEmbed, pad_to_multiple
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.patches import PatchEmbed, grid_of, pad_to_multiple
+from mixtransfer.layers.residual import keep_mask, residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["DynamicViT", "Encoded", "Predictor", "SparseBackbone", "decide", "logistic_noise", "next_rate"]
@@ -51,7 +51,7 @@ README = "raoyongming/DynamicViT, README"
 CUT = "the README's count is cut after one decimal"
 PATCH = 16
 STEM_CHANNELS = 64
-#: Bound on a hidden key's weight in the decisions' gradients: what the published eps of 1e-6 bounds it to.
+#: Bound on a hidden key's weight in the decisions' gradients, the one that the published eps of 1e-6 sets.
 MAX_WEIGHT = 1e6
 
 Noise = Callable[[tuple[int, int]], Tensor]
@@ -69,9 +69,14 @@ class Spec:
     lvvit: bool = False
     img_size: int = 224
 
+    @property
+    def norm_eps(self) -> float:
+        """Return the eps of the LayerNorms of blocks."""
+        return 1e-5 if self.lvvit else deit.NORM_EPS
+
 
 class Encoded(NamedTuple):
-    """What pretraining reads from a sparsified network.
+    """Outputs of a sparsified network that pretraining reads.
 
     Attributes:
         vector: the image embedding (B, D).
@@ -163,25 +168,29 @@ class Block(nn.Module):
 
     def __init__(self, spec: Spec, drop_path: float):
         super().__init__()
-        eps = 1e-5 if spec.lvvit else deit.NORM_EPS
-        self.norm1 = nn.LayerNorm(spec.channels, eps=eps)
+        self.norm1 = nn.LayerNorm(spec.channels, eps=spec.norm_eps)
         self.attn = Attention(spec.channels, spec.heads, qkv_bias=not spec.lvvit)
-        self.norm2 = nn.LayerNorm(spec.channels, eps=eps)
+        self.norm2 = nn.LayerNorm(spec.channels, eps=spec.norm_eps)
         self.mlp = Mlp(spec.channels, (3 if spec.lvvit else 4) * spec.channels)
         self.scale = 0.5 if spec.lvvit else 1.0
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, labels: Tensor | None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, 1+n, C) and their labels (B, 1+n, K) or None."""
-        if labels is None and keep is None:
-            x = residual(x, lambda y: self.scaled(self.attn(self.norm1(y), None)[0]), self.drop_path, self.training)
+        if keep is None:
+            x, labels = residual_with_labels(x, labels, self.attend, self.drop_path, self.training)
         else:
-            branch, attended = self.attn(self.norm1(x), labels, keep)
-            branch = self.scaled(branch)
-            if self.training and self.drop_path:
-                branch = branch * keep_mask(len(x), self.drop_path, x)
-            x, labels = x + branch, None if labels is None else mix_labels(labels, attended)
+            # A decision belongs to one sample, so attention runs for all.
+            branch, attended = self.attend(x, labels, keep)
+            dropping = self.training and self.drop_path
+            x = x + (branch * keep_mask(len(x), self.drop_path, x) if dropping else branch)
+            labels = None if labels is None else mix_labels(labels, attended)
         return residual(x, lambda y: self.scaled(self.mlp(self.norm2(y))), self.drop_path, self.training), labels
+
+    def attend(self, x: Tensor, labels: Tensor | None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the branch of attention as it is added, and the labels that each token attended to."""
+        branch, attended = self.attn(self.norm1(x), labels, keep)
+        return self.scaled(branch), attended
 
     def scaled(self, branch: Tensor) -> Tensor:
         """Return a branch as it is added."""
@@ -205,18 +214,18 @@ class ConvStem(nn.Module):
         """Return tokens (B, h·w, C) and the grid (h, w)."""
         x = pad_to_multiple(images, PATCH)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            x = F.relu(norm(conv(x)), inplace=True)
+            x = F.relu(norm(conv(x)))
         x = self.proj(x)
         return x.flatten(2).transpose(1, 2), (x.size(2), x.size(3))
 
 
 class SparseBackbone(Backbone):
-    """What the sparsified families share, and pretraining reads.
+    """Base of the sparsified families, with the facts that pretraining reads.
 
     Attributes:
         keep_ratios: share of all positions that each predictor keeps; empty without predictors.
         drops_tokens: whether the others are gone, or take a fast path.
-        added: what begins, after a dot, the names of layers that the network before sparsification lacks.
+        added: beginnings, after a dot, of the names of layers that the network before sparsification lacks.
     """
 
     keep_ratios: tuple[float, ...]
@@ -229,7 +238,7 @@ class SparseBackbone(Backbone):
         Args:
             images: (B, 3, H, W).
             labels: token labels (B, K, h, w), or None.
-            noise: what the decisions of training are drawn with, called once a predictor with (B, N).
+            noise: draws the decisions of training, called once a predictor with (B, N).
         """
         raise NotImplementedError
 
@@ -243,18 +252,10 @@ class DynamicViT(SparseBackbone):
     """DyViT and DyLVViT; outputs have stride 16, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position table is made for.
         keep_rate: share of the tokens that each predictor keeps, where it differs from the published one; 1 drops
             nothing and has no predictors, which is the network that the sparsified one is made from.
-        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks and the predictors before them.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "dynamicvit"
@@ -285,64 +286,36 @@ class DynamicViT(SparseBackbone):
     }
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "dynamicvit_deit_s_07",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        keep_rate: float | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.grid = (-(-height // PATCH), -(-width // PATCH))
-        self.depth, self.embed_channels = spec.depth, spec.channels
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, PATCH)] * spec.depth
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int], keep_rate: float | None = None) -> None:  # noqa: D102
+        self.grid = grid_of(img_size, PATCH)
         self.has_token_logits = spec.lvvit
-        rate = next_rate(keep_rate, spec.rate, 0, arch)
+        rate = next_rate(keep_rate, spec.rate, 0, self.arch)
         self.locations = () if rate == 1 else spec.locations
         self.keep_ratios = tuple(rate ** (number + 1) for number in range(len(self.locations)))
-        if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
-
         stem = ConvStem if spec.lvvit else PatchEmbed
-        self.patch_embed = stem(in_channels, spec.channels, *(() if spec.lvvit else (PATCH,)))
+        self.patch_embed = stem(self.in_channels, spec.channels, *(() if spec.lvvit else (PATCH,)))
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
         tokens = 1 + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, tokens, spec.channels), std=0.02))
-        self.blocks = nn.ModuleList(Block(spec, rate) for rate in drop_path_rates(drop_path_rate, spec.depth))
+        self.blocks = nn.ModuleList(Block(spec, rate) for rate in self.drop_path_rates())
         if self.locations:
             self.score_predictor = nn.ModuleList(Predictor(spec.channels) for _ in self.locations)
-        if with_embedding:
-            self.norm = nn.LayerNorm(spec.channels, eps=1e-5 if spec.lvvit else deit.NORM_EPS)
+        if self.with_embedding:
+            self.norm = nn.LayerNorm(spec.channels, eps=spec.norm_eps)
         self.apply(init_linear)
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [PATCH] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     # Class token and position table are DeiT's.
     tokens = deit.VisionTransformer.tokens
     no_weight_decay = deit.VisionTransformer.no_weight_decay
     resize_loaded = deit.VisionTransformer.resize_loaded
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         x, rows, grid = self.tokens(images, labels)
-        whole, whole_rows = x, rows
-        keep = places = None
-        maps, aligned = [], []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+        whole, whole_rows, keep, places = x, rows, None, None
+        for index, block in enumerate(self.blocks[:count]):
             if index in self.locations and self.training:
                 keep = self.relaxed(index, x, keep, logistic_noise)
             elif index in self.locations:
@@ -352,11 +325,10 @@ class DynamicViT(SparseBackbone):
                 x, rows = _take(x, chosen), _take(rows, chosen)
             new, moved = self.checkpointed(block, x, rows, keep)
             x, rows = (new, moved) if keep is None else (_hold(keep, new, x), _hold(keep.detach(), moved, rows))
+            # Putting tokens back costs a copy, which a map that is not returned is spared.
             if index in self.out_indices:
-                maps.append(_put(whole, places, x)[:, 1:].transpose(1, 2).unflatten(2, grid))
-                if rows is not None:
-                    aligned.append(labels_to_map(_put(whole_rows, places, rows)[:, 1:], grid))
-        return tuple(maps), tuple(aligned)
+                whole, whole_rows = _put(whole, places, x), _put(whole_rows, places, rows)
+            yield whole[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(whole_rows[:, 1:], grid)
 
     def encode(self, images, labels=None, noise=logistic_noise):  # noqa: D102
         x, rows, grid = self.tokens(images, labels)
@@ -429,7 +401,7 @@ class _MaskedAttention(torch.autograd.Function):
     """Attention to kept keys, by the fused kernel; the decisions get the gradient of multiplying the weights by them.
 
     A = e P / Σ e P with P_ij = keep_j, and 1 for j = i. ∂A_ij / ∂keep_j does not vanish where keep_j = 0, which is what
-    lets a dropped token come back; the backward pass makes the map once, hidden keys included.
+    allows a dropped token to come back; the backward pass makes the map once, hidden keys included.
     """
 
     @staticmethod

@@ -21,16 +21,15 @@ no part of the backbone; ``TokenLabelingClassifier`` trains it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
@@ -39,7 +38,7 @@ from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp, linear
-from mixtransfer.layers.residual import checked_rate, keep_mask, residual
+from mixtransfer.layers.residual import keep_mask, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["FAN"]
@@ -57,10 +56,9 @@ HEAD_AND_HOOKS = (
     "products of attention, which hooks on layers do not see, ours are within 1 %"
 )
 NORM_EPS = 1e-6
-STEM_CHANNELS = (128, 256)
-COARSE_CHANNELS = 768
+STEM_CHANNELS, COARSE_CHANNELS = (128, 256), 768
 FREQUENCIES, TEMPERATURE = 32, 10000
-OUTPUTS = 4
+STRIDE, OUTPUTS = 16, 4
 
 
 @dataclass(frozen=True)
@@ -115,47 +113,33 @@ class StemBlock(nn.Module):
         return x + self.gamma * self.mlp["fc2"](hidden)
 
 
-class StemStage(nn.Module):
-    """ConvNeXt blocks behind a norm and 2 × 2 patches, the latter not in the first stage."""
-
-    def __init__(self, before: int | None, channels: int, depth: int):
-        super().__init__()
-        self.downsample = nn.Identity()
-        if before is not None:
-            self.downsample = nn.Sequential(UnbiasedNorm(before), Patches(before, channels, 2))
-        self.blocks = nn.Sequential(*(StemBlock(channels) for _ in range(depth)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map of the stage."""
-        return self.blocks(self.downsample(x))
-
-
-class ConvNeXtStem(nn.Module):
-    """4 × 4 patches, then two stages at strides 4 and 8."""
-
-    def __init__(self, in_channels: int, depths: tuple[int, int]):
-        super().__init__()
-        first, second = STEM_CHANNELS
-        self.stem = nn.Sequential(Patches(in_channels, first, 4), nn.LayerNorm(first, eps=NORM_EPS))
-        self.stages = nn.ModuleList([StemStage(None, first, depths[0]), StemStage(first, second, depths[1])])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+def stem_stage(downsample: nn.Module, channels: int, depth: int) -> nn.Sequential:
+    """Return ``depth`` ConvNeXt blocks behind a downsampling."""
+    blocks = nn.Sequential(*(StemBlock(channels) for _ in range(depth)))
+    return nn.Sequential(OrderedDict(downsample=downsample, blocks=blocks))
 
 
 class HybridEmbed(nn.Module):
-    """A ConvNeXt stem and 2 × 2 patches of its last map."""
+    """A ConvNeXt stem, which is 4 × 4 patches and two stages at strides 4 and 8, and 2 × 2 patches of its last map."""
 
     def __init__(self, in_channels: int, channels: int, depths: tuple[int, int]):
         super().__init__()
-        self.backbone = ConvNeXtStem(in_channels, depths)
-        self.proj = Patches(STEM_CHANNELS[-1], channels, 2)
+        first, second = STEM_CHANNELS
+        stem = nn.Sequential(Patches(in_channels, first, 4), nn.LayerNorm(first, eps=NORM_EPS))
+        fine = stem_stage(nn.Identity(), first, depths[0])
+        middle = stem_stage(nn.Sequential(UnbiasedNorm(first), Patches(first, second, 2)), second, depths[1])
+        self.backbone = nn.ModuleDict({"stem": stem, "stages": nn.ModuleList([fine, middle])})
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.proj = Patches(second, channels, 2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the tokens (B, h, w, D) and the maps (B, H, W, C) of the two stages."""
-        fine = self.backbone.stages[0](self.backbone.stem(images.permute(0, 2, 3, 1)))
-        middle = self.backbone.stages[1](fine)
+        stem, (first, second) = self.backbone["stem"], self.backbone["stages"]
+        fine = first(stem(images.permute(0, 2, 3, 1)))
+        middle = second(fine)
         return self.proj(middle), [fine, middle]
 
 
@@ -293,24 +277,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, N, D) and their labels (B, N, K) or None."""
-        drops = self.training and self.drop_path > 0
-        if labels is None:
-            x = residual(x, lambda y: self.gamma1 * self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), labels)
-            branch = self.gamma1 * branch
-            x = x + (branch * keep_mask(len(x), self.drop_path, x) if drops else branch)
-            labels = mix_labels(labels, attended)
+        x, labels = residual_with_labels(x, labels, self.attention, self.drop_path, self.training)
         # Computed for all samples, dropped or not: BatchNorm's statistics are those of the whole batch.
         branch = self.gamma2 * self.mlp(self.norm2(x), size)
-        return x + (branch * keep_mask(len(x), self.drop_path, x) if drops else branch), labels
+        dropping = self.training and self.drop_path
+        return x + (branch * keep_mask(len(x), self.drop_path, x) if dropping else branch), labels
+
+    def attention(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the attention branch (B, N, D) and the labels that each token attended to."""
+        x, attended = self.attn(self.norm1(x), labels)
+        return self.gamma1 * x, attended
 
 
 class ClassBlock(nn.Module):
     """u = t + γ₁ [class attention(LN t), LN of the patches], then LN u + [γ₂ MLP(LN u) of the class token, LN u].
 
-    Patches never read the class token, so each side is computed only where it is asked for.
+    Patches never read the class token, so each side is computed only where it is needed.
     """
 
     def __init__(self, channels: int, heads: int, with_class_token: bool):
@@ -353,31 +335,22 @@ class FAN(Backbone):
     """Fully attentional network with four outputs, see the module's docstring for where they lie.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: as in all families; no table of this one depends on it.
-        out_indices: outputs (0 to 3) that are returned.
         paired_frequencies: give dense maps the position code that the classifier is trained with.
-        drop_path_rate: stochastic depth of every block.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding with its stem, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the class token, its layers and the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "fan"
     label_rule = "attention"
     evidence = ("tokens",)
     # Table 1 of the first paper and the repositories' model functions.
-    archs: ClassVar = {
+    archs = {
         **_PLAIN,
         **{f"{name}_seg": spec for name, spec in _PLAIN.items()},
         **_HYBRID,
         **{f"{name}_seg": replace(spec, coarse=False) for name, spec in _HYBRID.items()},
         **{f"{name}_token": replace(spec, out_norms=True) for name, spec in _HYBRID.items()},
     }
-    reported: ClassVar = {
+    reported = {
         "fan_vit_tiny": Reported(7.3, None, 79.2, sources=(README,)),
         "fan_vit_small": Reported(28.0, None, 82.5, sources=(README,), reason=ROUNDED),
         "fan_vit_base": Reported(54.0, None, 83.6, sources=(README,)),
@@ -393,58 +366,37 @@ class FAN(Backbone):
     }
     dense_only = (r"learnable_downsample\..+", r"out_norm\d\..+")
     embed_only = (r"norm\..+", "cls_token", r"cls_attn_blocks\.\d\.((attn|mlp)\..+|gamma2)")
-    formats: ClassVar = {"official": KeyMap(derived=(r"aux_head\..+",))}
+    official = KeyMap(derived=(r"aux_head\..+",))
 
-    def __init__(
-        self,
-        arch: str = "fan_hybrid_tiny",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        paired_frequencies: bool = False,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depth, self.embed_channels, self.taps = spec.depth, spec.channels, spec.taps
-        self.out_indices = check_out_indices(out_indices, OUTPUTS, arch)
+    def outputs(self, spec):  # noqa: D102
+        tokens = (spec.channels, STRIDE)
+        stem = [] if spec.stem is None else pyramid(STEM_CHANNELS)
+        return [*stem, *[tokens] * len(spec.taps), (COARSE_CHANNELS, 2 * STRIDE) if spec.coarse else tokens]
+
+    def build(self, spec: Spec, *, paired_frequencies: bool = False) -> None:  # noqa: D102
+        self.embed_channels, self.out_norms = spec.channels, spec.out_norms
         self.paired_frequencies = paired_frequencies
-        channels, strides = [spec.channels] * OUTPUTS, [16] * OUTPUTS
-        if spec.stem is not None:
-            channels[:2], strides[:2] = STEM_CHANNELS, (4, 8)
-        if spec.coarse:
-            channels[3], strides[3] = COARSE_CHANNELS, 32
-
-        if spec.stem is None:
-            self.patch_embed = ConvEmbed(in_channels, spec.channels)
-        else:
-            self.patch_embed = HybridEmbed(in_channels, spec.channels, spec.stem)
+        #: Of each output that is not a map of the stem, the number of blocks before it.
+        self.ends = (*(tap + 1 for tap in spec.taps), spec.depth)
+        size, widths = (spec.channels, spec.heads), (self.in_channels, spec.channels)
+        self.patch_embed = ConvEmbed(*widths) if spec.stem is None else HybridEmbed(*widths, spec.stem)
         self.pos_embed = PositionCode(spec.channels)
-        rate = checked_rate(drop_path_rate)
-        self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for _ in range(spec.depth))
-        self.cls_attn_blocks = nn.ModuleList(ClassBlock(spec.channels, spec.heads, with_embedding) for _ in range(2))
-        if with_embedding:
+        self.blocks = nn.ModuleList(Block(*size, self.drop_path_rate) for _ in range(spec.depth))
+        self.cls_attn_blocks = nn.ModuleList(ClassBlock(*size, self.with_embedding) for _ in range(2))
+        if self.with_embedding:
             self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.learnable_downsample = None
-        if spec.coarse and 3 in self.out_indices:
+        if spec.coarse and OUTPUTS - 1 in self.out_indices:
             self.learnable_downsample = Conv(spec.channels, COARSE_CHANNELS, 3, 2, padding=1)
-        if spec.out_norms:
-            for index in self.out_indices:
-                self.add_module(f"out_norm{index}", nn.LayerNorm(channels[index]))
         self.apply(init_linear)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [strides[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
+
+    def published_norm(self, index, channels):  # noqa: D102
+        return (f"out_norm{index}", nn.LayerNorm(channels)) if self.out_norms else None
+
+    def output_stage(self, index):  # noqa: D102
+        # The last output comes from class attention, which is no stage.
+        return [*[0] * (OUTPUTS - len(self.ends)), *self.ends[:-1], self.depth + 1][index]
 
     def tokens(self, images: Tensor, labels: Tensor | None, paired: bool):
         """Return tokens (B, N, D) with positions, labels (B, N, K) or None, grid, and the maps of the stem."""
@@ -453,26 +405,24 @@ class FAN(Backbone):
         rows = None if labels is None else labels_to_tokens(labels, size)
         return (x + self.pos_embed(size, paired)).flatten(1, 2), rows, size, maps
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         x, rows, size, stem = self.tokens(images, labels, self.paired_frequencies)
-        outputs = [(m, None if labels is None else pool_labels(labels.detach(), tuple(m.shape[1:3]))) for m in stem]
-        count = max(self.out_indices, default=-1) + 1
-        for index, block in enumerate(self.blocks):
-            if len(outputs) >= count:
-                break
-            x, rows = self.checkpointed(block, x, size, rows)
-            if index in self.taps:
-                outputs.append(_as_map(x, rows, size))
-        if len(outputs) < count:
-            for block in self.cls_attn_blocks:
-                x = block.patches(x)
-            last, label = _as_map(x, rows, size)
-            if self.learnable_downsample is not None:
-                last = self.learnable_downsample(last)
-                label = None if label is None else F.avg_pool2d(label, 3, 2, padding=1, count_include_pad=False)
-            outputs.append((last, label))
-        maps = [getattr(self, f"out_norm{i}", nn.Identity())(outputs[i][0]) for i in self.out_indices]
-        return tuple(m.permute(0, 3, 1, 2) for m in maps), tuple(outputs[i][1] for i in self.out_indices)
+        for fine in stem[:count]:
+            yield fine, None if labels is None else pool_labels(labels.detach(), tuple(fine.shape[1:3]))
+        for index, (start, end) in enumerate(pairwise((0, *self.ends)), len(stem)):
+            if index >= count:
+                return
+            for block in self.blocks[start:end]:
+                x, rows = self.checkpointed(block, x, size, rows)
+            if index < OUTPUTS - 1:
+                yield _as_map(x, rows, size)
+        for block in self.cls_attn_blocks:
+            x = block.patches(x)
+        last, label = _as_map(x, rows, size)
+        if self.learnable_downsample is not None:
+            last = self.learnable_downsample(last)
+            label = None if label is None else F.avg_pool2d(label, 3, 2, padding=1, count_include_pad=False)
+        yield last, label
 
     def embedding(self, images, labels):  # noqa: D102
         token, label, _, _ = self.classified(images, labels)

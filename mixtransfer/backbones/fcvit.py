@@ -18,20 +18,18 @@ No attention: token labels are pooled to each output.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.init import init_linear
-from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu
-from mixtransfer.layers.residual import drop_path_rates, residual
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["FCViT"]
@@ -179,15 +177,7 @@ class FCViT(Backbone):
     """FCViT with outputs at strides 4, 8, 16 and 32, each with a norm of its own.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "fcvit"
@@ -209,73 +199,43 @@ class FCViT(Backbone):
     dense_only = (r"norm[0246]\..+",)
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "fcvit_b12",
-        *,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        self.embed_channels = spec.channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid(spec.channels)
 
-        self.patch_embed = PatchEmbed(in_channels, spec.channels[0], 7, 4)
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        self.patch_embed = PatchEmbed(self.in_channels, spec.channels[0], 7, 4)
+        rates = iter(self.drop_path_rates())
         self.network = nn.ModuleList()
         for stage, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
             if stage:
                 self.network.append(PatchEmbed(spec.channels[stage - 1], channels, 3, 2))
             size = (channels, spec.ratios[stage], spec.layer_scale)
             self.network.append(nn.Sequential(*(Block(*size, next(rates)) for _ in range(depth))))
-        for index in self.out_indices:
-            self.add_module(f"norm{2 * index}", MapNorm(spec.channels[index]))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = MapNorm(spec.channels[-1])
         self.apply(_init)
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [4 * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def stages(self, images: Tensor, count: int):
-        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` stages."""
+    def published_norm(self, index, channels):  # noqa: D102
+        return f"norm{2 * index}", MapNorm(channels)
+
+    def trunk(self, images, labels, count):  # noqa: D102
         x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
-        for position, part in enumerate(self.network[: max(2 * count - 1, 0)]):
+        for position, part in enumerate(self.network[: 2 * count - 1]):
             if position % 2:
                 x = part(x)
                 continue
             for block in part:
                 x = self.checkpointed(block, x)
-            yield x
-
-    def dense(self, images, labels):  # noqa: D102
-        stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
-        maps = ((i, x) for i, x in stages if i in self.out_indices)
-        return tuple(getattr(self, f"norm{2 * i}")(x).permute(0, 3, 1, 2) for i, x in maps), None
+            yield x, None
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.stages(images, len(self.depths))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
-        return self.norm(x).mean(dim=(1, 2)), label
+        *_, (x, _) = self.trunk(images, None, len(self.depths))
+        return self.norm(x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
-        parts = [[self.patch_embed]]
-        for stage in range(len(self.depths)):
-            # A stage starts with the convolution that makes its map.
-            modules = list(self.network[max(2 * stage - 1, 0) : 2 * stage + 1])
-            parts.append(modules + ([getattr(self, f"norm{2 * stage}")] if stage in self.out_indices else []))
-        return parts
+        # A stage starts with the convolution that makes its map.
+        stages = (list(self.network[max(2 * i - 1, 0) : 2 * i + 1]) for i in range(len(self.depths)))
+        return [[self.patch_embed], *stages]
 
     def layer_of(self, name):  # noqa: D102
         parts = name.split(".")

@@ -18,21 +18,21 @@ No attention: token labels are pooled to each output.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Pointwise
+from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.labels import image_label, pool_labels
-from mixtransfer.layers.linear import gelu, in_chunks, linear
-from mixtransfer.layers.residual import add_, drop_path_rates, keep_mask
+from mixtransfer.layers.linear import gelu, linear
+from mixtransfer.layers.residual import add_, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]
@@ -170,15 +170,7 @@ class HireMLP(Backbone):
     """Hire-MLP with outputs at strides 4, 8, 16 and 32, each with a BatchNorm of its own.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "hire_mlp"
@@ -200,75 +192,55 @@ class HireMLP(Backbone):
     dense_only = (r"norm[0246]\..+",)
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "hire_mlp_small",
-        *,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        self.embed_channels = spec.channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid(spec.channels)
 
-        self.patch_embed = ConvEmbed(in_channels, spec.channels[0], 7, 4, 2)
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        self.patch_embed = ConvEmbed(self.in_channels, spec.channels[0], 7, 4, 2)
+        rates = iter(self.drop_path_rates())
         self.network = nn.ModuleList()
         for stage, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
             if stage:
                 self.network.append(ConvEmbed(spec.channels[stage - 1], channels, 3, 2, 1))
             steps = [index % STEP_STRIDES[stage] * STEP_DILATIONS[stage] for index in range(depth)]
             self.network.append(nn.Sequential(*(Block(channels, PIXELS[stage], step, next(rates)) for step in steps)))
-        for index in self.out_indices:
-            self.add_module(f"norm{2 * index}", nn.BatchNorm2d(spec.channels[index]))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.BatchNorm2d(spec.channels[-1])
         self.apply(_init)
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [4 * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def stages(self, images: Tensor, count: int):
-        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` stages."""
+    def published_norm(self, index, channels):  # noqa: D102
+        return f"norm{2 * index}", nn.BatchNorm2d(channels)
+
+    def trunk(self, images, labels, count):  # noqa: D102
         short = [max(MIN_SIDE - side, 0) for side in images.shape[2:]]
         images = F.pad(images, (0, short[1], 0, short[0])) if any(short) else images
         x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
-        for position, part in enumerate(self.network[: max(2 * count - 1, 0)]):
+        for position, part in enumerate(self.network[: 2 * count - 1]):
             if position % 2:
                 x = part(x)
                 continue
             for block in part:
                 x = self.checkpointed(block, x)
-            yield x
+            yield x, None
 
     def dense(self, images, labels):  # noqa: D102
-        stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
-        maps = ((i, x.permute(0, 3, 1, 2)) for i, x in stages if i in self.out_indices)
-        return tuple(getattr(self, f"norm{2 * i}")(x) for i, x in maps), None
+        # The published norms stay plain BatchNorm2d, on (B, C, H, W): `sync_bn` would replace a class that turns its
+        # maps by one that does not.
+        count, maps = max(self.out_indices, default=-1) + 1, []
+        for index, (x, _) in enumerate(self.trunk(images, None, count) if count else ()):
+            if index in self.out_indices:
+                norm = getattr(self, self.norm_names[index]) if index in self.norm_names else nn.Identity()
+                maps.append((normalized(norm, x) if isinstance(norm, _BatchNorm) else norm(x)).permute(0, 3, 1, 2))
+        return tuple(maps), ()
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.stages(images, len(self.depths))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
-        return self.norm(x.permute(0, 3, 1, 2)).mean(dim=(2, 3)), label
+        *_, (x, _) = self.trunk(images, None, len(self.depths))
+        return normalized(self.norm, x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
-        parts = [[self.patch_embed]]
-        for stage in range(len(self.depths)):
-            # A stage starts with the convolution that makes its map.
-            modules = list(self.network[max(2 * stage - 1, 0) : 2 * stage + 1])
-            parts.append(modules + ([getattr(self, f"norm{2 * stage}")] if stage in self.out_indices else []))
-        return parts
+        # A stage starts with the convolution that makes its map.
+        stages = (self.network[max(2 * i - 1, 0) : 2 * i + 1] for i in range(len(self.depths)))
+        return [[self.patch_embed], *(list(stage) for stage in stages)]
 
     def layer_of(self, name):  # noqa: D102
         parts = name.split(".")

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
+from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.depthwise import Depthwise, depthwise
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
+from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 

@@ -24,14 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.backbones.swin import Stage, SwinTransformer, merge_labels
+from mixtransfer.backbones.swin import DERIVED, Stage, merge_labels
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.positions import resize_position_table, resize_relative_table
-from mixtransfer.layers.residual import drop_path_rates
+from mixtransfer.layers.patches import PatchEmbed, grid_of
+from mixtransfer.layers.positions import resize_position_table, resize_relative_table, resize_square_table
 from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
 
@@ -102,18 +101,10 @@ class MixMIMEncoder(Backbone):
     """MixMIM's encoder with outputs at strides 4, 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position table and the windows are made for.
         window: window side of each stage, where it differs from what the published networks have at ``img_size``;
             tables are resampled when loading.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which ``embed`` and ``encode_mixed`` read.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "mixmim"
@@ -132,90 +123,56 @@ class MixMIMEncoder(Backbone):
         "mixmim_large": Reported(197, 35.9, 85.9, sources=(README,)),
         "mixmim_large_384": Reported(199, 112, 86.9, sources=(README,)),
     }
+    official = KeyMap(derived=DERIVED)
     # The sinusoid is a constant, which a file may lack.
     dense_only = (TABLE,)
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "mixmim_base",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        window: Sequence[int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        count = len(spec.depths)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (spec.img_size,) * 2
-        self.grid = (-(-height // PATCH), -(-width // PATCH))
-        self.in_channels, self.depths, self.depth = in_channels, spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, count, arch)
-        channels = [spec.channels * 2**i for i in range(count)]
-        self.embed_channels = channels[-1]
-        windows = window or published_windows([-(-min(height, width) // (PATCH * 2**i)) for i in range(count)])
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-        self.patch_embed = PatchEmbed(in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
+    def build(self, spec: Spec, *, img_size: tuple[int, int], window: Sequence[int] | None = None) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        windows = window or published_windows([-(-min(img_size) // (PATCH * 2**i)) for i in range(len(spec.depths))])
+        self.grid = grid_of(img_size, PATCH)
+        self.patch_embed = PatchEmbed(self.in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
         self.absolute_pos_embed = nn.Parameter(sinusoid(channels[0], self.grid), requires_grad=False)
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        rates = iter(self.drop_path_rates())
         self.layers = nn.ModuleList(
-            Stage(channels[i], spec.heads[i], windows[i], [next(rates) for _ in range(n)], merge=i < count - 1)
+            Stage(channels[i], spec.heads[i], windows[i], [next(rates) for _ in range(n)], i < len(spec.depths) - 1)
             for i, n in enumerate(spec.depths)
         )
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(xavier_linear)
         self._register_load_state_dict_pre_hook(self._keep_sinusoid)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [PATCH * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def run(self, images: Tensor, labels: Tensor | None, stages: int, mask: Tensor | None = None):
-        """Yield (tokens (B, L, C), labels (B, L, K) or None, grid) after each of the first ``stages`` stages.
-
-        With ``mask`` (h, w) the tokens where it is 1 come from the reversed batch.
-        """
+    def trunk(self, images, labels, count, mask: Tensor | None = None):
+        """Yield maps and labels as the contract says; where ``mask`` (h, w) is 1 tokens are of the reversed batch."""
         x, size = self.patch_embed(images)
         if mask is not None:
             x = torch.where(_source(mask, size) == 1, x.flip(0), x)
         x = x + resize_position_table(self.absolute_pos_embed, self.grid, size)
         rows = None if labels is None else labels_to_tokens(labels, size)
-        for index, stage in enumerate(self.layers[:stages]):
+        for index, stage in enumerate(self.layers[:count]):
             grid = WindowGrid(*size, stage.window, 0, x.device)
             if mask is not None:
                 grid = mixed_windows(grid, _source(mask, size))
             for block in stage.blocks:
                 x, rows = self.checkpointed(block, x, grid, rows)
-            yield x, rows, size
-            if index < stages - 1:
+            yield x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
+            if index < count - 1:
                 rows = None if rows is None else merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        for index, (x, rows, size) in enumerate(self.run(images, labels, max(self.out_indices, default=-1) + 1)):
-            if index in self.out_indices:
-                maps.append(x.transpose(1, 2).unflatten(2, size))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows, size))
-        return tuple(maps), tuple(aligned)
-
     def embedding(self, images, labels):  # noqa: D102
-        *_, (x, rows, size) = self.run(images, labels, len(self.layers))
-        return self.norm(x).mean(dim=1), None if rows is None else image_label(labels_to_map(rows, size))
+        *_, (x, label) = self.trunk(images, labels, len(self.layers))
+        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
     def encode_mixed(self, images: Tensor, mask: Tensor) -> Tensor:
         """Return the last tokens, normalized, of a batch mixed with itself reversed (section 3.1 of the paper).
+
+        The last norm is among the layers that ``with_embedding`` keeps.
 
         Args:
             images: (B, 3, H, W); image i is mixed with image B−1−i.
@@ -224,8 +181,8 @@ class MixMIMEncoder(Backbone):
         Returns:
             Tokens (B, h·w, 8C); no token of one image has seen the other.
         """
-        *_, (x, _, _) = self.run(images, None, len(self.layers), mask)
-        return self.norm(x)
+        *_, (x, _) = self.trunk(images, None, len(self.layers), mask)
+        return self.norm(x).flatten(1, 2)
 
     def stage_modules(self):  # noqa: D102
         return [[self.patch_embed, self.absolute_pos_embed], *([stage] for stage in self.layers)]
@@ -243,13 +200,10 @@ class MixMIMEncoder(Backbone):
     def resize_loaded(self, state):  # noqa: D102
         own, resized = dict(self.named_parameters()), dict(state)
         for key, value in state.items():
-            if key not in own or value.shape == own[key].shape:
-                continue
-            if key.endswith("relative_position_bias_table") and value.shape[1:] == own[key].shape[1:]:
+            if key == TABLE:
+                resized[key] = resize_square_table(value, self.absolute_pos_embed, self.grid)
+            elif key.endswith("relative_position_bias_table") and key in own and value.shape[1:] == own[key].shape[1:]:
                 resized[key] = resize_relative_table(value, self.layers[int(key.split(".")[1])].window)
-            side = round(value.size(1) ** 0.5) if key == TABLE else 0
-            if side and side * side == value.size(1):
-                resized[key] = resize_position_table(value, (side, side), self.grid)
         return resized
 
     def _keep_sinusoid(self, state: dict[str, Tensor], prefix: str, *_) -> None:
@@ -270,37 +224,3 @@ def xavier_linear(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-_DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from mmpretrain.models import ImageClassifier
-
-    if classes is None:
-        return None
-    arch = dict(embed_dims=spec.channels, depths=spec.depths, num_heads=spec.heads)
-    windows = published_windows([spec.img_size // (PATCH * 2**i) for i in range(len(spec.depths))])
-    backbone = dict(type="MixMIMTransformer", arch=arch, img_size=spec.img_size, in_channels=channels)
-    width = spec.channels * 2 ** (len(spec.depths) - 1)
-    head = dict(type="LinearClsHead", num_classes=classes, in_channels=width) if classes else None
-    return ImageClassifier(backbone | dict(window_size=windows), head=head)
-
-
-MixMIMEncoder.formats = {
-    "official": KeyMap(derived=_DERIVED),
-    "mmpretrain": KeyMap(
-        renames=(
-            ("patch_embed.projection.{rest}", "patch_embed.proj.{rest}"),
-            ("layers.{i}.blocks.{j}.ln1.{rest}", "layers.{i}.blocks.{j}.norm1.{rest}"),
-            ("layers.{i}.blocks.{j}.ln2.{rest}", "layers.{i}.blocks.{j}.norm2.{rest}"),
-            ("layers.{i}.blocks.{j}.ffn.layers.0.0.{rest}", "layers.{i}.blocks.{j}.mlp.fc1.{rest}"),
-            ("layers.{i}.blocks.{j}.ffn.layers.1.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        derived=_DERIVED,
-        reorders=SwinTransformer.formats["mmpretrain"].reorders,
-        network=_mmpretrain,
-    ),
-}

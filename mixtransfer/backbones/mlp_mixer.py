@@ -22,23 +22,20 @@ none. No attention: token labels are pooled to each output.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.init import lecun_normal_
-from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp, gelu
-from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.residual import checked_rate, keep_mask, residual
+from mixtransfer.layers.patches import PatchEmbed, grid_of
+from mixtransfer.layers.residual import keep_mask, residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["MLPMixer"]
@@ -137,22 +134,14 @@ class MLPMixer(Backbone):
     """MLP-Mixer; outputs have the stride of a patch, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: side (or height and width) that the token mixers are made for; other maps are resampled to theirs.
-        out_indices: blocks whose tokens are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of every block.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        img_size: side that the token mixers are made for; other maps are resampled to theirs.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "mlp_mixer"
     label_rule = "pooling"
     # Table 1 of the paper; OAMixer's own networks are the same ones.
-    archs: ClassVar = {
+    archs = {
         "mixer_s32": Spec(512, 8, 32),
         "mixer_s16": Spec(512, 8, 16),
         "mixer_b32": Spec(768, 12, 32),
@@ -165,7 +154,7 @@ class MLPMixer(Backbone):
         "oamixer_mixer_b32": Spec(768, 12, 32),
         "oamixer_mixer_b16": Spec(768, 12, 16),
     }
-    reported: ClassVar = {
+    reported = {
         "mixer_s32": Reported(19, sources=(TABLE,)),
         "mixer_s16": Reported(18, sources=(TABLE,), reason=HEADLESS),
         "mixer_b32": Reported(60, sources=(TABLE,)),
@@ -176,57 +165,29 @@ class MLPMixer(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "mixer_b16",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        grid = (-(-height // spec.patch), -(-width // spec.patch))
-        self.depth, self.embed_channels = spec.depth, spec.channels
-        if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+    # OAMixer's masks, which a network without them has no use for.
+    official = KeyMap(derived=(r"blocks\.\d+\.mlp_tokens\.mask_scale",))
 
-        self.stem = PatchEmbed(in_channels, spec.channels, spec.patch)
-        rate = checked_rate(drop_path_rate)
-        self.blocks = nn.ModuleList(Block(spec.channels, grid, rate) for _ in range(spec.depth))
-        if with_embedding:
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, spec.patch)] * spec.depth
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+        grid = grid_of(img_size, spec.patch)
+        self.stem = PatchEmbed(self.in_channels, spec.channels, spec.patch)
+        self.blocks = nn.ModuleList(Block(spec.channels, grid, self.drop_path_rate) for _ in range(spec.depth))
+        if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.apply(_init)
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [spec.patch] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         x, grid = self.stem(images)
-        maps = []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+        for block in self.blocks[:count]:
             x = self.checkpointed(block, x, grid)
-            if index in self.out_indices:
-                maps.append(x.transpose(1, 2).unflatten(2, grid))
-        return tuple(maps), None
+            yield x.unflatten(1, grid), None
 
     def embedding(self, images, labels):  # noqa: D102
-        x, grid = self.stem(images)
-        for block in self.blocks:
-            x = self.checkpointed(block, x, grid)
-        return self.norm(x).mean(dim=1), None if labels is None else image_label(labels)
+        *_, (x, _) = self.trunk(images, None, self.depth)
+        return self.norm(x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
         return [[self.stem], *([block] for block in self.blocks)]
@@ -271,42 +232,3 @@ def _init(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         lecun_normal_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.mlp_mixer import MlpMixer as Network
-
-    return Network(classes or 0, spec.img_size, channels, spec.patch, spec.depth, spec.channels)
-
-
-def _mmpretrain(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    from mmpretrain.models import ImageClassifier
-
-    if classes is None:
-        return None
-    size = dict(embed_dims=spec.channels, num_layers=spec.depth)
-    size |= dict(tokens_mlp_dims=spec.channels // 2, channels_mlp_dims=4 * spec.channels)
-    backbone = dict(type="MlpMixer", arch=size, img_size=spec.img_size, patch_size=spec.patch)
-    backbone |= dict(patch_cfg=dict(in_channels=channels), norm_cfg=dict(type="LN", eps=NORM_EPS))
-    head = dict(type="LinearClsHead", num_classes=classes, in_channels=spec.channels) if classes else None
-    return ImageClassifier(backbone, neck=dict(type="GlobalAveragePooling", dim=1), head=head)
-
-
-MLPMixer.formats = {
-    "official": KeyMap(derived=(r"blocks\.\d+\.mlp_tokens\.mask_scale",)),
-    "timm": KeyMap(network=_timm),
-    "mmpretrain": KeyMap(
-        renames=(
-            ("patch_embed.projection.{rest}", "stem.proj.{rest}"),
-            ("layers.{i}.ln1.{rest}", "blocks.{i}.norm1.{rest}"),
-            ("layers.{i}.ln2.{rest}", "blocks.{i}.norm2.{rest}"),
-            ("layers.{i}.token_mix.layers.0.0.{rest}", "blocks.{i}.mlp_tokens.fc1.{rest}"),
-            ("layers.{i}.token_mix.layers.1.{rest}", "blocks.{i}.mlp_tokens.fc2.{rest}"),
-            ("layers.{i}.channel_mix.layers.0.0.{rest}", "blocks.{i}.mlp_channels.fc1.{rest}"),
-            ("layers.{i}.channel_mix.layers.1.{rest}", "blocks.{i}.mlp_channels.fc2.{rest}"),
-            ("ln1.{rest}", "norm.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        network=_mmpretrain,
-    ),
-}

@@ -28,18 +28,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.attention import attend_windows
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.positions import relative_position_index, resize_relative_table
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.positions import relative_position_index, resize_relative_tables
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["MSGTransformer"]
@@ -117,14 +117,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (R, G, N, C) and their labels (R, G, N, K) or None."""
-        if labels is None:
-            x = residual(x, lambda y: self.attn(self.norm1(y), None)[0], self.drop_path, self.training)
-        else:
-            # A region that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), labels)
-            if self.training and self.drop_path:
-                branch = branch * keep_mask(len(x), self.drop_path, x)
-            x, labels = x + branch, mix_labels(labels, attended)
+        x, labels = residual_with_labels(
+            x, labels, lambda y, rows: self.attn(self.norm1(y), rows), self.drop_path, self.training
+        )
+        if labels is not None:
             labels[:, :, 0] = labels[:, :, 0].mean(dim=1, keepdim=True)
         windows = x.size(1)
         if windows > 1:
@@ -185,17 +181,8 @@ class MSGTransformer(Backbone):
     """MSG-Transformer with outputs at strides 4, 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: as in all families; no table of this one depends on it.
         window: window side, where it differs from the published one; tables are resampled when loading.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the stem and the messengers, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "msg_transformer"
@@ -212,62 +199,33 @@ class MSGTransformer(Backbone):
         "msg_transformer_base": Reported(84, 14.2, 84.0, 52.8, 45.7, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
-    formats = {"official": KeyMap(derived=(r".*\.relative_position_index",))}
+    official = KeyMap(derived=(r".*\.relative_position_index",))
 
-    def __init__(
-        self,
-        arch: str = "msg_transformer_tiny",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        window: int | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        count = len(spec.depths)
-        self.window, self.depths, self.depth = window or spec.window, spec.depths, sum(spec.depths)
-        #: sides of the stem's map that windows and regions divide in every stage
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
+
+    def build(self, spec: Spec, *, window: int | None = None) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        self.window = window or spec.window
+        #: Sides of the stem's map that windows and regions divide in every stage are multiples of this.
         self.multiple = self.window * math.lcm(*(side * 2**i for i, side in enumerate(spec.shuffles)))
-        self.out_indices = check_out_indices(out_indices, count, arch)
-        channels = [spec.channels * 2**i for i in range(count)]
-        self.embed_channels = channels[-1]
-
-        self.patch_embed = Stem(in_channels, channels[0])
+        self.patch_embed = Stem(self.in_channels, channels[0])
         messengers = torch.empty(1, spec.shuffles[0] ** 2, 1, channels[0])
         self.msg_tokens = nn.Parameter(trunc_normal_(messengers, std=0.02))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        rates, last = iter(self.drop_path_rates()), len(channels) - 1
+        sizes = zip(channels, spec.heads, spec.shuffles, spec.depths, strict=True)
         self.layers = nn.ModuleList(
-            Stage(
-                channels[i],
-                spec.heads[i],
-                self.window,
-                spec.shuffles[i],
-                [next(rates) for _ in range(n)],
-                merge=i < count - 1,
-            )
-            for i, n in enumerate(spec.depths)
+            Stage(width, heads, self.window, shuffle, [next(rates) for _ in range(depth)], merge=i < last)
+            for i, (width, heads, shuffle, depth) in enumerate(sizes)
         )
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(init_linear)
-        if count - 1 not in self.out_indices:
+        if last not in self.out_indices:
             # The last messenger reads no position, so without the last patches these get no gradient.
-            last = self.layers[-1].blocks[-1].attn
-            last.relative_position_bias_table.requires_grad_(False)
-            last.rel_pos_msg.requires_grad_(False)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [PATCH * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
+            attention = self.layers[-1].blocks[-1].attn
+            attention.relative_position_bias_table.requires_grad_(False)
+            attention.rel_pos_msg.requires_grad_(False)
 
     def run(self, images: Tensor, labels: Tensor | None, stages: int):
         """Yield (patches, messengers, patch labels, messenger labels) after each of the first ``stages`` stages.
@@ -309,15 +267,9 @@ class MSGTransformer(Backbone):
                 if labels is not None:
                     patch_labels, messenger_labels = F.avg_pool2d(patch_labels, 2), F.avg_pool2d(messenger_labels, 2)
 
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        stages = max(self.out_indices, default=-1) + 1
-        for index, (patches, _, rows, _) in enumerate(self.run(images, labels, stages)):
-            if index in self.out_indices:
-                maps.append(patches.permute(0, 3, 1, 2))
-                if rows is not None:
-                    aligned.append(rows)
-        return tuple(maps), tuple(aligned)
+    def trunk(self, images, labels, count):  # noqa: D102
+        for patches, _, rows, _ in self.run(images, labels, count):
+            yield patches, rows
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (_, messengers, _, rows) = self.run(images, labels, len(self.layers))
@@ -342,10 +294,4 @@ class MSGTransformer(Backbone):
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
     def resize_loaded(self, state):  # noqa: D102
-        own = dict(self.named_parameters())
-        return {
-            key: resize_relative_table(value, self.window)
-            if key.endswith("relative_position_bias_table") and key in own and value.shape[1:] == own[key].shape[1:]
-            else value
-            for key, value in state.items()
-        }
+        return resize_relative_tables(state, self, self.window)

@@ -13,7 +13,7 @@ table); "qpe", the same with a round covariance; "lrpe", a learned table of offs
 which adds one learned N × N matrix to it.
 
 Kept from the published code: the offset of columns points from a token to its source, that of rows from the source to
-the token; QPE scales its center's term by the spread, but not the quadratic one; stem norms with eps 1e-6.
+the token; QPE scales its center's term by the squared width, but not the quadratic one; stem norms with eps 1e-6.
 Different: maps are padded to whole windows, and what a token gets from padding is left out, its weights being divided
 by the mass that lies on tokens (published sizes need no padding, others are refused there); the matrices are kept in
 evaluation; tokens lie last inside a block, so that nothing is permuted between its products; LRPE's table is drawn with
@@ -32,16 +32,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import gelu, linear
+from mixtransfer.layers.patches import grid_of
 from mixtransfer.layers.positions import relative_position_index
-from mixtransfer.layers.residual import drop_path_rates, residual
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["PosMLP"]
@@ -84,14 +84,14 @@ def window_tokens(height: int, width: int, window: int, device: torch.device) ->
 def cut(x: Tensor, window: int) -> Tensor:
     """Pad a map (B, H, W, C) at the bottom and right and cut it into windows, row-major: (B, T, C)."""
     batch, height, width, channels = x.shape
-    rows, columns = -(-height // window), -(-width // window)
+    rows, columns = grid_of((height, width), window)
     x = pad(x, rows * window - height, columns * window - width)
     return x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(batch, -1, channels)
 
 
 def join(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
     """Put windows (B, T, C) back together and drop the padding: (B, H, W, C)."""
-    rows, columns = -(-size[0] // window), -(-size[1] // window)
+    rows, columns = grid_of(size, window)
     x = x.view(len(x), rows, columns, window, window, -1).transpose(2, 3).reshape(len(x), rows * window, -1, x.size(2))
     return x[:, : size[0], : size[1]]
 
@@ -263,15 +263,7 @@ class PosMLP(Backbone):
     """PosMLP with un-normalized outputs at strides 4, 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        out_indices: levels whose maps are returned; default all.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n levels.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "posmlp"
@@ -292,50 +284,26 @@ class PosMLP(Backbone):
         "posmlp_s": Reported(37, None, 83.0, sources=(README,)),
         "posmlp_b": Reported(82, None, 83.6, sources=(README,)),
     }
+    official = KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))
     embed_only = (r"norm\..+",)
-    formats = {"official": KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))}
 
-    def __init__(
-        self,
-        arch: str = "posmlp_t",
-        *,
-        in_channels: int = 3,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(
-            range(len(spec.depths)) if out_indices is None else out_indices, len(spec.depths), arch
-        )
-        self.embed_channels = spec.channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid(spec.channels)
 
-        self.patch_embed = PatchEmbed(in_channels, spec.channels[0])
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        self.patch_embed = PatchEmbed(self.in_channels, spec.channels[0])
+        rates = iter(self.drop_path_rates())
         self.levels = nn.ModuleList()
         for index, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
             size = (spec.ratios[index], spec.windows[index], spec.groups[index], spec.position)
             pool = PatchMerging(spec.channels[index - 1], channels) if index else None
             blocks = [Block(channels, *size, next(rates)) for _ in range(depth)]
             self.levels.append(Level(pool, blocks, spec.windows[index]))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
         self.apply(_init)
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [4 * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def run(self, images: Tensor, count: int):
-        """Yield the map (B, H_i, W_i, C_i) of each of the first ``count`` levels."""
+    def trunk(self, images, labels, count):  # noqa: D102
         x = self.patch_embed(images)
         for level in self.levels[:count]:
             x = x if level.pool is None else level.pool(x)
@@ -345,17 +313,11 @@ class PosMLP(Backbone):
             for block in level.encoder:
                 x = self.checkpointed(block, x, valid)
             x = join(x, level.window, size)
-            yield x
-
-    def dense(self, images, labels):  # noqa: D102
-        levels = enumerate(self.run(images, max(self.out_indices, default=-1) + 1))
-        maps = tuple(x.permute(0, 3, 1, 2) for index, x in levels if index in self.out_indices)
-        return maps, None
+            yield x, None
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.run(images, len(self.levels))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
-        return self.norm(x).mean(dim=(1, 2)), label
+        *_, (x, _) = self.trunk(images, None, len(self.levels))
+        return self.norm(x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
         return [[self.patch_embed], *([level] for level in self.levels)]

@@ -21,7 +21,7 @@ Labels of keys are the mean over the cell that a key was reduced from; depthwise
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,18 +29,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.pvt_formats import V1_FORMATS, V2_FORMATS
+from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention import attend
 from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.channels_last import Conv, Patches, strips
+from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
-from mixtransfer.layers.linear import Linear, gelu, in_chunks
-from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.linear import Linear, gelu
+from mixtransfer.layers.positions import resize_position_table, resize_square_table
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["PVT", "PVTv2"]
@@ -162,16 +163,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, N, C) and their labels (B, N, K) or None."""
-        rate, training = self.drop_path, self.training
-        if labels is None:
-            x = residual(x, lambda y: self.attn(self.norm1(y), size, None)[0], rate, training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), size, labels)
-            if training and rate:
-                branch = branch * keep_mask(len(x), rate, x)
-            x, labels = x + branch, mix_labels(labels, attended)
-        return residual(x, lambda y: self.mlp(self.norm2(y), size), rate, training), labels
+        attention = lambda y, rows: self.attn(self.norm1(y), size, rows)  # noqa: E731
+        x, labels = residual_with_labels(x, labels, attention, self.drop_path, self.training)
+        return residual(x, lambda y: self.mlp(self.norm2(y), size), self.drop_path, self.training), labels
 
 
 class StageEmbed(nn.Module):
@@ -193,43 +187,24 @@ def mean_labels(labels: Tensor, cell: int) -> Tensor:
 
 
 class Pyramid(Backbone):
-    """What both versions share: four stages of patch embedding and blocks, under the published names."""
+    """Base of both versions: four stages of patch embedding and blocks, under the published names."""
 
     label_rule = "attention"
     depthwise: ClassVar[bool]
+    #: Whether the class token takes part in stage 4 of the dense maps.
+    class_token: bool = False
 
-    def __init__(
-        self,
-        arch: str,
-        *,
-        in_channels: int,
-        out_indices: Sequence[int],
-        drop_path_rate: float,
-        with_cp: bool,
-        with_embedding: bool,
-        init_cfg: dict | None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.channels, self.embed_channels = spec.channels, spec.channels[-1]
-        self.out_indices = check_out_indices(out_indices, len(STRIDES), arch)
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def outputs(self, spec):
+        return pyramid(spec.channels)
+
+    def add_stages(self, spec: Spec) -> None:
+        """Make the patch embedding and the blocks of each stage."""
+        rates = iter(self.drop_path_rates())
         for index, depth in enumerate(spec.depths):
-            patches = self.patches(index, (in_channels, *spec.channels)[index], spec.channels[index])
+            patches = self.patches(index, (self.in_channels, *spec.channels)[index], spec.channels[index])
             self.add_module(f"patch_embed{index + 1}", StageEmbed(patches, spec.channels[index]))
             blocks = (Block(spec, index, self.depthwise, next(rates)) for _ in range(depth))
             self.add_module(f"block{index + 1}", nn.ModuleList(blocks))
-
-    def complete(self, frozen_stages: int, token_classifier: dict | None) -> None:
-        """Initialize, declare the outputs and freeze; the end of a version's constructor."""
-        self.apply(init_linear)
-        self.finish(
-            [self.channels[i] for i in self.out_indices],
-            [STRIDES[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def patches(self, index: int, before: int, channels: int) -> nn.Module:
         """Return the convolution (B, H, W, C) -> (B, h, w, D) at the head of stage ``index``."""
@@ -275,17 +250,10 @@ class Pyramid(Backbone):
             if index < count - 1:
                 x, grid = x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
 
-    def maps(self, images: Tensor, labels: Tensor | None, class_token: bool):
-        """Return the chosen maps and labels, without the class token."""
-        maps, aligned = [], []
-        count = max(self.out_indices, default=-1) + 1
-        for index, (x, rows, size) in enumerate(self.stages(images, labels, count, class_token)):
-            tokens = size[0] * size[1]
-            if index in self.out_indices:
-                maps.append(x[:, -tokens:].transpose(1, 2).unflatten(2, size))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows[:, -tokens:], size))
-        return tuple(maps), tuple(aligned)
+    def trunk(self, images, labels, count):
+        for x, rows, size in self.stages(images, labels, count, self.class_token):
+            patches = slice(-size[0] * size[1], None)
+            yield x[:, patches].unflatten(1, size), None if rows is None else labels_to_map(rows[:, patches], size)
 
     def stage_modules(self):
         embeds = [[getattr(self, f"patch_embed{i + 1}")] for i in range(len(STRIDES))]
@@ -294,7 +262,7 @@ class Pyramid(Backbone):
 
     def layer_of(self, name):
         first, *rest = name.split(".")
-        if first in ("norm", "norm4", "token_classifier"):
+        if first in ("norm", "norm4", "token_classifier") or first.startswith("output_norm"):
             return self.depth + 1
         stage = len(STRIDES) if first == "cls_token" else int(first[-1])
         before = sum(self.depths[: stage - 1])
@@ -309,75 +277,45 @@ class PVT(Pyramid):
     """Pyramid Vision Transformer (v1) with outputs at strides 4, 8, 16 and 32 (floored).
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position tables are made for.
-        out_indices: stages (0 to 3) whose maps are returned.
-        class_token: let the class token take part in stage 4 of the dense maps; the published detectors do not.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm and the class token, which ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        class_token: whether the class token takes part in stage 4 of the dense maps; in the published detectors it
+            does not.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "pvt"
     evidence = ("class_attention", "image_attention", "tokens")
     depthwise = False
     # Table 1 of the paper; pvt_huge_v2 is in the repository only, and a v1 in spite of its name.
-    archs: ClassVar = {
+    archs = {
         "pvt_tiny": Spec((2, 2, 2, 2)),
         "pvt_small": Spec((3, 4, 6, 3)),
         "pvt_medium": Spec((3, 4, 18, 3)),
         "pvt_large": Spec((3, 8, 27, 3)),
         "pvt_huge_v2": Spec((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
     }
-    reported: ClassVar = {
+    reported = {
         "pvt_tiny": Reported(13.2, 1.9, 75.1, 36.7, 35.1, 35.7, (V1,)),
         "pvt_small": Reported(24.5, 3.8, 79.8, 40.4, 37.8, 39.8, (V1,)),
         "pvt_medium": Reported(44.2, 6.7, 81.2, 42.0, 39.0, 41.6, (V1,)),
         "pvt_large": Reported(61.4, 9.8, 81.7, 42.9, 39.5, 42.1, (V1,)),
     }
     embed_only = (r"norm\..+", "cls_token")
-    formats: ClassVar = V1_FORMATS
+    # SMMix's second head, with which only its training classifies single tokens.
+    official = KeyMap(derived=(r"token_head\..+",))
 
-    def __init__(
-        self,
-        arch: str = "pvt_small",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        class_token: bool = True,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(
-            arch,
-            in_channels=in_channels,
-            out_indices=out_indices,
-            drop_path_rate=drop_path_rate,
-            with_cp=with_cp,
-            with_embedding=with_embedding,
-            init_cfg=init_cfg,
-        )
-        size = img_size or self.archs[arch].img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.grids = [(max(height // s, 1), max(width // s, 1)) for s in STRIDES]
+    def build(self, spec: Spec, *, img_size: tuple[int, int], class_token: bool = True) -> None:  # noqa: D102
+        self.add_stages(spec)
+        self.grids = [(max(img_size[0] // s, 1), max(img_size[1] // s, 1)) for s in STRIDES]
         self.class_token = class_token
         for index, (h, w) in enumerate(self.grids):
-            table = torch.empty(1, h * w + (index == LAST), self.channels[index])
+            table = torch.empty(1, h * w + (index == LAST), spec.channels[index])
             self.register_parameter(f"pos_embed{index + 1}", nn.Parameter(trunc_normal_(table, std=0.02)))
-        if class_token or with_embedding:
-            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, self.channels[LAST]), std=0.02))
-        if with_embedding:
-            self.norm = nn.LayerNorm(self.channels[LAST], eps=NORM_EPS)
-        self.complete(frozen_stages, token_classifier)
+        if class_token or self.with_embedding:
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels[LAST]), std=0.02))
+        if self.with_embedding:
+            self.norm = nn.LayerNorm(spec.channels[LAST], eps=NORM_EPS)
+        self.apply(init_linear)
 
     def patches(self, index, before, channels):  # noqa: D102
         return Patches(before, channels, 4 if index == 0 else 2)
@@ -396,9 +334,6 @@ class PVT(Pyramid):
     def extras(self, index):  # noqa: D102
         cls_token = [self.cls_token] if index == LAST and hasattr(self, "cls_token") else []
         return [getattr(self, f"pos_embed{index + 1}"), *cls_token]
-
-    def dense(self, images, labels):  # noqa: D102
-        return self.maps(images, labels, self.class_token)
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
@@ -424,14 +359,13 @@ class PVT(Pyramid):
         return {"cls_token"} if hasattr(self, "cls_token") else set()
 
     def resize_loaded(self, state):  # noqa: D102
-        resized = dict(state)
-        for index, grid in enumerate(self.grids):
-            key, prefix = f"pos_embed{index + 1}", int(index == LAST)
-            table = state.get(key)
-            side = 0 if table is None or table.dim() != 3 else math.isqrt(table.size(1) - prefix)
-            if side and side * side + prefix == table.size(1):
-                resized[key] = resize_position_table(table, (side, side), grid, "bilinear")
-        return resized
+        grids = {f"pos_embed{index + 1}": grid for index, grid in enumerate(self.grids)}
+        tables = {
+            key: resize_square_table(state[key], getattr(self, key), grid, "bilinear")
+            for key, grid in grids.items()
+            if key in state
+        }
+        return {**state, **tables}
 
 
 @MODELS.register_module()
@@ -439,23 +373,15 @@ class PVTv2(Pyramid):
     """Pyramid Vision Transformer v2 with outputs at strides 4, 8, 16 and 32, each behind its stage's norm.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: without effect, as nothing here is made for one size.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: allow ``embed``; it reads nothing that the dense maps do not.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`; ``with_embedding`` adds no layers, as the
+            embedding reads those of the dense maps.
     """
 
     family = "pvt_v2"
     evidence = ("tokens",)
     depthwise = True
     # Table 1 of the paper; b2_li has linear attention.
-    archs: ClassVar = {
+    archs = {
         "pvt_v2_b0": Spec((2, 2, 2, 2), (32, 64, 160, 256)),
         "pvt_v2_b1": Spec((2, 2, 2, 2)),
         "pvt_v2_b2": Spec((3, 4, 6, 3)),
@@ -464,7 +390,7 @@ class PVTv2(Pyramid):
         "pvt_v2_b4": Spec((3, 8, 27, 3)),
         "pvt_v2_b5": Spec((3, 6, 40, 3), expansions=(4, 4, 4, 4)),
     }
-    reported: ClassVar = {
+    reported = {
         "pvt_v2_b0": Reported(3.7, 0.6, 70.5, 38.2, 36.2, None, (V2, V2_FLOPS)),
         "pvt_v2_b1": Reported(14.0, 2.1, 78.7, 41.8, 38.8, 42.5, (V2, V2_FLOPS, V2_MIOU)),
         "pvt_v2_b2": Reported(25.4, 4.0, 82.0, 45.3, 41.2, 45.2, (V2, V2_FLOPS, V2_MIOU)),
@@ -473,39 +399,17 @@ class PVTv2(Pyramid):
         "pvt_v2_b4": Reported(62.6, 10.1, 83.6, 47.5, 42.7, None, (V2, V2_FLOPS)),
         "pvt_v2_b5": Reported(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
     }
-    formats: ClassVar = V2_FORMATS
 
-    def __init__(
-        self,
-        arch: str = "pvt_v2_b2",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(
-            arch,
-            in_channels=in_channels,
-            out_indices=out_indices,
-            drop_path_rate=drop_path_rate,
-            with_cp=with_cp,
-            with_embedding=with_embedding,
-            init_cfg=init_cfg,
-        )
-        for index, channels in enumerate(self.channels):
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        self.add_stages(spec)
+        for index, channels in enumerate(spec.channels):
             self.add_module(f"norm{index + 1}", nn.LayerNorm(channels, eps=NORM_EPS))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
                 nn.init.zeros_(module.bias)
-        self.complete(frozen_stages, token_classifier)
+        self.apply(init_linear)
 
     def patches(self, index, before, channels):  # noqa: D102
         kernel, stride = (7, 4) if index == 0 else (3, 2)
@@ -520,9 +424,6 @@ class PVTv2(Pyramid):
 
     def extras(self, index):  # noqa: D102
         return [getattr(self, f"norm{index + 1}")]
-
-    def dense(self, images, labels):  # noqa: D102
-        return self.maps(images, labels, class_token=False)
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)

@@ -22,22 +22,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend, attend_windows, mix_labels
+from mixtransfer.layers.attention import attend, attend_windows
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
-from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.patches import grid_of, pad_to_multiple
+from mixtransfer.layers.positions import resize_position_table, resize_square_table
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["PyramidTNT"]
@@ -164,14 +164,8 @@ class Block(nn.Module):
             words = residual(words, lambda y: self.inner_attn.words(_norm_patch(self.inner_norm1, y)), rate, training)
             words = residual(words, lambda y: self.inner_mlp(_norm_patch(self.inner_norm2, y)), rate, training)
             x = x + self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1), -1))))
-        if labels is None:
-            x = residual(x, lambda y: self.outer_attn(self.outer_norm1(y), size, bias, None)[0], rate, training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.outer_attn(self.outer_norm1(x), size, bias, labels)
-            if training and rate:
-                branch = branch * keep_mask(len(x), rate, x)
-            x, labels = x + branch, mix_labels(labels, attended)
+        attention = lambda y, rows: self.outer_attn(self.outer_norm1(y), size, bias, rows)  # noqa: E731
+        x, labels = residual_with_labels(x, labels, attention, rate, training)
         return words, residual(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
 
 
@@ -256,16 +250,8 @@ class PyramidTNT(Backbone):
     """PyramidTNT with outputs at strides 8, 16, 32 and 64.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position tables are made for.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the stem and positions, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "pyramid_tnt"
@@ -284,81 +270,46 @@ class PyramidTNT(Backbone):
         "pyramid_tnt_base": Reported(157.0, 16.0, 84.1, sources=(README,)),
     }
     embed_only = (r"norm\..+",)
-    formats = {"official": KeyMap()}
 
-    def __init__(
-        self,
-        arch: str = "pyramid_tnt_small",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (spec.img_size,) * 2
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([wide * spec.channels for wide in WIDENING], STRIDE)
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
         channels = [wide * spec.channels for wide in WIDENING]
         inner = [wide * spec.inner_channels for wide in WIDENING]
-        grids = [(-(-height // (STRIDE * 2**i)), -(-width // (STRIDE * 2**i))) for i in range(len(spec.depths))]
-        self.grid, self.embed_channels = grids[0], channels[-1]
-
-        self.patch_embed = Stem(in_channels, channels[0], inner[0])
+        grids = [grid_of(img_size, STRIDE * 2**i) for i in range(len(spec.depths))]
+        self.grid = grids[0]
+        self.patch_embed = Stem(self.in_channels, channels[0], inner[0])
         self.outer_pos = nn.Parameter(trunc_normal_(torch.empty(1, grids[0][0] * grids[0][1], channels[0]), std=0.02))
         self.inner_pos = nn.Parameter(trunc_normal_(torch.empty(1, WORDS, inner[0]), std=0.02))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+        rates = iter(self.drop_path_rates())
         self.stages = nn.ModuleList(
             Stage(spec, i, grids[i], [next(rates) for _ in range(n)]) for i, n in enumerate(spec.depths)
         )
-        pairs = range(len(spec.depths) - 1)
-        self.word_merges = nn.ModuleList(WordAggregation(inner[i], inner[i + 1]) for i in pairs)
-        self.sentence_merges = nn.ModuleList(SentenceAggregation(channels[i], channels[i + 1]) for i in pairs)
-        if with_embedding:
+        self.word_merges = nn.ModuleList(WordAggregation(*pair) for pair in pairwise(inner))
+        self.sentence_merges = nn.ModuleList(SentenceAggregation(*pair) for pair in pairwise(channels))
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(_init)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [STRIDE * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def run(self, images: Tensor, labels: Tensor | None, stages: int):
-        """Yield (patches (B, N, D), labels (B, N, K) or None, grid) after each of the first ``stages`` stages."""
+    def trunk(self, images, labels, count):  # noqa: D102
         words, x, size = self.patch_embed(images)
         words = words + self.inner_pos
         x = x + resize_position_table(self.outer_pos, self.grid, size)
-        rows = None if labels is None else labels_to_tokens(labels, size)
-        for index, stage in enumerate(self.stages[:stages]):
+        for index, stage in enumerate(self.stages[:count]):
             if index:
                 words = self.word_merges[index - 1](words, size)
-                x, new = self.sentence_merges[index - 1](x, size)
-                rows = None if rows is None else labels_to_tokens(labels_to_map(rows, size), new)
-                size = new
+                x, size = self.sentence_merges[index - 1](x, size)
+            rows = None if labels is None else labels_to_tokens(labels, size)
             bias = stage.bias(size)
             for block in stage.blocks:
                 words, x, rows = self.checkpointed(block, words, x, size, bias, rows)
-            yield x, rows, size
-
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        for index, (x, rows, size) in enumerate(self.run(images, labels, max(self.out_indices, default=-1) + 1)):
-            if index in self.out_indices:
-                maps.append(x.transpose(1, 2).unflatten(2, size))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows, size))
-        return tuple(maps), tuple(aligned)
+            labels = None if rows is None else labels_to_map(rows, size)
+            yield x.unflatten(1, size), labels
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, (x, rows, size) = self.run(images, labels, len(self.stages))
-        return self.norm(x).mean(dim=1), None if rows is None else image_label(labels_to_map(rows, size))
+        *_, (x, label) = self.trunk(images, labels, len(self.stages))
+        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
     def stage_modules(self):  # noqa: D102
         merges = [[], *zip(self.word_merges, self.sentence_merges, strict=True)]
@@ -381,12 +332,12 @@ class PyramidTNT(Backbone):
 
     def resize_loaded(self, state):  # noqa: D102
         own, resized = dict(self.named_parameters()), dict(state)
+        if "outer_pos" in state:
+            resized["outer_pos"] = resize_square_table(state["outer_pos"], self.outer_pos, self.grid)
         for key, value in state.items():
-            if key not in own or value.dim() != own[key].dim() or value.shape == own[key].shape:
+            if not key.endswith("relative_pos") or key not in own or value.dim() != 4 or value.shape == own[key].shape:
                 continue
-            if key == "outer_pos" and (old := _square(value.size(1))):
-                resized[key] = resize_position_table(value, old, self.grid)
-            elif key.endswith("relative_pos") and (old := _square(value.size(2))) and (keys := _square(value.size(3))):
+            if (old := _square(value.size(2))) and (keys := _square(value.size(3))):
                 stage = self.stages[int(key.split(".")[1])]
                 resized[key] = resize_pair_table(value, (old, keys), stage.grids(stage.size))
         return resized

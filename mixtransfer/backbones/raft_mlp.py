@@ -26,13 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
 from mixtransfer.errors import UserError
-from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Mlp, gelu
-from mixtransfer.layers.patches import COLORS, resize_channels
-from mixtransfer.layers.residual import checked_rate, residual
+from mixtransfer.layers.patches import COLORS, grid_of, resize_channels
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]
@@ -163,22 +162,22 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, grid, drop_path) for _ in range(depth))
 
 
+def _rafts_outside(value: Tensor) -> Tensor:
+    return value.view(-1, RAFTS).t().reshape(-1)
+
+
+def _rafts_inside(value: Tensor) -> Tensor:
+    return value.view(RAFTS, -1).t().reshape(-1)
+
+
 @MODELS.register_module()
 class RaftMLP(Backbone):
     """RaftMLP with un-normalized outputs at strides 4, 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side (or height and width) that the token mixers are built for; other images are resampled to it.
-        out_indices: levels (0 to 3) whose maps are returned.
-        first_output: what output 0 is, ``"embedding"`` (level 0 before its blocks, as published) or ``"blocks"``.
-        drop_path_rate: stochastic depth of every mixer, the same in all blocks.
-        frozen_stages: −1 freezes nothing, 0 the first patch embedding, n also the first n levels.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        first_output: the map of output 0, ``"embedding"`` (level 0 before its blocks, as published) or ``"blocks"``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "raft_mlp"
@@ -189,110 +188,7 @@ class RaftMLP(Backbone):
         "raft_mlp_m": Spec((96, 192, 384, 768)),
         "raft_mlp_l": Spec((128, 192, 512, 1024)),
     }
-    embed_only = (r"norm\..+",)
-
-    def __init__(
-        self,
-        arch: str = "raft_mlp_s",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        first_output: str = "embedding",
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        if first_output not in ("embedding", "blocks"):
-            raise UserError(f"first_output={first_output!r} of {arch}: give 'embedding' or 'blocks'")
-        spec = self.archs[arch]
-        self.first_output = first_output
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        self.embed_channels = spec.channels[-1]
-
-        size = img_size or spec.img_size
-        grid = (size, size) if isinstance(size, int) else tuple(size)
-        self.levels = nn.ModuleList()
-        for index, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
-            grid = tuple(-(-side // PATCHES[index]) for side in grid)
-            entering = spec.channels[index - 1] if index else in_channels
-            embed = PatchEmbed(entering, channels, PATCHES[index], KERNELS[index])
-            self.levels.append(Level(embed, channels, grid, depth, checked_rate(drop_path_rate)))
-        if with_embedding:
-            self.norm = nn.LayerNorm(spec.channels[-1])
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [4 * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
-
-    def resize_loaded(self, state):
-        """Fit the first patch embedding, (C, channels · pixels) of each of its patches, to the images' channels."""
-        key, embed = "levels.0.embed.fc.weight", self.levels[0].embed
-        pixels = [k * k for k in embed.kernels]
-        weight = state.get(key)
-        if weight is None or weight.dim() != 2 or weight.size(1) != COLORS * sum(pixels):
-            return state
-        channels = embed.fc.in_features // sum(pixels)
-        parts = weight.split([COLORS * n for n in pixels], dim=1)
-        parts = [
-            resize_channels(part.unflatten(1, (COLORS, k, k)), channels).flatten(1)
-            for part, k in zip(parts, embed.kernels, strict=True)
-        ]
-        return {**state, key: torch.cat(parts, dim=1)}
-
-    def run(self, images: Tensor, count: int):
-        """Yield (patch embedding, output), both (B, H_i, W_i, C_i), of each of the first ``count`` levels."""
-        x = images.permute(0, 2, 3, 1)
-        for level in self.levels[:count]:
-            x = embedded = level.embed(x)
-            for block in level.blocks:
-                x = self.checkpointed(block, x)
-            yield embedded, x
-
-    def dense(self, images, labels):  # noqa: D102
-        maps = []
-        for index, (embedded, x) in enumerate(self.run(images, max(self.out_indices, default=-1) + 1)):
-            if index in self.out_indices:
-                chosen = embedded if index == 0 and self.first_output == "embedding" else x
-                maps.append(chosen.permute(0, 3, 1, 2))
-        return tuple(maps), None
-
-    def embedding(self, images, labels):  # noqa: D102
-        *_, (_, x) = self.run(images, len(self.levels))
-        label = None if labels is None else image_label(pool_labels(labels, x.shape[1:3]))
-        return self.norm(x).mean(dim=(1, 2)), label
-
-    def stage_modules(self):  # noqa: D102
-        return [[self.levels[0].embed], [self.levels[0].blocks], *([level] for level in self.levels[1:])]
-
-    def layer_of(self, name):  # noqa: D102
-        parts = name.split(".")
-        if parts[0] != "levels":
-            return self.depth + 1
-        level = int(parts[1])
-        if parts[2] == "embed":
-            # A later level's embedding counts with the first block behind it.
-            return 0 if level == 0 else sum(self.depths[:level]) + 1
-        return sum(self.depths[:level]) + int(parts[3]) + 1
-
-
-def _rafts_outside(value: Tensor) -> Tensor:
-    return value.view(-1, RAFTS).t().reshape(-1)
-
-
-def _rafts_inside(value: Tensor) -> Tensor:
-    return value.view(RAFTS, -1).t().reshape(-1)
-
-
-RaftMLP.formats = {
-    "official": KeyMap(
+    official = KeyMap(
         renames=(
             ("levels.{i}.fn.0.{rest}", "levels.{i}.embed.{rest}"),
             ("levels.{i}.fn.{j+2}.1.norm.1.{rest}", "levels.{i}.blocks.{j}.vertical.norm.{rest}"),
@@ -311,4 +207,66 @@ RaftMLP.formats = {
             Reorder(r"levels\.\d+\.blocks\.\d+\.(vertical|horizontal)\.norm\..+", _rafts_outside, _rafts_inside),
         ),
     )
-}
+    embed_only = (r"norm\..+",)
+
+    def outputs(self, spec):  # noqa: D102
+        return pyramid(spec.channels)
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int], first_output: str = "embedding") -> None:  # noqa: D102
+        if first_output not in ("embedding", "blocks"):
+            raise UserError(f"first_output={first_output!r} of {self.arch}: give 'embedding' or 'blocks'")
+        self.first_output = first_output
+        grid = img_size
+        self.levels = nn.ModuleList()
+        for index, (channels, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
+            grid = grid_of(grid, PATCHES[index])
+            entering = spec.channels[index - 1] if index else self.in_channels
+            embed = PatchEmbed(entering, channels, PATCHES[index], KERNELS[index])
+            self.levels.append(Level(embed, channels, grid, depth, self.drop_path_rate))
+        if self.with_embedding:
+            self.norm = nn.LayerNorm(spec.channels[-1])
+
+    def trunk(self, images, labels, count, first_output: str | None = None):
+        """Yield maps as the contract says; ``first_output`` is the option of this name, by default the network's."""
+        embedding_first = (first_output or self.first_output) == "embedding"
+        x = images.permute(0, 2, 3, 1)
+        for index, level in enumerate(self.levels[:count]):
+            x = embedded = level.embed(x)
+            for block in level.blocks:
+                x = self.checkpointed(block, x)
+            yield embedded if index == 0 and embedding_first else x, None
+
+    def embedding(self, images, labels):  # noqa: D102
+        *_, (x, _) = self.trunk(images, None, len(self.levels), first_output="blocks")
+        return self.norm(x).mean(dim=(1, 2)), None
+
+    def output_stage(self, index):  # noqa: D102
+        return 0 if index == 0 and self.first_output == "embedding" else index + 1
+
+    def stage_modules(self):  # noqa: D102
+        return [[self.levels[0].embed], [self.levels[0].blocks], *([level] for level in self.levels[1:])]
+
+    def layer_of(self, name):  # noqa: D102
+        parts = name.split(".")
+        if parts[0] != "levels":
+            return self.depth + 1
+        level = int(parts[1])
+        if parts[2] == "embed":
+            # A later level's embedding counts with the first block behind it.
+            return 0 if level == 0 else sum(self.depths[:level]) + 1
+        return sum(self.depths[:level]) + int(parts[3]) + 1
+
+    def resize_loaded(self, state):
+        """Fit the first patch embedding, (C, channels · pixels) of each of its patches, to the images' channels."""
+        key, embed = "levels.0.embed.fc.weight", self.levels[0].embed
+        pixels = [k * k for k in embed.kernels]
+        weight = state.get(key)
+        if weight is None or weight.dim() != 2 or weight.size(1) != COLORS * sum(pixels):
+            return state
+        channels = embed.fc.in_features // sum(pixels)
+        parts = weight.split([COLORS * n for n in pixels], dim=1)
+        parts = [
+            resize_channels(part.unflatten(1, (COLORS, k, k)), channels).flatten(1)
+            for part, k in zip(parts, embed.kernels, strict=True)
+        ]
+        return {**state, key: torch.cat(parts, dim=1)}

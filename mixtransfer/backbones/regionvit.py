@@ -28,8 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Conv, pad
@@ -39,7 +38,7 @@ from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.residual import keep_mask, residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["RegionViT"]
@@ -261,22 +260,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, regions: Regions, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of windows (B·R, N, C) and their labels (B·R, N, K) or None."""
-        rate = self.drop_path if self.training else 0.0
         first = x[:, 0].unflatten(0, (-1, regions.count))
-        if labels is None:
-            first = residual(first, lambda y: self.attn.regional(self.norm0(y), None)[0], rate, self.training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            known = labels[:, 0].unflatten(0, (-1, regions.count))
-            branch, attended = self.attn.regional(self.norm0(first), known)
-            first = first + (branch * keep_mask(len(first), rate, first) if rate else branch)
-            labels = _replace_first(labels, mix_labels(known, attended))
+        known = None if labels is None else labels[:, 0].unflatten(0, (-1, regions.count))
+        first, known = residual_with_labels(
+            first, known, lambda y, rows: self.attn.regional(self.norm0(y), rows), self.drop_path, self.training
+        )
         x = _replace_first(x, first)
+        labels = None if known is None else _replace_first(labels, known)
         # Windows differ in their masks, so attention runs for those that drop it as well.
         branch, attended = self.attn.local(self.norm1(x), regions, labels)
-        x = x + (branch * keep_mask(len(x), rate, x) if rate else branch)
+        dropping = self.training and self.drop_path
+        x = x + (branch * keep_mask(len(x), self.drop_path, x) if dropping else branch)
         labels = None if labels is None else mix_labels(labels, attended)
-        return residual(x, lambda y: self.mlp(self.norm2(y)), rate, self.training), labels
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
 class Stage(nn.Module):
@@ -295,16 +291,7 @@ class RegionViT(Backbone):
     """RegionViT with outputs at strides 4, 8, 16 and 32: the normalized local maps of its stages.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: as in all families; no table of this one depends on it.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 both stems, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "regionvit"
@@ -332,34 +319,16 @@ class RegionViT(Backbone):
     }
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
-    # The published detectors are detectron2's: their backbones hold the network as the lowest part of a pyramid.
-    formats = {"official": KeyMap(), "detectron2": KeyMap(renames=(("bottom_up.model.{rest}", "{rest}"),))}
 
-    def __init__(
-        self,
-        arch: str = "regionvit_small",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        count = len(spec.depths)
-        self.window, self.depths, self.depth = spec.window, spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, count, arch)
-        channels = [spec.channels * 2**i for i in range(count)]
-        self.embed_channels = channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-        self.patch_embed = Stem(in_channels, channels[0], spec.stem)
-        self.cls_token = RegionStem(in_channels, channels[0], PATCH * spec.window)
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        self.window = spec.window
+        self.patch_embed = Stem(self.in_channels, channels[0], spec.stem)
+        self.cls_token = RegionStem(self.in_channels, channels[0], PATCH * spec.window)
+        rates = iter(self.drop_path_rates())
         self.layers = nn.ModuleList(
             Stage(channels[i], spec.window, [next(rates) for _ in range(n)], project=i > 0, peg=spec.peg)
             for i, n in enumerate(spec.depths)
@@ -369,18 +338,12 @@ class RegionViT(Backbone):
         if spec.peg:
             # Detectors add the position convolution to a network that was pretrained without it.
             self.dense_only = (*self.dense_only, r"layers\.\d\.peg\.weight")
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.apply(init_linear)
-        if count - 1 not in self.out_indices:
+        if len(self.layers) - 1 not in self.out_indices:
             # Without the last local map the last positions are read by no output, so they get no gradient.
             self.layers[-1].block[-1].attn.rel_pos.requires_grad_(False)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [PATCH * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def run(self, images: Tensor, labels: Tensor | None, stages: int, norm: bool):
         """Yield (local map, regional map, local labels, regional labels) after each of the first ``stages`` stages.
@@ -417,15 +380,9 @@ class RegionViT(Backbone):
                 local_labels, regional_labels = (_whole(part).permute(0, 3, 1, 2) for part in regions.join(rows))
                 yield local, regional, local_labels[:, :-1], regional_labels[:, :-1]
 
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        stages = max(self.out_indices, default=-1) + 1
-        for index, (local, _, rows, _) in enumerate(self.run(images, labels, stages, norm=True)):
-            if index in self.out_indices:
-                maps.append(local.permute(0, 3, 1, 2))
-                if rows is not None:
-                    aligned.append(rows)
-        return tuple(maps), tuple(aligned)
+    def trunk(self, images, labels, count):  # noqa: D102
+        for local, _, rows, _ in self.run(images, labels, count, norm=True):
+            yield local, rows
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (_, regional, _, rows) = self.run(images, labels, len(self.layers), norm=False)

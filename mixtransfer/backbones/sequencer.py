@@ -15,23 +15,19 @@ Token labels are pooled to each output grid: no attention moves them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.channels_last import Patches
 from mixtransfer.layers.init import lecun_normal_
-from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Linear, Mlp
-from mixtransfer.layers.residual import drop_path_rates, residual
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["Sequencer2D"]
@@ -106,27 +102,18 @@ class Sequencer2D(Backbone):
     """Sequencer2D with outputs at strides 7, 14, 14 and 14 (floored), without norms.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
-        img_size: as in all families; no table of this one depends on it.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "sequencer2d"
     label_rule = "pooling"
     # Table 5 of the paper and the repository's model functions; the networks at 392 pixels have the same layers.
-    archs: ClassVar = {
+    archs = {
         f"sequencer2d_{size}{suffix}": Spec(depths, img_size=side)
         for size, depths in {"s": (4, 3, 8, 3), "m": (4, 3, 14, 3), "l": (8, 8, 16, 4)}.items()
         for suffix, side in (("", 224), ("_392", 392))
     }
-    reported: ClassVar = {
+    reported = {
         "sequencer2d_s": Reported(28, 8.4, 82.3, sources=(README,)),
         "sequencer2d_m": Reported(38, 11.1, 82.8, sources=(README,)),
         "sequencer2d_l": Reported(54, 16.6, 83.4, sources=(README,)),
@@ -134,65 +121,35 @@ class Sequencer2D(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "sequencer2d_s",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.embed_channels = spec.channels[-1]
-        self.out_indices = check_out_indices(out_indices, len(STRIDES), arch)
+    def outputs(self, spec):  # noqa: D102
+        return list(zip(spec.channels, STRIDES, strict=True))
 
-        self.stem = nn.ModuleDict({"proj": Patches(in_channels, spec.channels[0], PATCHES[0])})
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec) -> None:  # noqa: D102
+        self.stem = nn.ModuleDict({"proj": Patches(self.in_channels, spec.channels[0], PATCHES[0])})
+        rates = iter(self.drop_path_rates())
         self.blocks = nn.ModuleList()
         for i, (depth, channels) in enumerate(zip(spec.depths, spec.channels, strict=True)):
             stage: list[nn.Module] = [Block(channels, next(rates)) for _ in range(depth)]
             if i < len(STRIDES) - 1:
                 stage.append(Downsample(channels, spec.channels[i + 1], PATCHES[i + 1]))
             self.blocks.append(nn.ModuleList(stage))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
         self.apply(_init)
-        self.finish(
-            [spec.channels[i] for i in self.out_indices],
-            [STRIDES[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def stages(self, images: Tensor, count: int):
-        """Yield the map (B, H, W, C) after the blocks of each of the first ``count`` stages."""
+    def trunk(self, images, labels, count):  # noqa: D102
         x = self.stem["proj"](images.permute(0, 2, 3, 1))
         for index in range(count):
             layers, depth = self.blocks[index], self.depths[index]
             for block in layers[:depth]:
                 x = self.checkpointed(block, x)
-            yield x
+            yield x, None
             if index < count - 1:
                 x = layers[depth](x)
 
-    def dense(self, images, labels):  # noqa: D102
-        count = max(self.out_indices, default=-1) + 1
-        maps = tuple(
-            x.permute(0, 3, 1, 2) for index, x in enumerate(self.stages(images, count)) if index in self.out_indices
-        )
-        return maps, None
-
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.stages(images, len(STRIDES))
-        return self.norm(x).mean(dim=(1, 2)), None if labels is None else image_label(labels)
+        *_, (x, _) = self.trunk(images, None, len(STRIDES))
+        return self.norm(x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
         return [[self.stem], *([stage] for stage in self.blocks)]
@@ -216,38 +173,3 @@ def _init(module: nn.Module) -> None:
     elif isinstance(module, Mlp):
         for layer in (module.fc1, module.fc2):
             nn.init.normal_(layer.bias, std=1e-6)
-
-
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.sequencer import Sequencer2d as Network
-
-    size = dict(layers=spec.depths, patch_sizes=PATCHES, embed_dims=spec.channels, mlp_ratios=(3,) * len(PATCHES))
-    return Network(classes or 0, in_chans=channels, hidden_sizes=[width // 4 for width in spec.channels], **size)
-
-
-class TimmKeys(KeyMap):
-    """timm keeps the downsampling with the stage behind it, under a name that does not tell the depth of the former."""
-
-    def to_ours(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the entries under our names, and none dropped."""
-        ours, dropped = super().to_ours(state)
-        blocks = {tuple(map(int, key.split(".")[1:3])) for key in ours if key.startswith("blocks.")}
-        for key in [key for key in ours if key.startswith("downsample.")]:
-            _, stage, name = key.split(".", 2)
-            depth = sum(1 for i, _ in blocks if i == int(stage))
-            ours[f"blocks.{stage}.{depth}.{name}"] = ours.pop(key)
-        return ours, dropped
-
-
-Sequencer2D.formats = {
-    "official": KeyMap(),
-    "timm": TimmKeys(
-        renames=(
-            ("stages.{i+1}.downsample.down.{rest}", "downsample.{i}.down.{rest}"),
-            ("stages.{i+1}.downsample.down.{rest}", "blocks.{i}.{j}.down.{rest}"),
-            ("stages.{i}.blocks.{j}.{rest}", "blocks.{i}.{j}.{rest}"),
-            ("head.fc.{rest}", "head.{rest}"),
-        ),
-        network=_timm,
-    ),
-}

@@ -25,15 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
-from mixtransfer.layers.linear import Linear, gelu, in_chunks, linear
-from mixtransfer.layers.residual import add_, checked_rate, keep_mask
+from mixtransfer.layers.linear import Linear, gelu, linear
+from mixtransfer.layers.patches import grid_of
+from mixtransfer.layers.residual import add_, keep_mask
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]
@@ -67,6 +68,11 @@ class Spec:
     again: tuple[int, ...] = (1, 1, 1)
     blocks: tuple[int, ...] = (2, 5, 3)
     img_size: int = 224
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Passes of each stage."""
+        return tuple(PASSES * n for n in self.blocks)
 
 
 class Coefficient(nn.Module):
@@ -231,16 +237,8 @@ class SReT(Backbone):
     """Sliced Recursive Transformer with outputs at strides 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that positions are made for.
-        out_indices: stages (0 to 2) whose maps are returned.
-        drop_path_rate: stochastic depth of a pass after the last, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the stem and positions, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
 
     Attributes:
         orders: (N, number) -> the order (N,) of N tokens in the pass of this number among those that order them; put
@@ -275,49 +273,24 @@ class SReT(Backbone):
         "sret_small_wo_slice_512": Reported(21.3, 42.8, 84.3, sources=(README, DISTILLED)),
     }
     embed_only = (r"norm\..+",)
-    formats = {"official": KeyMap()}
 
-    def __init__(
-        self,
-        arch: str = "sret_tiny",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (spec.img_size,) * 2
-        grid = (-(-height // STRIDE), -(-width // STRIDE))
-        self.passes = [PASSES * n for n in spec.blocks]
-        self.depth = sum(self.passes)
-        self.out_indices = check_out_indices(out_indices, len(spec.blocks), arch)
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.head * heads for heads in spec.heads], STRIDE)
+
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
         channels = [spec.head * heads for heads in spec.heads]
-        self.embed_channels = channels[-1]
         self.orders: dict[tuple[int, int], Tensor] = {}
-
-        self.patch_embed = Stem(in_channels, channels[0])
+        self.patch_embed = Stem(self.in_channels, channels[0])
+        grid = grid_of(img_size, STRIDE)
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, channels[0], *grid), std=0.02))
-        starts = [sum(self.passes[:i]) for i in range(len(spec.blocks))]
-        rate = checked_rate(drop_path_rate)
+        starts = [sum(self.depths[:i]) for i in range(len(spec.blocks))]
         self.transformers = nn.ModuleList(
-            Stage(spec, i, [rate * (starts[i] + j) / self.depth for j in range(n)]) for i, n in enumerate(spec.blocks)
+            Stage(spec, i, [self.drop_path_rate * (starts[i] + j) / self.depth for j in range(n)])
+            for i, n in enumerate(spec.blocks)
         )
         self.pools = nn.ModuleList(Pool(a, b) for a, b in pairwise(channels))
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [STRIDE * 2**i for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def order(self, tokens: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the order of the tokens in an ordering pass, and the order that undoes it."""
@@ -327,14 +300,13 @@ class SReT(Backbone):
         order = order.to(device)
         return order, order.argsort()
 
-    def run(self, images: Tensor, labels: Tensor | None, stages: int):
-        """Yield (map (B, C, H, W), labels (B, K, H, W) or None) after each of the first ``stages`` stages."""
+    def trunk(self, images, labels, count):  # noqa: D102
         x = self.patch_embed(images)
         positions = self.pos_embed
         if positions.shape[2:] != x.shape[2:]:
             positions = F.interpolate(positions, size=x.shape[2:], mode="bicubic", align_corners=False)
         x, rows, ordered = x + positions, None, 0
-        for index, stage in enumerate(self.transformers[:stages]):
+        for index, stage in enumerate(self.transformers[:count]):
             if index:
                 x = self.pools[index - 1](x)
             size = x.shape[2:]
@@ -353,21 +325,11 @@ class SReT(Backbone):
                 x = self.checkpointed(projection, x)
             x = x.transpose(1, 2).unflatten(2, size)
             labels = None if rows is None else labels_to_map(rows, size)
-            yield x, labels
-
-    def dense(self, images, labels):  # noqa: D102
-        maps, aligned = [], []
-        stages = max(self.out_indices, default=-1) + 1
-        for index, (x, rows) in enumerate(self.run(images, labels, stages)):
-            if index in self.out_indices:
-                maps.append(x)
-                if rows is not None:
-                    aligned.append(rows)
-        return tuple(maps), tuple(aligned)
+            yield x.permute(0, 2, 3, 1), labels
 
     def embedding(self, images, labels):  # noqa: D102
-        *_, (x, rows) = self.run(images, labels, len(self.transformers))
-        return self.norm(x.mean(dim=(2, 3))), None if rows is None else image_label(rows)
+        *_, (x, label) = self.trunk(images, labels, len(self.transformers))
+        return self.norm(x.mean(dim=(1, 2))), None if label is None else image_label(label)
 
     def stage_modules(self):  # noqa: D102
         pools = [*([pool] for pool in self.pools), []]
@@ -380,9 +342,9 @@ class SReT(Backbone):
             return 0
         # A layer is a pass with its projection; a shared block counts with its first pass, a pool with the last.
         if parts[0] == "pools":
-            return sum(self.passes[: int(parts[1]) + 1])
+            return sum(self.depths[: int(parts[1]) + 1])
         if parts[0] == "transformers":
-            return sum(self.passes[: int(parts[1])]) + int(parts[3]) // 2 + 1
+            return sum(self.depths[: int(parts[1])]) + int(parts[3]) // 2 + 1
         return self.depth + 1
 
     def no_weight_decay(self):  # noqa: D102

@@ -18,29 +18,26 @@ Token labels are pooled to each output grid: no attention moves them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
+from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.backbones.swin import PatchMerging
+from mixtransfer.backbones.swin import PATCH, PatchMerging, SwinTransformer
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.labels import image_label
 from mixtransfer.layers.linear import Mlp
-from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.residual import drop_path_rates, residual
+from mixtransfer.layers.patches import PatchEmbed, grid_of
+from mixtransfer.layers.residual import residual
 from mixtransfer.registry import MODELS
 
 __all__ = ["SwinMLP"]
 
 README = "microsoft/Swin-Transformer, README"
-PATCH = 4
 
 
 @dataclass(frozen=True)
@@ -128,28 +125,20 @@ class SwinMLP(Backbone):
     """Swin-MLP with outputs at strides 4, 8, 16 and 32.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the windows are made for: a stage's window is no longer than its map's shorter side.
-        out_indices: stages (0 to 3) whose maps are returned.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the patch embedding, n also the first n stages.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep the last norm, which only ``embed`` reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
     family = "swin_mlp"
     label_rule = "pooling"
     # The repository's configurations; parameters of the classifiers 20.4, 21.1, 22.7 and 60.7 million.
-    archs: ClassVar = {
+    archs = {
         "swin_mlp_tiny_c24_w8_256": Spec(96, (2, 2, 6, 2), (4, 8, 16, 32), window=8, img_size=256),
         "swin_mlp_tiny_c12_w8_256": Spec(96, (2, 2, 6, 2), (8, 16, 32, 64), window=8, img_size=256),
         "swin_mlp_tiny_c6_w8_256": Spec(96, (2, 2, 6, 2), (16, 32, 64, 128), window=8, img_size=256),
         "swin_mlp_base_w7_224": Spec(128, (2, 2, 18, 2), (4, 8, 16, 32), window=7, img_size=224),
     }
-    reported: ClassVar = {
+    reported = {
         "swin_mlp_tiny_c24_w8_256": Reported(20, 4.0, 79.4, sources=(README,)),
         "swin_mlp_tiny_c12_w8_256": Reported(21, 4.0, 79.6, sources=(README,)),
         "swin_mlp_tiny_c6_w8_256": Reported(23, 4.0, 79.7, sources=(README,)),
@@ -157,86 +146,44 @@ class SwinMLP(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def __init__(
-        self,
-        arch: str = "swin_mlp_tiny_c24_w8_256",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        shorter = size if isinstance(size, int) else min(size)
-        self.depths, self.depth = spec.depths, sum(spec.depths)
-        self.out_indices = check_out_indices(out_indices, len(spec.depths), arch)
-        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
-        strides = [PATCH * 2**i for i in range(len(spec.depths))]
-        self.embed_channels = channels[-1]
+    def outputs(self, spec):  # noqa: D102
+        return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-        self.patch_embed = PatchEmbed(in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
-        rates = iter(drop_path_rates(drop_path_rate, self.depth))
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+        channels = [spec.channels * 2**i for i in range(len(spec.depths))]
+        self.patch_embed = PatchEmbed(self.in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
+        rates = iter(self.drop_path_rates())
         self.layers = nn.ModuleList(
             Stage(
                 channels[i],
                 spec.heads[i],
-                min(spec.window, -(-shorter // strides[i])),
+                min(spec.window, *grid_of(img_size, PATCH * 2**i)),
                 [next(rates) for _ in range(depth)],
                 merge=i < len(spec.depths) - 1,
             )
             for i, depth in enumerate(spec.depths)
         )
-        if with_embedding:
+        if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(init_linear)
-        self.finish(
-            [channels[i] for i in self.out_indices],
-            [strides[i] for i in self.out_indices],
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
-    def stages(self, images: Tensor, count: int) -> Iterator[Tensor]:
-        """Yield the map (B, H, W, C) of each of the first ``count`` stages, before merging."""
+    def trunk(self, images, labels, count):  # noqa: D102
         x, size = self.patch_embed(images)
         for index, stage in enumerate(self.layers[:count]):
             x = x.unflatten(1, size)
             shift = stage.window // 2 if min(size) > stage.window else 0
             for number, block in enumerate(stage.blocks):
                 x = self.checkpointed(block, x, shift if number % 2 else 0)
-            yield x
+            yield x, None
             if index < count - 1:
                 x, size = stage.downsample(x.flatten(1, 2), size)
 
-    def dense(self, images, labels):  # noqa: D102
-        stages = enumerate(self.stages(images, max(self.out_indices, default=-1) + 1))
-        maps = tuple(x.permute(0, 3, 1, 2) for index, x in stages if index in self.out_indices)
-        return maps, None
-
     def embedding(self, images, labels):  # noqa: D102
-        *_, x = self.stages(images, len(self.layers))
-        return self.norm(x).mean(dim=(1, 2)), None if labels is None else image_label(labels)
+        *_, (x, _) = self.trunk(images, None, len(self.layers))
+        return self.norm(x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
-        return [[self.patch_embed], *([stage] for stage in self.layers)]
-
-    def layer_of(self, name):  # noqa: D102
-        parts = name.split(".")
-        if parts[0] == "patch_embed":
-            return 0
-        if parts[0] != "layers":
-            return self.depth + 1
-        stage = int(parts[1])
-        # Patch merging counts with the last block before it.
-        block = int(parts[3]) if parts[2] == "blocks" else self.depths[stage] - 1
-        return sum(self.depths[:stage]) + block + 1
+    stage_modules = SwinTransformer.stage_modules
+    layer_of = SwinTransformer.layer_of
 
     def resize_loaded(self, state):  # noqa: D102
         resized = dict(state)

@@ -19,22 +19,20 @@ blocks of ``out_indices``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, check_out_indices
-from mixtransfer.backbones.formats.key_map import KeyMap, Reorder
+from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import attend, mix_labels
+from mixtransfer.layers.attention import attend
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
-from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.layers.residual import drop_path_rates, keep_mask, residual
+from mixtransfer.layers.patches import grid_of, pad_to_multiple
+from mixtransfer.layers.positions import resize_position_table, resize_square_table
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["TNT"]
@@ -101,14 +99,8 @@ class Block(nn.Module):
         words = residual(words, lambda y: self.inner_mlp(self.inner_norm2(y)), rate, training)
         joined = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1) - 1, -1))))
         x = torch.cat([x[:, :1], x[:, 1:] + joined], dim=1)
-        if labels is None:
-            x = residual(x, lambda y: self.outer_attn(self.outer_norm1(y), None)[0], rate, training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.outer_attn(self.outer_norm1(x), labels)
-            if training and rate:
-                branch = branch * keep_mask(len(x), rate, x)
-            x, labels = x + branch, mix_labels(labels, attended)
+        attention = lambda y, rows: self.outer_attn(self.outer_norm1(y), rows)  # noqa: E731
+        x, labels = residual_with_labels(x, labels, attention, rate, training)
         return words, residual(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
 
 
@@ -129,29 +121,14 @@ class WordEmbed(nn.Module):
         return words.flatten(2).transpose(1, 2), (h, w)
 
 
-def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
-    from timm.models.tnt import TNT as Network
-
-    size = dict(embed_dim=spec.channels, inner_dim=spec.inner_channels, depth=spec.depth)
-    heads = dict(num_heads_inner=spec.inner_heads, num_heads_outer=spec.heads)
-    return Network(spec.img_size, in_chans=channels, num_classes=classes or 0, **size, **heads)
-
-
 @MODELS.register_module()
 class TNT(Backbone):
     """Transformer in Transformer; outputs have stride 16, a neck makes their pyramid.
 
     Args:
-        arch: one of ``archs``.
-        in_channels: channels of the images.
         img_size: side that the position table of the patches is made for.
-        out_indices: blocks whose patch tokens are returned; default four evenly spaced ones.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        frozen_stages: −1 freezes nothing, 0 the embeddings, n also the first n blocks.
-        with_cp: recompute activations in the backward pass.
-        with_embedding: keep what only ``embed`` reads, and the published ``outer_tokens``, which nothing reads.
-        token_classifier: arguments of :class:`~mixtransfer.backbones.base.TokenClassifier`, or None.
-        init_cfg: OpenMMLab initialization, e.g. ``dict(type="mixtransfer.Pretrained", checkpoint=...)``.
+        options: those of :class:`~mixtransfer.backbones.base.Backbone`; ``with_embedding`` also keeps the published
+            ``outer_tokens``, which nothing reads.
     """
 
     family = "tnt"
@@ -166,85 +143,29 @@ class TNT(Backbone):
         "tnt_base": Reported(65.6, 14.1, 82.9, sources=(README,)),
     }
     embed_only = (r"norm\..+", "outer_tokens")
-    formats = {
-        "official": KeyMap(),
-        "timm": KeyMap(
-            renames=(
-                ("patch_pos", "outer_pos"),
-                ("pixel_pos", "inner_pos"),
-                ("pixel_embed.proj.{rest}", "patch_embed.proj.{rest}"),
-                ("norm1_proj.{rest}", "proj_norm1.{rest}"),
-                ("norm2_proj.{rest}", "proj_norm2.{rest}"),
-                ("blocks.{i}.norm_in.{rest}", "blocks.{i}.inner_norm1.{rest}"),
-                ("blocks.{i}.attn_in.{rest}", "blocks.{i}.inner_attn.{rest}"),
-                ("blocks.{i}.norm_mlp_in.{rest}", "blocks.{i}.inner_norm2.{rest}"),
-                ("blocks.{i}.mlp_in.{rest}", "blocks.{i}.inner_mlp.{rest}"),
-                ("blocks.{i}.norm1_proj.{rest}", "blocks.{i}.proj_norm1.{rest}"),
-                ("blocks.{i}.norm2_proj.{rest}", "blocks.{i}.proj_norm2.{rest}"),
-                ("blocks.{i}.norm_out.{rest}", "blocks.{i}.outer_norm1.{rest}"),
-                ("blocks.{i}.attn_out.{rest}", "blocks.{i}.outer_attn.{rest}"),
-                ("blocks.{i}.norm_mlp.{rest}", "blocks.{i}.outer_norm2.{rest}"),
-                ("blocks.{i}.mlp.{rest}", "blocks.{i}.outer_mlp.{rest}"),
-            ),
-            absent=("outer_tokens",),
-            network=_timm,
-            reorders=(
-                Reorder(
-                    "inner_pos",
-                    to_ours=lambda grid: grid.flatten(2).transpose(1, 2),
-                    to_theirs=lambda rows: rows.transpose(1, 2).unflatten(2, (4, 4)),
-                ),
-            ),
-        ),
-    }
 
-    def __init__(
-        self,
-        arch: str = "tnt_small",
-        *,
-        in_channels: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_indices: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-        with_embedding: bool = False,
-        token_classifier: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        super().__init__(arch, with_cp=with_cp, with_embedding=with_embedding, init_cfg=init_cfg)
-        spec = self.archs[arch]
-        size = img_size or spec.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.grid = (-(-height // PATCH), -(-width // PATCH))
-        self.depth, self.embed_channels = spec.depth, spec.channels
-        if out_indices is None:
-            out_indices = [spec.depth * i // 4 - 1 for i in range(1, 5)]
-        self.out_indices = check_out_indices(out_indices, spec.depth, arch)
+    def outputs(self, spec):  # noqa: D102
+        return [(spec.channels, PATCH)] * spec.depth
 
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
         def table(rows: int, channels: int) -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.empty(1, rows, channels), std=0.02))
 
+        self.grid = grid_of(img_size, PATCH)
         patches = self.grid[0] * self.grid[1]
-        self.patch_embed = WordEmbed(in_channels, spec.inner_channels)
+        self.patch_embed = WordEmbed(self.in_channels, spec.inner_channels)
         self.inner_pos = table(WORDS, spec.inner_channels)
         self.proj_norm1 = nn.LayerNorm(WORDS * spec.inner_channels)
         self.proj = Linear(WORDS * spec.inner_channels, spec.channels)
         self.proj_norm2 = nn.LayerNorm(spec.channels)
         self.cls_token = table(1, spec.channels)
         self.outer_pos = table(1 + patches, spec.channels)
-        self.blocks = nn.ModuleList(Block(spec, rate) for rate in drop_path_rates(drop_path_rate, spec.depth))
-        if with_embedding:
+        self.blocks = nn.ModuleList(Block(spec, rate) for rate in self.drop_path_rates())
+        if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels)
             # In every published checkpoint and parameter count; zeros that the published network does not read either.
             self.outer_tokens = nn.Parameter(torch.zeros(1, patches, spec.channels), requires_grad=False)
         self.apply(init_linear)
-        self.finish(
-            [spec.channels] * len(self.out_indices),
-            [PATCH] * len(self.out_indices),
-            frozen_stages=frozen_stages,
-            token_classifier=token_classifier,
-        )
 
     def tokens(self, images: Tensor, labels: Tensor | None):
         """Return words (B·N, 16, c), tokens (B, 1+N, D), their labels (B, 1+N, K) or None, and the grid (h, w)."""
@@ -257,16 +178,11 @@ class TNT(Backbone):
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
         return words, x, labels, grid
 
-    def dense(self, images, labels):  # noqa: D102
+    def trunk(self, images, labels, count):  # noqa: D102
         words, x, rows, grid = self.tokens(images, labels)
-        maps, aligned = [], []
-        for index, block in enumerate(self.blocks[: max(self.out_indices, default=-1) + 1]):
+        for block in self.blocks[:count]:
             words, x, rows = self.checkpointed(block, words, x, rows)
-            if index in self.out_indices:
-                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, grid))
-                if rows is not None:
-                    aligned.append(labels_to_map(rows[:, 1:], grid))
-        return tuple(maps), tuple(aligned)
+            yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
 
     def embedding(self, images, labels):  # noqa: D102
         words, x, rows, _ = self.tokens(images, labels)
@@ -282,19 +198,15 @@ class TNT(Backbone):
     def layer_of(self, name):  # noqa: D102
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
-        return self.depth + 1 if name.startswith(("norm.", "outer_tokens", "token_classifier.")) else 0
+        stem = ("patch_embed.", "proj.", "proj_norm", "inner_pos", "cls_token", "outer_pos")
+        return 0 if name.startswith(stem) else self.depth + 1
 
     def no_weight_decay(self):  # noqa: D102
         return {"outer_pos", "inner_pos", "cls_token"}
 
     def resize_loaded(self, state):  # noqa: D102
-        table = state.get("outer_pos")
-        if table is None or table.dim() != 3 or table.shape == self.outer_pos.shape:
-            return state
-        side = round((table.size(1) - 1) ** 0.5)
-        if side * side + 1 != table.size(1):
-            return state
-        state = {**state, "outer_pos": resize_position_table(table, (side, side), self.grid)}
-        if "outer_tokens" in state:
-            state["outer_tokens"] = resize_position_table(state["outer_tokens"], (side, side), self.grid)
-        return state
+        own = {"outer_pos": self.outer_pos}
+        if self.with_embedding:
+            own["outer_tokens"] = self.outer_tokens
+        tables = {key: resize_square_table(state[key], own[key], self.grid) for key in own if key in state}
+        return {**state, **tables}

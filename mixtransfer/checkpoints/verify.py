@@ -146,12 +146,12 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
     compared = _comparable_size(net, network, size, dense, key_map.dense)
     images = fixed_images(compared, network.get("in_channels", 3))
     if dense:
-        ours, state = _dense_counterpart(net, state, library, {**network, "img_size": compared})
+        ours, state = _dense_counterpart(net, state, library, {**network, **net.at_size(compared)})
         with _evaluating(ours):
             answer = ours(images)
     elif compared != size:
         with build_without_values():
-            ours = type(net)(arch=net.arch, out_indices=(), with_embedding=True, **{**network, "img_size": compared})
+            ours = type(net)(arch=net.arch, out_indices=(), with_embedding=True, **{**network, **net.at_size(compared)})
         own = {*ours.state_dict(), *HEAD, *AUX_HEAD}
         state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
         answer = run(ours, state, images)
@@ -205,7 +205,7 @@ def _comparable_size(net: Backbone, network: Mapping[str, Any], size: tuple[int,
         side = 2 * unit if dense else max(larger)
         return side, side
     # Our networks, too, either pad to whole patches or drop the rest; tables tell.
-    if larger != size and _shapes(net, {**network, "img_size": larger}) != _shapes(net, network):
+    if larger != size and _shapes(net, {**network, **net.at_size(larger)}) != _shapes(net, network):
         return tuple(max(side // unit, 1) * unit for side in size)
     return larger
 

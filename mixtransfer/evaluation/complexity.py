@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixtransfer.backbones import backbone_class
 from mixtransfer.zoo import build_classifier
 
 __all__ = ["Complexity", "complexity", "table"]
@@ -45,7 +46,7 @@ def complexity(arch: str, size: tuple[int, int] | None = None) -> Complexity:
     Raises:
         UserError: ``arch`` is unknown.
     """
-    build = partial(build_classifier, arch, backbone={} if size is None else {"img_size": size})
+    build = partial(build_classifier, arch, backbone={} if size is None else backbone_class(arch).at_size(size))
     with torch.device("meta"):
         net = build()
     parameters = sum(parameter.numel() for parameter in net.parameters())

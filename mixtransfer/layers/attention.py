@@ -13,12 +13,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from mixtransfer.layers import cpu
 
 __all__ = ["ClassAttention", "attend", "attend_windows", "mix_labels"]
-
-FEW_PAIRS = 32 * 32  # up to here a map on CPU is cheaper than the backward pass of the flash kernel
-COLUMN_MULTIPLE = 8  # the CPU flash kernel is fastest when a head's width is a multiple of the vector width
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -34,11 +32,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None = None) -> tup
         The output (B, h, N, d) and ``mean_heads(A) @ labels`` (B, N, K) or None.
     """
     if labels is None:
-        if q.device.type == "cpu" and torch.is_grad_enabled() and q.size(2) * k.size(2) <= FEW_PAIRS:
-            return (q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1) @ v, None
-        return F.scaled_dot_product_attention(q, k, v), None
-    if q.device.type == "cpu" and q.dtype == labels.dtype and labels.size(-1) <= q.size(-1):
-        return _FlashWithLabels.apply(q, k, v, labels)
+        few = cpu.attend_few(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v) if few is None else few, None
+    if cpu.labels_fit(q, labels):
+        return cpu.FlashWithLabels.apply(q, k, v, labels)
     return F.scaled_dot_product_attention(q, k, v), _attended(q, k, labels)
 
 
@@ -57,8 +54,8 @@ def attend_windows(
     Returns:
         The output (G, h, N, d) and ``mean_heads(A) @ labels`` (G, N, K) or None.
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or bias.requires_grad):
-        return _BiasedAttention.apply(q, k, v, bias, labels)
+    if cpu.bias_is_trained(q, bias):
+        return cpu.BiasedAttention.apply(q, k, v, bias, labels)
     if bias.size(0) > 1:
         bias = bias.repeat(q.size(0) // bias.size(0), 1, 1, 1)
     bias = bias.to(q.dtype)
@@ -106,85 +103,3 @@ def _attended(q: Tensor, k: Tensor, labels: Tensor, bias: Tensor | None = None) 
         attended = F.scaled_dot_product_attention(q, k, columns, attn_mask=bias)
         moved.append(attended[..., : part.size(-1)].mean(dim=1))
     return torch.cat(moved, dim=-1)
-
-
-class _FlashWithLabels(torch.autograd.Function):
-    """CPU flash attention whose value head is widened by the label columns, forward only.
-
-    Queries and keys are padded with zeros to the same width, which leaves their products as they are. The backward
-    kernel runs on the unpadded tensors, with the log-sum-exp of the forward.
-    """
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        heads, width, channels = q.size(1), q.size(-1), labels.size(-1)
-        extra = -(-channels // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        columns = F.pad(labels, (0, extra - channels)).unsqueeze(1).expand(-1, heads, -1, -1)
-        scale = width**-0.5
-        wide, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            F.pad(q, (0, extra)), F.pad(k, (0, extra)), torch.cat([v, columns], dim=-1), 0.0, False, scale=scale
-        )
-        out = wide[..., :width].contiguous()
-        moved = wide[..., width : width + channels].mean(dim=1)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale = scale
-        ctx.mark_non_differentiable(moved)
-        return out, moved
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out: Tensor, _grad_moved: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out, q, k, v, out, lse, 0.0, False, scale=ctx.scale
-        )
-        return *grads, None
-
-
-class _BiasedAttention(torch.autograd.Function):
-    """Window attention with a trainable bias, for CPU training.
-
-    The fused CPU kernels give no gradient for the bias. Here the map is made once, turned into probabilities in place
-    and kept for the backward pass; the gradient of the bias is one sum over images and windows.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        groups, heads, tokens, width = q.shape
-        q, k, v = (x.reshape(groups * heads, -1, width) for x in (q, k, v))
-        scale = width**-0.5
-        attention = torch.bmm(q * scale, k.transpose(1, 2))
-        grouped = attention.view(-1, *bias.shape)
-        grouped += bias
-        torch.softmax(attention, dim=-1, out=attention)
-        out = torch.bmm(attention, v).view(groups, heads, tokens, width)
-        moved = None
-        if labels is not None:
-            mean = attention.view(groups, heads, tokens, -1).mean(dim=1, dtype=labels.dtype)
-            moved = torch.bmm(mean, labels)
-            ctx.mark_non_differentiable(moved)
-        ctx.save_for_backward(q, k, v, attention)
-        ctx.scale, ctx.bias_shape, ctx.bias_dtype = scale, bias.shape, bias.dtype
-        return out, moved
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out: Tensor, _grad_moved: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, attention = ctx.saved_tensors
-        shape = (*grad_out.shape[:2], -1, grad_out.size(-1))
-        grad_out = grad_out.reshape(q.shape)
-        grad_v = torch.bmm(attention.transpose(1, 2), grad_out)
-        grad = torch.bmm(grad_out, v.transpose(1, 2))
-        grad = torch._softmax_backward_data(grad, attention, -1, attention.dtype)
-        grad_bias = None
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad.view(-1, *ctx.bias_shape)
-            # A sum over one is slow.
-            grad_bias = (
-                grad_bias.sum(dim=0, dtype=ctx.bias_dtype) if len(grad_bias) > 1 else grad_bias[0].to(ctx.bias_dtype)
-            )
-        grad_q = torch.bmm(grad, k).mul_(ctx.scale)
-        grad_k = torch.bmm(grad.transpose(1, 2), q).mul_(ctx.scale)
-        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), grad_bias, None

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.layers.linear import CHUNK_VALUES, in_parts, linear
+from mixtransfer.layers import cpu
+from mixtransfer.layers.linear import linear
 
 __all__ = ["Conv", "Patches", "Pointwise", "pad", "strips"]
 
@@ -25,12 +26,12 @@ def strips(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tens
     """Return ``function(x)`` for a map (B, H, W, C) that is widened to ``hidden`` channels and filtered by 3 × 3.
 
     On CPU without gradient it runs on some rows at a time, each time with a row more on either side: as
-    :func:`~mixtransfer.layers.linear.in_chunks`, for functions whose tokens see their neighbors.
+    :func:`~mixtransfer.layers.cpu.in_chunks`, for functions whose tokens see their neighbors.
     """
     hidden *= x.size(0) * x.size(2)
-    if not in_parts(x, hidden * x.size(1)):
+    if not cpu.in_parts(x, hidden * x.size(1)):
         return function(x)
-    rows = max(CHUNK_VALUES // hidden, 8)
+    rows = max(cpu.CHUNK_VALUES // hidden, 8)
     parts = []
     for start in range(0, x.size(1), rows):
         top = max(start - 1, 0)

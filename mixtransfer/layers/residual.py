@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import mix_labels
+from mixtransfer.layers.overwrite import overwriting_allowed
 
 __all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual", "residual_with_labels"]
 
@@ -89,8 +90,8 @@ def residual_with_labels(
 def add_(x: Tensor, branch: Tensor) -> Tensor:
     """Return ``x + branch``, overwriting ``branch``.
 
-    The caller must not use ``branch`` afterwards; views are added out of place.
+    The caller must not use ``branch`` afterwards. Views, and what a forward hook may have kept, stay as they are.
     """
-    if torch.compiler.is_compiling() or branch.dtype != x.dtype or branch._is_view():
+    if torch.compiler.is_compiling() or not overwriting_allowed() or branch.dtype != x.dtype or branch._is_view():
         return x + branch
     return branch.add_(x)

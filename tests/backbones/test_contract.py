@@ -265,6 +265,53 @@ def held(net):
 
 
 @families
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_a_forward_hook_keeps_the_values_that_it_was_handed(family, training):
+    """Probes and Grad-CAM read them after the forward pass; a block that is run alone must not overwrite either."""
+    net = build_toy(family, with_embedding=True).train(training)
+    seen = []
+
+    def keep(module, args, output):
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, torch.Tensor):
+                seen.append((tensor, tensor.detach().clone()))
+
+    for module in net.modules():
+        module.register_forward_hook(keep)
+    with torch.set_grad_enabled(training):
+        net(images())
+        net.embed(images(height=64, width=64))
+    assert seen and all(torch.equal(tensor.detach(), copy) for tensor, copy in seen)
+
+
+@families
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_norms_of_outputs_can_be_chosen(family, norm):
+    """A LayerNorm makes each token's channels zero-mean with deviation 1; without norms maps are those before them."""
+    published, net = build_toy(family).eval(), build_toy(family, output_norm=norm).eval()
+    own = net.state_dict()
+    net.load_state_dict({**own, **{k: v for k, v in published.state_dict().items() if k in own}})
+    with torch.no_grad():
+        maps = net(images())
+    names = set(own) - set(published.state_dict())
+    if norm == "layer":
+        assert names == {f"output_norm{i}.{kind}" for i in net.out_indices for kind in ("weight", "bias")}
+        for features in maps:
+            assert features.mean(dim=1).abs().max() < 1e-4
+            assert (features.var(dim=1, unbiased=False) <= 1.001).all()
+        frozen = build_toy(family, output_norm=norm, frozen_stages=len(net.stage_modules()) - 1)
+        parts = len(frozen.stage_modules())
+        for index, name in frozen.norm_names.items():
+            # What no stage makes is not frozen with one.
+            assert frozen.get_parameter(f"{name}.weight").requires_grad == (frozen.output_stage(index) >= parts)
+        assert all(net.layer_of(name) == net.depth + 1 for name in names)
+    else:
+        assert not names and not net.norm_names
+    with pytest.raises(UserError, match="unknown output_norm 'batch'"):
+        build_toy(family, output_norm="batch")
+
+
+@families
 def test_compiles(family):
     net = build_toy(family).eval()
     x = images()

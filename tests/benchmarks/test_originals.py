@@ -13,7 +13,7 @@ from benchmarks.originals import WAYS, as_published
 from benchmarks.speed import Result, speedups
 from mixtransfer.backbones import FAMILIES
 from mixtransfer.cli import run_command
-from mixtransfer.layers import channels_last, linear
+from mixtransfer.layers import cpu
 
 every_toy = pytest.mark.parametrize("family", sorted(name for name in TOYS if name.split("/")[0] in WAYS))
 
@@ -83,8 +83,7 @@ def test_dense_codes_of_any_size_are_followed_at_an_odd_size(family):
 
 def test_maps_that_are_widened_in_parts_are_the_same(monkeypatch):
     """Evaluation cuts what training computes at once; here into parts of a row or two, at an odd size."""
-    for module in (linear, channels_last):
-        monkeypatch.setattr(module, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(cpu, "CHUNK_VALUES", 1)
     images = torch.randn(2, 3, 75, 101)
     for family in ("swin", "pvt_v2", "fcvit", "cmt", "hornet"):
         net = shaken(family).eval()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixtransfer.layers import depthwise as module
+from mixtransfer.layers import cpu as module
 from mixtransfer.layers.depthwise import Depthwise, depthwise
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixtransfer.layers import linear as module
+from mixtransfer.layers import cpu as module
 from mixtransfer.layers.linear import Linear, linear
 
 
@@ -13,7 +13,7 @@ from mixtransfer.layers.linear import Linear, linear
 def products(request, monkeypatch):
     """Send layers of any size but zero to oneDNN, and return the shapes that arrive there."""
     monkeypatch.setattr(module, "mkl_halves_this_core", lambda: request.param)
-    for limit in ("PRODUCTS", "TRAINED", "TRAINED_WIDE"):
+    for limit in ("PRODUCTS", "TRAINED", "TRAINED_HALVED"):
         monkeypatch.setattr(module, limit, 1)
     seen, product = [], module._product
     monkeypatch.setattr(module, "_product", lambda x, *rest: seen.append(tuple(x.shape)) or product(x, *rest))

@@ -15,7 +15,8 @@ from toys import TOYS, build_toy
 
 from mixtransfer.backbones import dynamicvit
 from mixtransfer.backbones.dynamicvit import DynamicViT
-from mixtransfer.backbones.dynamicvit_dense import DynamicConvNeXt, DynamicSwin
+from mixtransfer.backbones.dynamicvit_convnext import DynamicConvNeXt
+from mixtransfer.backbones.dynamicvit_swin import DynamicSwin
 from mixtransfer.errors import UserError
 from mixtransfer.pretrain import DynamicClassifier
 from mixtransfer.pretrain.classifier import smooth_one_hot

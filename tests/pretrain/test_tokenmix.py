@@ -164,7 +164,7 @@ def test_a_class_named_twice_counts_by_its_last_rank():
 
 
 def test_a_teacher_says_where_it_sees_the_class(tmp_path):
-    teacher = mixtransfer.build_classifier("pvt_v2_b0", 4, backbone=dict(img_size=64))
+    teacher = mixtransfer.build_classifier("pvt_v2_b0", 4)
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     config = dict(arch="pvt_v2_b0", checkpoint=str(tmp_path / "teacher.pth"))
     mixing = dict(type="TokenMix", switch_prob=1.0)

@@ -11,7 +11,7 @@ from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
 from mixtransfer.backbones.formats.key_map import Fused, KeyMap, Reorder
 from mixtransfer.backbones.swin import DERIVED, PATCH, Spec
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "REORDERS"]
 
 
 # nn.Unfold, which OpenMMLab merges patches with, orders a row by channel, then row-major in the 2 × 2 cell.
@@ -84,11 +84,11 @@ _RENAMES = (
     ("stages.{i}.blocks.{j}.ffn.layers.1.{rest}", "layers.{i}.blocks.{j}.mlp.fc2.{rest}"),
     ("stages.{i}.{rest}", "layers.{i}.{rest}"),
 )
-_REORDERS = (Reorder(r"layers\.\d+\.downsample\.(norm|reduction)\..+", _unfold_to_concat, _concat_to_unfold),)
+REORDERS = (Reorder(r"layers\.\d+\.downsample\.(norm|reduction)\..+", _unfold_to_concat, _concat_to_unfold),)
 
 
 def _openmmlab(library: str) -> KeyMap:
-    return KeyMap(_RENAMES, DERIVED, (r"(norm|head)\..+",), _REORDERS, network=_dense(library))
+    return KeyMap(_RENAMES, DERIVED, (r"(norm|head)\..+",), REORDERS, network=_dense(library))
 
 
 FORMATS = {
@@ -154,7 +154,7 @@ FORMATS = {
         renames=(*_RENAMES, ("norm3.{rest}", "norm.{rest}"), ("head.fc.{rest}", "head.{rest}")),
         derived=DERIVED,
         absent=(r"norm\d\..+",),
-        reorders=_REORDERS,
+        reorders=REORDERS,
         network=_mmpretrain,
     ),
 }

@@ -1,18 +1,14 @@
-"""Names of PVT's and PVT v2's entries in the libraries that ship them, beside those of the published code."""
+"""Names of PVT v2's entries in libraries, and those libraries' networks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
-from mixtransfer.backbones.formats.huggingface import HuggingFaceClassifier
 from mixtransfer.backbones.formats.key_map import Fused, KeyMap, Reorder
+from mixtransfer.backbones.formats.pvt import KEYS_AND_VALUES, transformers_network
+from mixtransfer.backbones.pvt import Spec
 
-if TYPE_CHECKING:
-    from mixtransfer.backbones.pvt import Spec
-
-__all__ = ["V1_FORMATS", "V2_FORMATS"]
+__all__ = ["FORMATS"]
 
 
 def _timm(spec: Spec, classes: int | None, channels: int) -> nn.Module:
@@ -32,46 +28,7 @@ def _mmdet(spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
     return Network(in_channels=channels, **size)
 
 
-def _transformers(kind: str, spec: Spec, classes: int | None, channels: int) -> nn.Module | None:
-    if classes is None or spec.linear:  # linear attention lacks a ReLU there
-        return None
-    size = dict(depths=spec.depths, hidden_sizes=spec.channels, num_attention_heads=spec.heads)
-    size = {name: list(values) for name, values in {**size, "mlp_ratios": spec.expansions}.items()}
-    return HuggingFaceClassifier(kind, classes, image_size=spec.img_size, num_channels=channels, **size)
-
-
-KEYS_AND_VALUES = Fused(
-    "block{i}.{j}.attn.kv.{rest}", ("block{i}.{j}.attn.key.{rest}", "block{i}.{j}.attn.value.{rest}")
-)
-
-V1_FORMATS = {
-    # SMMix's second head, with which only its training classifies single tokens.
-    "official": KeyMap(derived=(r"token_head\..+",)),
-    "transformers": KeyMap(
-        renames=(
-            ("pvt.encoder.patch_embeddings.3.cls_token", "cls_token"),
-            ("pvt.encoder.patch_embeddings.{i}.position_embeddings", "pos_embed{i+1}"),
-            ("pvt.encoder.patch_embeddings.{i}.projection.{rest}", "patch_embed{i+1}.proj.{rest}"),
-            ("pvt.encoder.patch_embeddings.{i}.layer_norm.{rest}", "patch_embed{i+1}.norm.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.layer_norm_1.{rest}", "block{i+1}.{j}.norm1.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.layer_norm_2.{rest}", "block{i+1}.{j}.norm2.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.attention.output.dense.{rest}", "block{i+1}.{j}.attn.proj.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.attention.self.query.{rest}", "block{i+1}.{j}.attn.q.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.attention.self.sequence_reduction.{rest}", "block{i+1}.{j}.attn.sr.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.attention.self.layer_norm.{rest}", "block{i+1}.{j}.attn.norm.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.attention.self.{rest}", "block{i+1}.{j}.attn.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.mlp.dense1.{rest}", "block{i+1}.{j}.mlp.fc1.{rest}"),
-            ("pvt.encoder.block.{i}.{j}.mlp.dense2.{rest}", "block{i+1}.{j}.mlp.fc2.{rest}"),
-            ("pvt.encoder.layer_norm.{rest}", "norm.{rest}"),
-            ("classifier.{rest}", "head.{rest}"),
-        ),
-        fused=(KEYS_AND_VALUES,),
-        network=lambda *what: _transformers("Pvt", *what),
-    ),
-}
-
-V2_FORMATS = {
-    "official": KeyMap(),
+FORMATS = {
     "timm": KeyMap(
         renames=(
             ("patch_embed.{rest}", "patch_embed1.{rest}"),
@@ -131,6 +88,6 @@ V2_FORMATS = {
             ("classifier.{rest}", "head.{rest}"),
         ),
         fused=(KEYS_AND_VALUES,),
-        network=lambda *what: _transformers("PvtV2", *what),
+        network=lambda *what: transformers_network("PvtV2", *what),
     ),
 }
