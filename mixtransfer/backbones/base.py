@@ -222,6 +222,10 @@ class Backbone(BaseModule):
         """
         return None
 
+    def normalized(self, index: int, x: Tensor) -> Tensor:
+        """Return the map (B, h, w, C) of an output behind its norm, if it has one."""
+        return getattr(self, self.norm_names[index])(x) if index in self.norm_names else x
+
     def output_stage(self, index: int) -> int:
         """Return the position in :meth:`stage_modules` of what makes an output; its norm is frozen with that."""
         return index + 1
@@ -267,9 +271,7 @@ class Backbone(BaseModule):
             for index, (x, label) in enumerate(self.trunk(images, labels, count) if count else ()):
                 if index not in self.out_indices:
                     continue
-                if index in self.norm_names:
-                    x = getattr(self, self.norm_names[index])(x)
-                maps.append(x.permute(0, 3, 1, 2))
+                maps.append(self.normalized(index, x).permute(0, 3, 1, 2))
                 if label is not None:
                     aligned.append(label)
         return tuple(maps), tuple(aligned)

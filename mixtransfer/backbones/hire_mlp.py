@@ -93,7 +93,7 @@ class HireMixer(nn.Module):
             x = x.transpose(2, 3)  # (B, n, W, p, C), as (B, H, n, p, C) along columns
         # Published channel-major, (C, p); here the weights are turned, which are smaller than the map.
         weight = first.weight.view(len(first.weight), -1, self.pixel).transpose(1, 2).flatten(1)
-        x = F.relu(normalized(norm, linear(x.flatten(3), weight, None)))
+        x = F.relu(batch_normalized(norm, linear(x.flatten(3), weight, None)))
         weight = second.weight.view(-1, self.pixel, second.in_channels).transpose(0, 1).flatten(0, 1)
         x = linear(x, weight, second.bias.view(-1, self.pixel).t().flatten()).unflatten(3, (self.pixel, -1))
         if axis == 1:
@@ -143,8 +143,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
-        x = self.add(x, self.attn(normalized(self.norm1, x)))
-        return self.add(x, self.mlp(normalized(self.norm2, x)))
+        x = self.add(x, self.attn(batch_normalized(self.norm1, x)))
+        return self.add(x, self.mlp(batch_normalized(self.norm2, x)))
 
 
 class ConvEmbed(nn.Module):
@@ -157,10 +157,10 @@ class ConvEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the smaller map, (B, h, w, C') for (B, H, W, C)."""
-        return F.relu(normalized(self.norm, self.proj(x)))
+        return F.relu(batch_normalized(self.norm, self.proj(x)))
 
 
-def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+def batch_normalized(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a norm over the channels of (B, C, H, W) to a map (B, H, W, C)."""
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -223,19 +223,15 @@ class HireMLP(Backbone):
                 x = self.checkpointed(block, x)
             yield x, None
 
-    def dense(self, images, labels):  # noqa: D102
+    def normalized(self, index, x):  # noqa: D102
         # The published norms stay plain BatchNorm2d, on (B, C, H, W): `sync_bn` would replace a class that turns its
         # maps by one that does not.
-        count, maps = max(self.out_indices, default=-1) + 1, []
-        for index, (x, _) in enumerate(self.trunk(images, None, count) if count else ()):
-            if index in self.out_indices:
-                norm = getattr(self, self.norm_names[index]) if index in self.norm_names else nn.Identity()
-                maps.append((normalized(norm, x) if isinstance(norm, _BatchNorm) else norm(x)).permute(0, 3, 1, 2))
-        return tuple(maps), ()
+        norm = getattr(self, self.norm_names.get(index, ""), None)
+        return batch_normalized(norm, x) if isinstance(norm, _BatchNorm) else super().normalized(index, x)
 
     def embedding(self, images, labels):  # noqa: D102
         *_, (x, _) = self.trunk(images, None, len(self.depths))
-        return normalized(self.norm, x).mean(dim=(1, 2)), None
+        return batch_normalized(self.norm, x).mean(dim=(1, 2)), None
 
     def stage_modules(self):  # noqa: D102
         # A stage starts with the convolution that makes its map.
