@@ -1,8 +1,10 @@
-"""``benchmark`` from a checkout; see mixtransfer/cli/benchmark.py."""
+"""``benchmark`` from a checkout, which has what ``speed`` compares with; see benchmarks/command.py."""
 
 import sys
-
-from mixtransfer.cli import run_command
+from pathlib import Path
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmark", sys.argv[1:]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.command import main
+
+    sys.exit(main(sys.argv[1:]))

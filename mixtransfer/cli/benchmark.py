@@ -1,30 +1,20 @@
-"""``benchmark``: compare speed side by side, count cost, measure robustness."""
+"""``benchmark``: count cost and measure robustness; ``speed`` is a command of a checkout (benchmarks/command.py)."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.cli.options import positive
-from mixtransfer.engine.config import CONFIGS
 from mixtransfer.errors import UserError
 from mixtransfer.progress import progress_line
 
 if TYPE_CHECKING:
     from mixtransfer.engine.runner import TransferRunner
-
-#: Cases of ``benchmark speed``: functions of benchmarks.cases.
-CASES = {
-    "swin": "our Swin-T against mmseg's, mmdet's and timm's, evaluation and training",
-    "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
-    "optimizer": "merged groups with fused AdamW against mmengine's group for each parameter",
-    "families": "each family against its published code's way of computing it, evaluation and training",
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,30 +23,11 @@ def parser() -> argparse.ArgumentParser:
         prog="mixtransfer benchmark", description="Measure speed, complexity and robustness."
     )
     commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,robustness}")
+    # Whatever follows the word is taken, options too.
     speed = commands.add_parser(
-        "speed",
-        help="compare speed with other implementations",
-        description="Run ours and others' in turns, after checking that they compute the same, and print a table of "
-        "median times and of the ratios ours/theirs with their quartiles.\n\ncases:\n"
-        + "\n".join(f"  {name:<10} {text}" for name, text in CASES.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "speed", add_help=False, prefix_chars="\0", help="compare speed with other implementations, in a checkout"
     )
-    speed.add_argument(
-        "--case", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="what to run (default: all)"
-    )
-    speed.add_argument(
-        "--family", nargs="+", default=(), metavar="NAME", help="families of the case families (default: all)"
-    )
-    speed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
-    speed.add_argument("--threads", type=positive, metavar="N", help="threads on CPU (default: torch's choice)")
-    speed.add_argument("--rounds", type=positive, default=15, metavar="N", help="timings of each (default 15)")
-    speed.add_argument("--size", type=positive, metavar="PX", help="side of the images (default: the case's)")
-    speed.add_argument("--batch", type=positive, metavar="N", help="images a step (default: the case's)")
-    speed.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast (default float32)"
-    )
-    speed.add_argument("--compile", action="store_true", help="run all of them through torch.compile")
-    speed.add_argument("--json", type=Path, metavar="FILE", help="also write every timing to this file")
+    speed.add_argument("options", nargs="*")
     count = commands.add_parser(
         "complexity",
         help="count parameters and multiply-accumulates",
@@ -98,48 +69,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run one of the actions."""
-    if args.json is not None and not _writable(args.json):
-        raise UserError(f"--json {args.json}: cannot be written; give a file in a folder that exists")
-    return {"speed": _speed, "complexity": _complexity, "robustness": _robustness}[args.action](args)
-
-
-def _speed(args: argparse.Namespace) -> int:
-    if not (CONFIGS.parent / "benchmarks/cases.py").is_file():
-        raise UserError("speed: others' ways of computing are in a checkout only; run tools/benchmark.py in one")
-    sys.path.insert(0, str(CONFIGS.parent))
-
-    import torch
-    from mmengine.logging import MMLogger
-
-    from benchmarks import cases
-    from benchmarks.speed import environment, measure, speedups, table
-
-    device = _device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    MMLogger.get_current_instance().setLevel("WARNING")  # mmengine logs the settings of every parameter
-
-    options = cases.Options(device, args.batch, args.size, getattr(torch, args.dtype), args.compile, tuple(args.family))
-    about = {
-        **environment(device),
-        **{name: getattr(args, name) for name in ("rounds", "size", "batch", "dtype", "compile")},
-    }
-    results, gain = [], {}
-    for case in args.case:
-        for contest in getattr(cases, case)(options):
-            results.append(measure(contest, args.rounds, device, progress_line(contest.title)))
-            gain = speedups(results)
-            # After every contest, so that a run that is stopped leaves what it measured.
-            _write(
-                args.json,
-                {"environment": about, "results": [result.as_dict() for result in results], "speedups": gain},
-            )
-    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
-    print(table(results))
-    if gain:
-        print(f"\ntheirs / ours: lowest {gain['lowest']:.2f}, geometric mean {gain['geometric_mean']:.2f}")
-    return 0
+    if args.action == "speed":
+        raise UserError("speed: others' ways of computing are in a checkout only; run tools/benchmark.py speed in one")
+    require_writable(args.json)
+    return {"complexity": _complexity, "robustness": _robustness}[args.action](args)
 
 
 def _complexity(args: argparse.Namespace) -> int:
@@ -158,7 +91,7 @@ def _complexity(args: argparse.Namespace) -> int:
         rows.append(complexity(arch, args.size and tuple(args.size)))
         progress(len(rows), len(archs))
     print(table(rows))
-    _write(args.json, [asdict(row) for row in rows])
+    write_json(args.json, [asdict(row) for row in rows])
     return 0
 
 
@@ -197,7 +130,7 @@ def _robustness(args: argparse.Namespace) -> int:
     top1 = {name: [next(found) for _ in paths] for name, paths in images.folders.items()}
     print(table(top1, clean))
     about = {"config": args.config, "checkpoint": args.checkpoint, "data": str(args.data)}
-    _write(args.json, {**about, "top1": top1, "summary": summary(top1, clean)})
+    write_json(args.json, {**about, "top1": top1, "summary": summary(top1, clean)})
     return 0
 
 
@@ -230,36 +163,23 @@ def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], class
     return found
 
 
-def _device(name: str):
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: give cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give another")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: give cpu, cuda or cuda:N")
-    return device
-
-
-def _write(path: Path | None, content: Any) -> None:
-    if path is not None:
-        _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    from mixtransfer.checkpoints.write import replace_whole
-
-    with replace_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _writable(path: Path) -> bool:
-    """Return whether a file can be made there; a folder's permissions alone do not tell, as root has them all."""
+def require_writable(path: Path | None) -> None:
+    """Make sure that the file of ``--json`` can be written; a folder's permissions alone do not tell root."""
+    if path is None:
+        return
     try:
         with tempfile.TemporaryFile(dir=path.parent):
-            return not path.is_dir()
+            writable = not path.is_dir()
     except OSError:
-        return False
+        writable = False
+    if not writable:
+        raise UserError(f"--json {path}: cannot be written; give a file in a folder that exists")
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write the file of ``--json``, if there is one, whole or not at all."""
+    from mixtransfer.checkpoints.write import replace_whole
+
+    if path is not None:
+        with replace_whole(path) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

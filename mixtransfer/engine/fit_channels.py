@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mixtransfer.errors import UserError
 from mixtransfer.registry import MODELS
@@ -26,7 +27,7 @@ def fit_channels(cfg: Config) -> None:
     """
     model = cfg.model
     backbone = model.get("backbone")
-    if not isinstance(backbone, Mapping) or "type" not in backbone or "arch" not in backbone:
+    if not isinstance(backbone, ConfigDict) or "type" not in backbone or "arch" not in backbone:
         return
     read, mean = backbone.get("in_channels", 3), (model.get("data_preprocessor") or {}).get("mean")
     if mean and len(mean) != read:
@@ -35,7 +36,7 @@ def fit_channels(cfg: Config) -> None:
     with torch.device("meta"):
         built = MODELS.build({**backbone, "init_cfg": None, "token_classifier": None})
     channels = list(built.out_channels)
-    if isinstance(model.get("neck"), Mapping):
+    if isinstance(model.get("neck"), ConfigDict):
         if "in_channels" in model.neck:
             model.neck.in_channels = channels
     else:
@@ -49,13 +50,14 @@ def fit_channels(cfg: Config) -> None:
     hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "mixtransfer.TokenMixHook"]
     if not any(hook.get("prob", 1) and hook.get("loss_weight", 1) for hook in hooks):
         backbone.token_classifier = None
-    if backbone.get("token_classifier"):
+    token_classifier: Any = backbone.get("token_classifier")
+    if token_classifier:
         segmentor, detector = _dicts(model.get("decode_head")), _dicts(model.get("roi_head", model).get("bbox_head"))
         if segmentor:
-            backbone.token_classifier.num_classes = segmentor[-1].num_classes
+            token_classifier.num_classes = segmentor[-1].num_classes
         elif detector:
-            backbone.token_classifier.num_classes = detector[-1].num_classes + 1
+            token_classifier.num_classes = detector[-1].num_classes + 1
 
 
-def _dicts(part: Mapping | Sequence[Mapping] | None) -> list[Mapping]:
-    return [] if part is None else [part] if isinstance(part, Mapping) else list(part)
+def _dicts(part: Any) -> list[Any]:
+    return [] if part is None else [part] if isinstance(part, ConfigDict) else list(part)

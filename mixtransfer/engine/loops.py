@@ -10,15 +10,17 @@ from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch.utils.data import DataLoader
 
-from mixtransfer.engine.sampling import seed_everything
+from mixtransfer.engine.sampling import ResumableLoader, seed_everything
 
 __all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
 
 
 class _SeededSteps:
     """A loop whose step draws from generators seeded with its iteration."""
+
+    runner: Any
+    _iter: int
 
     def run_iter(self, *args: Any) -> None:
         seed_everything(self.runner.seed, get_rank(), self._iter)
@@ -27,6 +29,8 @@ class _SeededSteps:
 
 class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
     """Training by epochs that resumes in the middle of one."""
+
+    dataloader: ResumableLoader
 
     def run_epoch(self) -> None:
         """Train on what is left of the epoch."""
@@ -43,6 +47,8 @@ class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
 class IterLoop(_SeededSteps, IterBasedTrainLoop):
     """Training by iterations, over epoch after epoch of a finite sampler or one endless one."""
 
+    dataloader: ResumableLoader
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = EndlessBatches(self.dataloader)
@@ -51,7 +57,7 @@ class IterLoop(_SeededSteps, IterBasedTrainLoop):
 class EndlessBatches:
     """Iterate over a loader again and again; ``skip_iter`` is how mmengine's loop resumes."""
 
-    def __init__(self, loader: DataLoader):
+    def __init__(self, loader: ResumableLoader):
         self.loader = loader
         self.batches: Iterator | None = None
         self.epoch, self.first = 0, 0

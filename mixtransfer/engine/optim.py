@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -58,11 +59,11 @@ class TransferOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the wrapper around the optimizer of ``model``'s trainable parameters."""
-        model = model.module if is_model_wrapper(model) else model
+        inner: Any = model.module if is_model_wrapper(model) else model
         wrapper = copy.deepcopy(self.optim_wrapper_cfg)
         wrapper.setdefault("type", "OptimWrapper")
         optimizer = wrapper.pop("optimizer")
-        groups = self.groups(model, optimizer["lr"], optimizer.get("weight_decay", 0.0))
+        groups = self.groups(inner, optimizer["lr"], optimizer.get("weight_decay", 0.0))
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         chosen = any(optimizer.get(name) is not None for name in IMPLEMENTATIONS)
         if optimizer["type"] in FUSED and not chosen and devices <= {"cpu", "cuda"}:
@@ -88,7 +89,7 @@ class TransferOptimWrapperConstructor:
             for factor, decay in sorted(members, reverse=True)
         ]
 
-    def _undecayed(self, model: nn.Module, backbone: nn.Module | None) -> set[str]:
+    def _undecayed(self, model: nn.Module, backbone: Any) -> set[str]:
         names = set()
         if hasattr(backbone, "no_weight_decay"):
             names |= {f"backbone.{name}" for name in backbone.no_weight_decay()}
@@ -100,7 +101,7 @@ class TransferOptimWrapperConstructor:
         assert not unknown, f"no such parameters: {sorted(unknown)}"
         return names
 
-    def _lr_factor(self, name: str, backbone: nn.Module | None) -> float:
+    def _lr_factor(self, name: str, backbone: Any) -> float:
         if not name.startswith("backbone.") or name.startswith("backbone.token_classifier."):
             return self.settings["head_lr_mult"]
         rate = self.settings["layer_decay_rate"]

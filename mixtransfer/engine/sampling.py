@@ -22,6 +22,7 @@ from mixtransfer.errors import UserError
 __all__ = [
     "UNREADABLE",
     "ResumableBatchSampler",
+    "ResumableLoader",
     "SeededDataset",
     "init_worker",
     "last_line",
@@ -56,7 +57,7 @@ class SeededDataset(Dataset):
     dataset's.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, draw: int | tuple[int, Sequence[int]]) -> Any:
@@ -101,9 +102,15 @@ class ResumableBatchSampler:
         return len(self.batches)
 
 
-def resumable(loader: DataLoader) -> DataLoader:
+class ResumableLoader(DataLoader):
+    """A loader with a :class:`ResumableBatchSampler`."""
+
+    batch_sampler: ResumableBatchSampler
+
+
+def resumable(loader: DataLoader) -> ResumableLoader:
     """Return ``loader``, which loads :class:`SeededDataset`, with :class:`ResumableBatchSampler`."""
-    return DataLoader(
+    return ResumableLoader(
         loader.dataset,
         batch_sampler=ResumableBatchSampler(loader.batch_sampler),
         num_workers=loader.num_workers,

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import cases
+from benchmarks import cases, command
 from benchmarks.speed import Comparison, Ratio, Result, measure, table
-from mixtransfer.cli import benchmark, run_command
+from mixtransfer.cli import run_command
 from mixtransfer.evaluation.complexity import complexity
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_counts_equal_those_of_the_published_code(arch, millions, gmacs):
 
 def test_speed_command_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "speed.json"
-    assert run_command("benchmark", ["speed", "--case", "optimizer", "--rounds", "2", "--json", str(file)]) == 0
+    assert command.main(["speed", "--case", "optimizer", "--rounds", "2", "--json", str(file)]) == 0
     written, printed = json.loads(file.read_text()), capsys.readouterr().out
     (result,) = written["results"]
     ratio = result["ratios"]["mmengine, a group a parameter"]
@@ -117,7 +117,7 @@ def test_speed_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_complexity_command(tmp_path, capsys):
     file = tmp_path / "cost.json"
-    assert run_command("benchmark", ["complexity", "swin_micro", "--size", "64", "96", "--json", str(file)]) == 0
+    assert command.main(["complexity", "swin_micro", "--size", "64", "96", "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())
     assert row["size"] == [64, 96]
     assert f"| swin_micro | 64 × 96 | {row['parameters'] / 1e6:.2f} |" in capsys.readouterr().out
@@ -135,13 +135,25 @@ def test_complexity_command(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert run_command("benchmark", argv) == 2
+    assert command.main(argv) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert re.search(message, error)
 
 
+def test_no_number_of_rounds_is_refused_before_anything_runs(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["speed", "--rounds", "0"])
+    assert "argument --rounds: '0': give a number from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--case", "swin"], ["--help"]])
+def test_without_a_checkout_speed_says_where_it_is(options, capsys):
+    assert run_command("benchmark", ["speed", *options]) == 2
+    assert "in a checkout only; run tools/benchmark.py speed in one" in capsys.readouterr().err
+
+
 def test_cases_are_those_that_exist_and_help_needs_no_torch():
-    assert set(benchmark.CASES) <= set(cases.__all__)
-    code = "import sys, mixtransfer.cli.benchmark as b; b.parser().format_help(); print('torch' in sys.modules)"
+    assert set(command.CASES) <= set(cases.__all__)
+    code = "import sys, benchmarks.command as b; b.parser().format_help(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

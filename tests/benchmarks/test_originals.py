@@ -8,11 +8,10 @@ import pytest
 import torch
 from toys import TOYS, build_toy
 
-from benchmarks import families
+from benchmarks import command, families
 from benchmarks.originals import WAYS, as_published
 from benchmarks.speed import Result, speedups
 from mixtransfer.backbones import FAMILIES
-from mixtransfer.cli import run_command
 from mixtransfer.layers import cpu
 
 every_toy = pytest.mark.parametrize("family", sorted(name for name in TOYS if name.split("/")[0] in WAYS))
@@ -144,7 +143,7 @@ def test_the_case_names_families_in_what_it_writes(tmp_path, capsys, monkeypatch
         "--batch",
         "1",
     ]
-    assert run_command("benchmark", [*argv, "--json", str(file)]) == 0
+    assert command.main([*argv, "--json", str(file)]) == 0
     written = json.loads(file.read_text())
     assert [result["family"] for result in written["results"]] == ["sret", "sret", "pvt_v2", "pvt_v2"]
     assert [result["contest"] for result in written["results"][2:]] == [
@@ -163,5 +162,5 @@ def test_the_case_names_families_in_what_it_writes(tmp_path, capsys, monkeypatch
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert run_command("benchmark", ["speed", "--case", "families", *argv]) == 2
+    assert command.main(["speed", "--case", "families", *argv]) == 2
     assert message in capsys.readouterr().err

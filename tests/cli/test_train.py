@@ -233,7 +233,6 @@ def test_an_image_that_cannot_be_drawn_on_is_named(trained, scenes, tmp_path, er
         ["visualize", "mix", "config.py", "--seed", "-1"],
         ["train", "config.py", "--seed", "4294967296"],
         ["data", "scenes", "folder", "--train", "0"],
-        ["benchmark", "speed", "--rounds", "0"],
         ["convert", "a.pth", "b.pth", "--window", "x"],
     ],
 )
