@@ -16,13 +16,15 @@ from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.errors import UserError
 
-__all__ = ["AUX_HEAD", "HEAD", "FittedState", "account_for", "shorten"]
+__all__ = ["AUX_HEAD", "FLOATS", "HEAD", "FittedState", "account_for", "shorten"]
 
 HEAD = ("head.weight", "head.bias")
 #: Said where a position table does not fit.
 OBLONG = "; tables of images that are not square fit networks for that size only, say --img-size HxW (img_size=(H, W))"
 #: The second head of networks with ``has_token_logits``.
 AUX_HEAD = ("aux_head.weight", "aux_head.bias")
+#: Types of weights; those of 8 bits are numbers only together with a scale.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -98,7 +100,7 @@ def account_for(
         unexpected=[key for key in result.state if key not in own],
         misshapen=[f"{key} {before[key]} instead of {own[key]}" for key in misshapen],
     )
-    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if not value.is_floating_point()]
+    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if value.dtype not in FLOATS]
     whole = {key for key, value in backbone.state_dict().items() if not value.is_floating_point()}
     odd = [text for text in kinds if text.split()[0] not in whole]
     if odd:

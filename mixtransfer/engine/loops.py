@@ -13,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from mixtransfer.engine.sampling import seed_everything
+from mixtransfer.errors import UserError
 
 __all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
 
@@ -24,9 +25,27 @@ class _SeededSteps:
         seed_everything(self.runner.seed, get_rank(), self._iter)
         super().run_iter(*args)
 
+    def go_to(self, epoch: int, iteration: int, name: str) -> None:
+        """Let training begin after this many epochs and iterations, as the checkpoint ``name`` says.
+
+        Raises:
+            UserError: the iterations do not lie in the epoch, since the epochs were of another length.
+        """
+        self._epoch, self._iter = epoch, iteration
+
 
 class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
     """Training by epochs that resumes in the middle of one."""
+
+    def go_to(self, epoch: int, iteration: int, name: str) -> None:
+        """Let training begin there; see the base class."""
+        length = len(self.dataloader)
+        if not 0 <= iteration - epoch * length <= length:
+            raise UserError(
+                f"{name} stands at iteration {iteration} in epoch {epoch}, so its epochs had not {length} iterations;"
+                " resume with the dataset, batch size and number of processes it was started with"
+            )
+        super().go_to(epoch, iteration, name)
 
     def run_epoch(self) -> None:
         """Train on what is left of the epoch."""
