@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop
 from mixtransfer.engine.resume import (
     average_state,
@@ -43,7 +44,7 @@ from mixtransfer.engine.resume import (
 from mixtransfer.engine.sampling import SeededDataset, init_worker, last_line, resumable
 from mixtransfer.errors import UserError
 
-__all__ = ["TransferRunner"]
+__all__ = ["TransferRunner", "TrustingRunner"]
 
 
 @contextmanager
@@ -67,7 +68,8 @@ class TransferRunner(Runner):
     trust = False
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        with GuardedLoading(self.trust):
+            super().__init__(*args, **kwargs)
         self._console.setLevel(self._console_level)
 
     def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
@@ -152,16 +154,31 @@ class TransferRunner(Runner):
     def train(self) -> nn.Module:
         """Train; afterwards no data worker is left."""
         try:
-            return super().train()
+            with GuardedLoading(self.trust):
+                return super().train()
         finally:
             self._stop_workers()
 
     def test(self) -> dict:
         """Return the metrics on the test set; afterwards no data worker is left."""
         try:
-            return super().test()
+            with GuardedLoading(self.trust):
+                return super().test()
         finally:
             self._stop_workers()
+
+    def initialize(self) -> None:
+        """Draw the model's weights, or load those that its config names, completely.
+
+        Raises:
+            UserError: the file of such weights is missing or damaged, wants to run code, or does not fit.
+        """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        with GuardedLoading(self.trust) as loading, loading.completely(model):
+            super()._init_model_weights()
+
+    def _init_model_weights(self) -> None:
+        self.initialize()
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the backbone, or a classifier as a whole; mmengine's own way compiles the whole step, ``target``.
@@ -233,3 +250,9 @@ class TransferRunner(Runner):
         self.optim_wrapper.load_state_dict(state)
         self._has_loaded = True
         self.logger.info(f"resumed epoch: {self.epoch}, iter: {self.iter}")
+
+
+class TrustingRunner(TransferRunner):
+    """The runner of ``--trust``: the checkpoints that it reads may run code."""
+
+    trust = True
