@@ -16,7 +16,7 @@ from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.errors import UserError
 
-__all__ = ["AUX_HEAD", "HEAD", "FittedState", "account_for", "shorten"]
+__all__ = ["AUX_HEAD", "FLOATS", "HEAD", "FittedState", "account_for", "shorten"]
 
 HEAD = ("head.weight", "head.bias")
 #: Entries that options add to any backbone, and no published file has.
@@ -25,6 +25,8 @@ OPTIONS = (r"token_classifier\..+", r"output_norm\d+\..+")
 OBLONG = "; tables of images that are not square fit networks for that size only, say --img-size HxW (img_size=(H, W))"
 #: The second head of networks with ``has_token_logits``.
 AUX_HEAD = ("aux_head.weight", "aux_head.bias")
+#: Types of weights; those of 8 bits are numbers only together with a scale.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -100,7 +102,7 @@ def account_for(
         unexpected=[key for key in result.state if key not in own],
         misshapen=[f"{key} {before[key]} instead of {own[key]}" for key in misshapen],
     )
-    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if not value.is_floating_point()]
+    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if value.dtype not in FLOATS]
     whole = {key for key, value in backbone.state_dict().items() if not value.is_floating_point()}
     odd = [text for text in kinds if text.split()[0] not in whole]
     if odd:

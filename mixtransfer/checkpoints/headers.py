@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from mixtransfer.errors import UserError
 
-__all__ = ["Entry", "Foreign", "Header", "check_sums", "is_harmless", "read_header"]
+__all__ = ["Entry", "Foreign", "Header", "check_sums", "is_harmless", "is_url", "read_header"]
 
 #: Bytes of an element: of torch's types, then of the names that safetensors gives them.
 SIZES = {
@@ -165,7 +165,9 @@ def read_header(path: str | Path) -> Header:
     Raises:
         UserError: there is no such file, or it is damaged, lies about its sizes, or is of another kind.
     """
-    path = Path(path)
+    given, path = path, Path(path)
+    if is_url(given):
+        raise UserError(f"{given}: a URL, where a file is needed; download it first")
     if not path.is_file():
         what = "a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
         raise UserError(f"{path}: {what}")
@@ -184,6 +186,11 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def is_url(path: str | Path) -> bool:
+    """Tell whether a path is a URL, such as ``https://...`` or mmengine's ``torchvision://...``, and no file's."""
+    return re.match(r"[A-Za-z][\w+.-]*://", str(path)) is not None
 
 
 def _kind_of(head: bytes) -> str:

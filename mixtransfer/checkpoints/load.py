@@ -11,14 +11,24 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import HEAD, account_for, shorten
+from mixtransfer.checkpoints.fit import FLOATS, HEAD, account_for, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import Selection, select_weights
+from mixtransfer.checkpoints.verify import nonfinite
 from mixtransfer.errors import UserError
 from mixtransfer.registry import WEIGHT_INITIALIZERS
 
-__all__ = ["LoadReport", "Pretrained", "is_resumable", "load_checkpoint", "load_strictly", "recognize_format"]
+__all__ = [
+    "LoadReport",
+    "Pretrained",
+    "check_numbers",
+    "fitting_weights",
+    "load_checkpoint",
+    "load_strictly",
+    "present_names",
+    "recognize_format",
+]
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
 OPTIONAL = "backbone.token_classifier."
@@ -56,7 +66,7 @@ def load_checkpoint(backbone: Backbone, path: str | Path, source: str = "auto", 
         trust: allow the file to run code.
 
     Raises:
-        UserError: naming each missing, unexpected or misshapen entry.
+        UserError: naming each missing, unexpected or misshapen entry, and those that are no finite real numbers.
     """
     return _load(backbone, select_weights(read_checkpoint(path, trust), str(path)), source, str(path))
 
@@ -65,7 +75,9 @@ def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> Lo
     if source == "auto":
         source = recognize_format(backbone, selected.weights)
     account = account_for(selected.weights, backbone, source, name)
-    backbone.load_state_dict(account.state, strict=False)
+    own = backbone.state_dict()
+    check_numbers(account.state, own, name)
+    backbone.load_state_dict({**{key: own[key] for key in account.new}, **account.state})
     dropped = [key for keys in (*selected.dropped.values(), *account.dropped.values()) for key in keys]
     return LoadReport(source, tuple(account.state), tuple(account.resized), tuple(dropped), account.new)
 
@@ -91,11 +103,18 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) ->
     """Load the weights of a whole model, every entry; only those of the token classifier may be absent or extra.
 
     Raises:
-        UserError: naming the missing, unexpected and misshapen entries.
+        UserError: see :func:`fitting_weights`.
     """
-    own = model.state_dict()
-    for old, new in getattr(model, "former_names", {}).items():
-        weights = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in weights.items()}
+    model.load_state_dict(fitting_weights(model, weights, name), strict=False)
+
+
+def fitting_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return those of ``weights`` that a whole model takes, under its present names; nothing is loaded.
+
+    Raises:
+        UserError: naming the missing, unexpected and misshapen entries, and those that are no finite real numbers.
+    """
+    own, weights = model.state_dict(), present_names(model, weights)
     missing = [key for key in own if key not in weights and not key.startswith(OPTIONAL)]
     unexpected = [key for key in weights if key not in own and not key.startswith(OPTIONAL)]
     misshapen = [
@@ -113,12 +132,38 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) ->
             f"{name} does not fit the model: {', '.join(problems)}; use the config, --data and --cfg-options that it"
             " was trained with"
         )
-    model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+    kept = {key: value for key, value in weights.items() if key in own}
+    check_numbers(kept, own, name)
+    return kept
 
 
-def is_resumable(content: dict) -> bool:
-    """Tell whether a checkpoint holds the state of a training, not only weights."""
-    return {"meta", "optimizer", "message_hub", "param_schedulers"} <= content.keys() and "iter" in content["meta"]
+def present_names(model: nn.Module, weights: Mapping[str, Tensor], front: str = "") -> dict[str, Tensor]:
+    """Return entries under the model's present names where an earlier version had others; ``front`` precedes all."""
+    result = dict(weights)
+    for old, new in getattr(model, "former_names", {}).items():
+        old, new = front + old, front + new
+        result = {new + key.removeprefix(old) if key.startswith(old) else key: v for key, v in result.items()}
+    return result
+
+
+def check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
+    """Make sure that weights are finite real numbers, and whole ones exactly where the model's ``own`` are.
+
+    Raises:
+        UserError: naming the entries that are not.
+    """
+    odd = [
+        f"{key} ({str(value.dtype)[6:]})"
+        for key, value in weights.items()
+        if (value.dtype in FLOATS) != own[key].is_floating_point() or value.is_complex()
+    ]
+    if odd:
+        raise UserError(f"{name}: {len(odd)} weights are numbers of another kind than the model's: {shorten(odd)}")
+    if bad := nonfinite(weights):
+        raise UserError(
+            f"{name}: {len(bad)} entries hold NaN or infinite values: {shorten(bad)}; the training broke down, take an"
+            " earlier checkpoint"
+        )
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -20,7 +20,7 @@ from mixtransfer.checkpoints.headers import BAGS, BLANKS, DAMAGED, HISTORY, NUMP
 from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
 from mixtransfer.errors import UserError
 
-__all__ = ["find_weights", "read_checkpoint", "strip_prefix"]
+__all__ = ["find_weights", "read_checkpoint", "read_file", "strip_prefix"]
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = False) -> dict[str, Any]:
@@ -36,15 +36,23 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
     Raises:
         UserError: the file is missing, damaged, no checkpoint, or wants code and ``trust`` is not set.
     """
-    path = Path(path)
-    outline = read_header(path)
+    content = read_file(path, trust, mapped=mapped)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not named weights")
+    return dict(content)
+
+
+def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) -> Any:
+    """Return what a file holds, as :func:`read_checkpoint` does, be it named weights or not."""
+    outline, path = read_header(path), Path(path)
     try:
         if outline.kind == "safetensors":
             return load_file(path)
         if outline.kind == "torch zip":
             check_sums(path)
         with _allowed(outline.wants):
-            content = torch.load(
+            # torch.load itself may be ours: engine/guarded_loading.py.
+            content = torch.serialization.load(
                 path, map_location="cpu", weights_only=not trust, mmap=mapped and outline.kind == "torch zip"
             )
     except UserError:
@@ -72,9 +80,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
         struct.error,
     ):
         raise UserError(f"{path}: {DAMAGED}") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not named weights")
-    return dict(content)
+    return content
 
 
 def find_weights(content: Mapping[str, Any], name: str = "the checkpoint") -> dict[str, Tensor]:

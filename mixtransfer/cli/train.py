@@ -43,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from mixtransfer.checkpoints.load import is_resumable
-    from mixtransfer.checkpoints.read import read_checkpoint
     from mixtransfer.engine.hooks import Interrupted, InterruptHook, latest_checkpoint
+    from mixtransfer.engine.resume import Place
 
     cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
     if args.amp:
@@ -58,11 +57,9 @@ def run(args: argparse.Namespace) -> int:
         path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
         if path is None:
             raise UserError(f"--resume: no checkpoint in {cfg.work_dir}; give its file, or leave --resume out to start")
-        content = read_checkpoint(path, args.trust)
-        if not is_resumable(content):
-            raise UserError(f"{path}: holds weights but no state of training; it cannot be resumed")
-        if content["meta"]["seed"] != args.seed:
-            raise UserError(f"{path} was trained with --seed {content['meta']['seed']}; resume it with the same")
+        place = Place.of(path, args.trust)
+        if place.seed != args.seed:
+            raise UserError(f"{path} was trained with --seed {place.seed}; resume it with the same")
         cfg.load_from, cfg.resume = str(path), True
     with one_line_errors(args.config):
         changes = prepare(cfg, "resume" if args.resume else "train")

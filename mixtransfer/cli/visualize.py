@@ -69,7 +69,7 @@ def _draw_batch(args: argparse.Namespace) -> int:
     if args.checkpoint:
         runner.load_checkpoint(args.checkpoint)
     else:
-        runner.model.init_weights()
+        runner.initialize()
     names, palette = class_colors(cfg)
     path = Path(cfg.work_dir) / f"{args.action}.png"
     if not dense and args.action == "mix":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from mixtransfer.engine.config import differences, first_line, require_pretrained
+from mixtransfer.engine.config import differences, drop_pretrained, first_line, require_pretrained
 from mixtransfer.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         cfg.default_hooks.pop("visualization")
     if purpose in ("train", "draw"):
         require_pretrained(cfg.model)
-    elif "backbone" in cfg.model:
+        require_pretrained({"load_from": cfg.get("load_from")}, "")
+    else:
         # A checkpoint brings all weights; those that training started from may be gone.
-        cfg.model.backbone.init_cfg = None
+        drop_pretrained(cfg.model)
     if purpose in ("train", "resume"):
         cfg.default_hooks.checkpoint = {
             "max_keep_ckpts": 3,
@@ -90,14 +91,12 @@ def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:
     """Build the runner of a prepared config; with ``trust`` the checkpoints that it reads may run code."""
     from mmengine.runner.utils import set_random_seed
 
-    from mixtransfer.engine.runner import TransferRunner
+    from mixtransfer.engine.runner import TransferRunner, TrustingRunner
     from mixtransfer.registry import import_quietly
 
     import_quietly(f"{cfg.default_scope}.datasets")
     set_random_seed(cfg.randomness.seed)
-    runner = TransferRunner.from_cfg(cfg)
-    runner.trust = trust
-    return runner
+    return (TrustingRunner if trust else TransferRunner).from_cfg(cfg)
 
 
 @contextlib.contextmanager
@@ -107,8 +106,14 @@ def one_line_errors(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         # A worker's exception arrives as the text of its traceback.
-        if "\n" in str(error):
-            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2]) from error
+        text = str(error.args[0]) if error.args else ""
+        if text.startswith("Caught UserError in "):
+            raise UserError(text.strip().splitlines()[-1].partition("UserError: ")[2]) from error
+        raise
+    except FileNotFoundError as error:
+        # mmengine's own words for weights that are not there.
+        if "can not be found" in str(error):
+            raise UserError(f"{name}: {first_line(error)} among the weights that the model starts from") from error
         raise
     except TypeError as error:
         if re.search(r"__init__\(\) (got an unexpected keyword|missing \d+ required)", str(error)):

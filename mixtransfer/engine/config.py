@@ -23,6 +23,7 @@ __all__ = [
     "READ_BY_RUNNER",
     "apply_options",
     "differences",
+    "drop_pretrained",
     "first_line",
     "load_config",
     "make_folder",
@@ -190,17 +191,49 @@ def check_schedule(cfg: Config) -> None:
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:
-    """Make sure that the weights which parts of a model start from are there."""
-    parts = model.items() if isinstance(model, Mapping) else enumerate(model) if isinstance(model, list) else ()
-    if isinstance(model, Mapping) and str(model.get("type")).endswith("Pretrained"):
-        file = str(model.get("checkpoint"))
-        if "://" not in file and not Path(file).is_file():
-            raise UserError(
-                f"no pretrained weights in {file}; give their file with --cfg-options {name}.checkpoint=FILE, or"
-                f" {name}=None to start from random weights"
-            )
-    for key, part in parts:
-        require_pretrained(part, f"{name}.{key}")
+    """Make sure that the weights which parts of a model start from are files, and there.
+
+    Raises:
+        UserError: a URL, wherever in the model it stands, or a file that is not there.
+    """
+    from mixtransfer.checkpoints.headers import is_url
+
+    if isinstance(model, str) and is_url(model):
+        raise UserError(
+            f"{name}={model}: a URL, where a file is needed; download it first and say --cfg-options {name}=FILE"
+        )
+    for key, part in _parts(model):
+        where = f"{name}.{key}" if name else str(key)
+        if isinstance(part, str) and _names_weights(key) and not is_url(part) and not Path(part).is_file():
+            random = f", or {name}=None to start from random weights" if _is_pretrained(model) else ""
+            raise UserError(f"no pretrained weights in {part}; give their file with --cfg-options {where}=FILE{random}")
+        require_pretrained(part, where)
+
+
+def drop_pretrained(model: Any) -> None:
+    """Let no part of a model start from weights of its own: a checkpoint of the whole model brings them all."""
+    for key, part in _parts(model):
+        if key == "pretrained" and isinstance(part, str):
+            model[key] = None
+        elif key == "init_cfg":
+            kept = [item for item in (part if isinstance(part, list) else [part]) if not _is_pretrained(item)]
+            model[key] = (kept or None) if isinstance(part, list) else part if kept else None
+        else:
+            drop_pretrained(part)
+
+
+def _parts(model: Any) -> list[tuple[Any, Any]]:
+    return list(model.items() if isinstance(model, Mapping) else enumerate(model) if isinstance(model, list) else ())
+
+
+def _is_pretrained(config: Any) -> bool:
+    """Tell whether an ``init_cfg`` reads weights: mmengine's types, the libraries' and ours say so in their names."""
+    kind = config.get("type") if isinstance(config, Mapping) else None
+    return "Pretrained" in getattr(kind, "__name__", str(kind))
+
+
+def _names_weights(key: Any) -> bool:
+    return key in ("pretrained", "checkpoint", "load_from") or str(key).endswith("_ckpt")
 
 
 def make_folder(path: str | Path, option: str) -> Path:

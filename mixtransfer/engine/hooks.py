@@ -20,9 +20,9 @@ import torch
 from mmengine import hooks
 from mmengine.dist import all_reduce, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
+from mixtransfer.engine.resume import WITHOUT_STATE, stateless
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS
 
@@ -86,17 +86,27 @@ class CheckpointHook(hooks.CheckpointHook):
                 f"weights are not finite after iteration {checkpoint['meta']['iter']} ({bad[0]}, {len(bad)} in all);"
                 f" nothing saved{_last_good(runner)}"
             )
+        if "optimizer" in checkpoint:
+            checkpoint["meta"][WITHOUT_STATE] = stateless(checkpoint["optimizer"])
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {key: buffer.data for key, buffer in hub["log_scalars"].items()}
         for key in [key for key in checkpoint if key not in ("state_dict", "optimizer")]:
             checkpoint[key] = _plain(checkpoint[key])
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turn the plain log of :meth:`before_save_checkpoint` back into mmengine's buffers."""
-        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
-        for key, value in scalars.items():
-            if not isinstance(value, HistoryBuffer):
-                scalars[key] = HistoryBuffer(*(part.numpy() for part in value))
+    def before_train(self, runner: Runner) -> None:
+        """Look for the best checkpoint so far in the folder of this training, whatever path a checkpoint names.
+
+        It is deleted when a better one is written, so no other file may stand in its place.
+        """
+        super().before_train(runner)
+
+        def here(path: str | None) -> str | None:
+            name = Path(path or "").name
+            return self.file_backend.join_path(self.out_dir, name) if name.startswith("best_") else None
+
+        self.best_ckpt_path = here(getattr(self, "best_ckpt_path", None))
+        if hasattr(self, "best_ckpt_path_dict"):
+            self.best_ckpt_path_dict = {key: here(path) for key, path in self.best_ckpt_path_dict.items()}
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)

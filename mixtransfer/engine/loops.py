@@ -12,6 +12,7 @@ from mmengine.dist import get_rank
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mixtransfer.engine.sampling import ResumableLoader, seed_everything
+from mixtransfer.errors import UserError
 
 __all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
 
@@ -26,11 +27,29 @@ class _SeededSteps:
         seed_everything(self.runner.seed, get_rank(), self._iter)
         super().run_iter(*args)
 
+    def go_to(self, epoch: int, iteration: int, name: str) -> None:
+        """Let training begin after this many epochs and iterations, as the checkpoint ``name`` says.
+
+        Raises:
+            UserError: the iterations do not lie in the epoch, since the epochs were of another length.
+        """
+        self._epoch, self._iter = epoch, iteration
+
 
 class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
     """Training by epochs that resumes in the middle of one."""
 
     dataloader: ResumableLoader
+
+    def go_to(self, epoch: int, iteration: int, name: str) -> None:
+        """Let training begin there; see the base class."""
+        length = len(self.dataloader)
+        if not 0 <= iteration - epoch * length <= length:
+            raise UserError(
+                f"{name} stands at iteration {iteration} in epoch {epoch}, so its epochs had not {length} iterations;"
+                " resume with the dataset, batch size and number of processes it was started with"
+            )
+        super().go_to(epoch, iteration, name)
 
     def run_epoch(self) -> None:
         """Train on what is left of the epoch."""

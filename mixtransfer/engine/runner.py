@@ -21,19 +21,30 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mixtransfer.checkpoints.load import load_strictly
+from mixtransfer.checkpoints.fit import shorten
+from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop
+from mixtransfer.engine.resume import (
+    average_state,
+    hub_state,
+    meta_of,
+    optimizer_state,
+    place_in,
+    scheduler_states,
+)
 from mixtransfer.engine.sampling import SeededDataset, init_worker, last_line, resumable
 from mixtransfer.errors import UserError
 
-__all__ = ["TransferRunner"]
+__all__ = ["TransferRunner", "TrustingRunner"]
 
 
 @contextmanager
@@ -57,7 +68,8 @@ class TransferRunner(Runner):
     trust = False
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        with GuardedLoading(self.trust):
+            super().__init__(*args, **kwargs)
         self._console.setLevel(self._console_level)
 
     def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
@@ -142,16 +154,31 @@ class TransferRunner(Runner):
     def train(self) -> nn.Module:
         """Train; afterwards no data worker is left."""
         try:
-            return super().train()
+            with GuardedLoading(self.trust):
+                return super().train()
         finally:
             self._stop_workers()
 
     def test(self) -> dict:
         """Return the metrics on the test set; afterwards no data worker is left."""
         try:
-            return super().test()
+            with GuardedLoading(self.trust):
+                return super().test()
         finally:
             self._stop_workers()
+
+    def initialize(self) -> None:
+        """Draw the model's weights, or load those that its config names, completely.
+
+        Raises:
+            UserError: the file of such weights is missing or damaged, wants to run code, or does not fit.
+        """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        with GuardedLoading(self.trust) as loading, loading.completely(model):
+            super()._init_model_weights()
+
+    def _init_model_weights(self) -> None:
+        self.initialize()
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the backbone, or a classifier as a whole; mmengine's own way compiles the whole step, ``target``.
@@ -179,10 +206,53 @@ class TransferRunner(Runner):
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
         """Read a checkpoint of a whole model into host memory and load it completely, or raise a UserError."""
+        name = str(filename)
         content = read_checkpoint(filename, self.trust)
-        self.call_hook("after_load_checkpoint", checkpoint=content)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        load_strictly(model, find_weights(content, str(filename)), str(filename))
+        weights = fitting_weights(model, find_weights(content, name), name)
+        content["state_dict"] = weights
+        if self._resume:
+            content["meta"] = meta_of(content, name)
+            for hook in self.hooks:
+                if isinstance(hook, EMAHook):
+                    average = content.get("ema_state_dict")
+                    content["ema_state_dict"] = average_state(model, hook.ema_model.state_dict(), average, name)
+        self.call_hook("after_load_checkpoint", checkpoint=content)
+        load_strictly(model, content["state_dict"], name)
         self._has_loaded = True
         self.logger.info(f"loaded {filename}")
         return content
+
+    def resume(self, filename: str, *_: Any, **__: Any) -> None:
+        """Go on from a checkpoint of this training, with everything that it holds; mmengine's own way runs code in it.
+
+        Raises:
+            UserError: a part of the state is missing or does not fit this training.
+        """
+        name = str(filename)
+        content = self.load_checkpoint(filename)
+        place = place_in(content, name)
+        if place.seed != self.seed:
+            raise UserError(f"{name} was trained with the seed {place.seed}; resume it with the same, not {self.seed}")
+        self.train_loop.go_to(place.epoch, place.iteration, name)
+        self.message_hub.load_state_dict(hub_state(content["message_hub"], name))
+        classes = getattr(self.train_dataloader.dataset, "metainfo", {}).get("classes")
+        if place.classes is not None and classes is not None and place.classes != tuple(classes):
+            self.logger.warning(f"{name} was trained on other classes than those of this dataset")
+        self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        for scheduler, state in scheduler_states(self.param_schedulers, content["param_schedulers"], name):
+            scheduler.load_state_dict(state)
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        state, absent = optimizer_state(self.optim_wrapper, model, content.pop("optimizer"), place.stateless, name)
+        if absent and place.stateless is None:
+            self.logger.warning(f"{name} has no optimizer state of {len(absent)} parameters: {shorten(absent)}")
+        self.optim_wrapper.load_state_dict(state)
+        self._has_loaded = True
+        self.logger.info(f"resumed epoch: {self.epoch}, iter: {self.iter}")
+
+
+class TrustingRunner(TransferRunner):
+    """The runner of ``--trust``: the checkpoints that it reads may run code."""
+
+    trust = True

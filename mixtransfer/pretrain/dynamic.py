@@ -128,7 +128,7 @@ class DynamicClassifier(MixingClassifier):
                 source = recognize_format(teacher.backbone, weights)
             state = account_for(weights, teacher.backbone, source, path, head=self.num_classes).state
             teacher.load_state_dict(dict(state))
-            self.load_state_dict(dict(state), strict=False)
+            self.load_state_dict({**self.state_dict(), **state})
 
     def _apply(self, fn, recurse: bool = True) -> DynamicClassifier:
         for teacher in self.teachers:

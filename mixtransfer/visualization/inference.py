@@ -17,6 +17,7 @@ from torch import nn
 from mixtransfer.checkpoints import read_checkpoint
 from mixtransfer.checkpoints.load import load_strictly
 from mixtransfer.checkpoints.read import find_weights
+from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.sampling import UNREADABLE, last_line
 from mixtransfer.errors import UserError
 from mixtransfer.registry import import_quietly
@@ -31,7 +32,8 @@ def load_model(cfg: Config, checkpoint: str | Path, trust: bool = False) -> nn.M
     init_default_scope(cfg.default_scope)
     # A classifier's config has it beside the model, as mmengine's runner takes it.
     preprocessor = {"data_preprocessor": cfg.data_preprocessor} if "data_preprocessor" in cfg else {}
-    model = MODELS.build({**preprocessor, **cfg.model})
+    with GuardedLoading(trust):
+        model = MODELS.build({**preprocessor, **cfg.model})
     load_strictly(model, find_weights(read_checkpoint(checkpoint, trust), str(checkpoint)), str(checkpoint))
     return model.eval()
 
