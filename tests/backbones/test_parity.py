@@ -21,7 +21,7 @@ def img_size(expected: dict) -> dict:
     """Return the size that the published network was built for, where its tables depend on it."""
     arguments = expected["source"]["kwargs"]
     size = arguments.get("img_size", arguments.get("image_size"))
-    return {} if size is None else {"img_size": size}
+    return {"img_size": size} if size and "img_size" in backbone_class(expected["arch"]).own_options() else {}
 
 
 def replay_orders(net: Backbone, expected: dict) -> None:
