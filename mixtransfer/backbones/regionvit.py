@@ -14,8 +14,8 @@ in dense networks the normalized local map is both the output of a stage and the
 medium and base sizes floors: their first map has floor((H + 2) / 4) rows.
 Different: windows are cut by views instead of unfolding, masks depend on sizes only and are kept; a window size is
 changed with the position table un-rotated (the published tool resizes it rotated). A token of a padded window has no
-label of its own; what windows mix is divided by the mass of labels that it found. A region starts with the labels of
-its cell of the image, without the shift by the padding.
+label of its own; labels mixed in a window are divided by the mass of labels that a token found. A region starts with
+the labels of its cell of the image, without the shift by the padding.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class SReT(Backbone):
 
     family = "sret"
     label_rule = "attention"
-    # Table 7 of the paper's appendix and the repository's entry points; "wo_slice" is what it marks with a star.
+    # Table 7 of the paper's appendix and the repository's entry points, which mark "wo_slice" with a star.
     archs = {
         "sret_tiny": Spec(32, (2, 4, 8), 3.6, 1, (8, 4, 1), (2, 1, 1)),
         "sret_tiny_wo_slice": Spec(32, (2, 4, 8), 3.6, 1),

@@ -43,6 +43,10 @@ READ_BY_RUNNER = (
 TASKS = {"mmseg": "seg", "mmdet": "det", "mmpretrain": "cls"}
 #: What :func:`differences` shows for an entry that one of the configs lacks, and the longest value it shows in full.
 ABSENT, SHOWN = "(absent)", 80
+#: What configs in work dirs of earlier versions call otherwise: types, and the side of a cell that regions lie on.
+FORMER_TYPES = {"OneOf": "RandomChoice"}
+FORMER_OPTIONS = {"token": "cell_size"}
+CELLED = ("TokenMixHook", "MixingClassifier", "TokenLabelingClassifier", "DynamicClassifier", "OAMixer")
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
@@ -105,7 +109,22 @@ def read_config(path: str | Path) -> Config:
         raise UserError(f"{path}: not a config: {type(error).__name__}: {first_line(error)}") from error
     if "model" not in cfg:
         raise UserError(f"{path}: not a config of a training: it has no 'model'")
+    accept_former_names(cfg._cfg_dict)
     return cfg
+
+
+def accept_former_names(part: Any) -> None:
+    """Put today's names of types and options in place of those of earlier versions, throughout a config, in place."""
+    if isinstance(part, Mapping):
+        kind = str(part.get("type", "")).rpartition(".")[2]
+        if kind in FORMER_TYPES:
+            part["type"] = FORMER_TYPES[kind]
+        for old, new in FORMER_OPTIONS.items() if kind in CELLED else ():
+            if old in part:
+                part[new] = part.pop(old)
+    inside = list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
+    for value in inside:
+        accept_former_names(value)
 
 
 def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
