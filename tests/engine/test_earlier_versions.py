@@ -21,6 +21,8 @@ RUNS = {
     "smmix": ("epoch_1.pth", "train_cfg.max_epochs=3", "epoch_3.pth"),
     "segmentor": ("iter_3.pth", "train_cfg.max_iters=6", "iter_6.pth"),
 }
+#: What the command of that version said beside its config, under the name of this version.
+OPTIONS = {"smmix": (), "segmentor": ("custom_hooks.0.cell_size=8",)}
 every_run = pytest.mark.parametrize("name", RUNS)
 
 
@@ -53,6 +55,7 @@ def test_training_goes_on_to_the_same_weights(name, own_config, scenes, tmp_path
     work_dir = shutil.copytree(FIXTURES / name, tmp_path / "moved")
     config = (work_dir if own_config else FIXTURES) / f"{name}.py"
     command = [config, "--data", scenes, "--work-dir", work_dir, "--resume", "--cfg-options", length]
+    command += () if own_config else OPTIONS[name]
     assert run_command("train", [str(word) for word in command]) == 0
     start = our_names(weights(FIXTURES / name / checkpoint))
     found, expected = weights(work_dir / last), our_names(load_file(FIXTURES / name / "continued.safetensors"))
