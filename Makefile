@@ -20,15 +20,20 @@ $(VENV)/transformers/.installed: requirements/transformers.txt $(VENV)/.installe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	touch $@
 
+$(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m mixtransfer.demo
 
 test: $(VENV)/.installed $(VENV)/transformers/.installed
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed $(VENV)/.lint-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright
 
 clean:
 	rm -rf $(VENV) work_dirs data/scenes

@@ -1,19 +1,22 @@
 """Packaging of mixtransfer; tooling is configured in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+
 setup(
     name="mixtransfer",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', (ROOT / "mixtransfer/__init__.py").read_text("utf-8"), re.M)[1],
     description="Vision backbones pretrained with data mixing, transferred to detection and segmentation",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mixtransfer", "mixtransfer.*"]),
-    package_data={"mixtransfer.checkpoints": ["index.json"]},
+    package_data={"mixtransfer": ["py.typed"], "mixtransfer.checkpoints": ["index.json"]},
     install_requires=[
         "torch>=2.4",
         "torchvision",

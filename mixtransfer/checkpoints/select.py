@@ -30,7 +30,7 @@ INSIDE = ("backbone.", "encoder_q.", "base_encoder.", "online_encoder.", "encode
 
 #: Entries that are left behind, by rule; a rule never takes an entry that the network has.
 DROPPED: dict[str, str] = {
-    "distillation and token heads": r"(head_dist|aux_head|token_head|tok_head|avg_head)\..+",
+    "distillation and token heads": r"(head_dist|aux_head|token_head|region_head|tok_head|avg_head)\..+",
     "heads of other tasks": r"(head|fc|classifier|cls_head|projection_head|predictor|projector|pre_logits)\..+",
     "token classifier": r"token_classifier\..+",
     "norms of outputs": r"output_norm\d+\..+",

@@ -77,15 +77,21 @@ def test_a_checkpoint_measures_the_same(name, scenes, tmp_path):
     assert found == pytest.approx(expected, abs=0.05)
 
 
+# A training that goes on writes its checkpoints under the names of this version.
+@pytest.mark.parametrize("renamed", [False, True], ids=["as written", "our names"])
 @pytest.mark.parametrize("name, arch", [("smmix", "deit_toy"), ("segmentor", "swin_toy")])
-def test_a_checkpoint_is_converted(name, arch, tmp_path):
+def test_a_checkpoint_is_converted(name, arch, renamed, tmp_path):
     checkpoint = FIXTURES / name / RUNS[name][0]
+    content = weights(checkpoint)
+    if renamed:
+        content, checkpoint = our_names(content), tmp_path / "theirs.pth"
+        torch.save({"state_dict": content}, checkpoint)
     assert run_command("convert", [str(checkpoint), str(tmp_path / "ours.safetensors"), "--arch", arch]) == 0
     found = load_file(tmp_path / "ours.safetensors")
-    written = {key.removeprefix("backbone."): value for key, value in weights(checkpoint).items()}
+    written = {key.removeprefix("backbone."): value for key, value in content.items()}
     # The token classifier, the second head and the segmentor's heads stay behind.
-    left = [key for key in written if key not in found]
-    assert all(key.startswith(("token_classifier.", "token_head.", "decode_head.", "auxiliary_head.")) for key in left)
+    others = ("token_classifier.", "token_head.", "region_head.", "decode_head.", "auxiliary_head.")
+    assert all(key in found or key.startswith(others) for key in written)
     assert ("head.weight" in found) == (name == "smmix")
     for key, value in found.items():
         torch.testing.assert_close(value, written[key], rtol=0, atol=0)
