@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import HEAD, account_for, shorten
+from mixtransfer.checkpoints.fit import HEAD, FittedState, account_for, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.errors import UserError
 from mixtransfer.registry import WEIGHT_INITIALIZERS
 
-__all__ = ["LoadReport", "Pretrained", "is_resumable", "load_checkpoint", "load_strictly", "recognize_format"]
+__all__ = [
+    "LoadReport",
+    "Pretrained",
+    "fit_file",
+    "is_resumable",
+    "load_checkpoint",
+    "load_strictly",
+    "recognize_format",
+]
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
 OPTIONAL = "backbone.token_classifier."
@@ -58,16 +67,41 @@ def load_checkpoint(backbone: Backbone, path: str | Path, source: str = "auto", 
     Raises:
         UserError: naming each missing, unexpected or misshapen entry.
     """
-    return _load(backbone, select_weights(read_checkpoint(path, trust), str(path)), source, str(path))
+    fitted = fit_file(backbone, path, source, trust)
+    backbone.load_state_dict(fitted.state, strict=False)
+    dropped = [key for keys in fitted.dropped.values() for key in keys]
+    return LoadReport(fitted.source, tuple(fitted.state), tuple(fitted.resized), tuple(dropped), fitted.new)
 
 
-def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> LoadReport:
+def fit_file(
+    backbone: Backbone,
+    path: str | Path,
+    source: str = "auto",
+    trust: bool = False,
+    *,
+    head: int | None = None,
+    select: Callable[[Any, str], Selection] = select_weights,
+) -> FittedState:
+    """Read a checkpoint file and fit its entries to a network: a backbone, with a linear head if ``head`` is given.
+
+    Args:
+        backbone: the network's backbone; nothing is loaded into it.
+        path: a ``.safetensors`` or ``torch.save`` file.
+        source: the format of its names, or ``"auto"``.
+        trust: allow the file to run code.
+        head: classes of the head, see :func:`~mixtransfer.checkpoints.fit.account_for`.
+        select: called with the content and the name of the file, returns the weights of the network in it.
+
+    Raises:
+        UserError: naming each missing, unexpected or misshapen entry.
+    """
+    selected = select(read_checkpoint(path, trust), str(path))
     if source == "auto":
         source = recognize_format(backbone, selected.weights)
-    account = account_for(selected.weights, backbone, source, name)
-    backbone.load_state_dict(account.state, strict=False)
-    dropped = [key for keys in (*selected.dropped.values(), *account.dropped.values()) for key in keys]
-    return LoadReport(source, tuple(account.state), tuple(account.resized), tuple(dropped), account.new)
+    fitted = account_for(selected.weights, backbone, source, str(path), head)
+    rules = dict.fromkeys((*selected.dropped, *fitted.dropped))
+    fitted.dropped = {rule: [*selected.dropped.get(rule, ()), *fitted.dropped.get(rule, ())] for rule in rules}
+    return fitted
 
 
 def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
