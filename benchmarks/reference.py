@@ -7,6 +7,8 @@ by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,11 @@ class PublishedTracing(MixingClassifier):
         for block in self.backbone.blocks:
             block.attn = MaterializedAttention(spec.channels, spec.heads)
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the loss of a step on images (B, 3, H, W) with class labels (B,)."""
+    def loss(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the loss of a step on images (B, 3, H, W) with class labels (B,), and count it."""
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
-        draw = self.mixing.draw(tuple(images.shape), tuple(side // self.cell_size for side in images.shape[2:]))
+        draw = self.draw(images).resolve({})
+        self.count_step()
         x, _, _ = self.backbone.tokens(self.mixing.apply(images, draw), None)
         rows = _class_rows(targets, draw)
         for block in self.backbone.blocks:

@@ -1,7 +1,9 @@
 """Published numbers to hold a network against.
 
-A record in ``tests/parity`` names the entries of a published state dict, the input, and probed values of the outputs.
-It holds no weights: each entry's values follow from its name and shape, the input's from its size.
+A record in ``tests/parity/SYSTEM`` names the entries of a published state dict, the input, and probed values of the
+outputs. It holds no weights: each entry's values follow from its name and shape, the input's from its size. Tests take
+architecture, sizes, options, draws and numbers of classes from the record, so that a further record of a kind in
+:data:`READERS` needs no further test.
 """
 
 from __future__ import annotations
@@ -9,30 +11,80 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from mixtransfer.backbones import Backbone
+from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.fit import FittedState, account_for
 from mixtransfer.checkpoints.select import select_weights
 
 FOLDER = Path(__file__).parent / "parity"
 PROBES = 256
-OVERRIDES = {"3 * x": lambda x: 3 * x, "1 + x": lambda x: 1 + x, "0.5 + abs(x)": lambda x: 0.5 + np.abs(x)}
+#: Kind of a record, see :func:`kind_of` -> the file whose tests read all records of it.
+READERS = {
+    "classify": "backbones/test_parity.py",
+    "dense": "backbones/test_parity.py",
+    "levels": "backbones/test_parity.py",
+    "relpos_resize": "backbones/test_parity.py",
+    "metric": "evaluation/test_robustness.py",
+    "neck": "transfer/test_hornet_heads.py",
+    "head": "transfer/test_hornet_heads.py",
+    "pretrain": "pretrain/test_mixmim.py",
+    "token_label": "pretrain/test_token_labeling.py",
+    "dynamicvit train": "pretrain/test_dynamic.py",
+    "oamixer masked": "pretrain/test_oamixer.py",
+    "oamixer train": "pretrain/test_oamixer.py",
+    "oamixer mix": "pretrain/test_oamixer.py",
+    "smmix train": "pretrain/test_smmix.py",
+    "tlalign train": "pretrain/test_tlalign.py",
+    "tlalign mix": "mixing/test_mixing.py",
+    "tokenmix train": "pretrain/test_tokenmix.py",
+    "tokenmix mix": "pretrain/test_tokenmix.py",
+    "transmix train": "pretrain/test_transmix.py",
+}
+
+both_precisions = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
+)
 
 
-def names(system: str) -> list[str]:
-    """Return the records of a system."""
-    return sorted(path.stem for path in (FOLDER / system).glob("*.json"))
+def records(kind: str | None = None, where: Callable[[dict], Any] = bool) -> list[tuple[str, str]]:
+    """Return (system, name) of the records of a kind, by default of all, for which ``where`` is true."""
+    every = [(path.parent.name, path.stem) for path in sorted(FOLDER.glob("*/*.json"))]
+    return [(s, n) for s, n in every if kind in (None, kind_of(record(s, n))) and where(record(s, n))]
+
+
+def kind_of(record: dict) -> str:
+    """Return the kind of a record: its task, behind its system where each has a test of its own."""
+    task = record["task"]
+    if task == "classify" and record["source"].get("kwargs", {}).get("mask_attention"):
+        task = "masked"
+    return f"{record['system']} {task}" if task in ("train", "mix", "masked") else task
 
 
 @cache
 def record(system: str, name: str) -> dict:
     return json.loads((FOLDER / system / f"{name}.json").read_text())
+
+
+def img_size(record: dict) -> dict[str, Any]:
+    """Return the size that the published network was built for, where the record names it."""
+    arguments = record["source"]["kwargs"]
+    size = arguments.get("img_size", arguments.get("image_size"))
+    return {} if size is None else backbone_class(record["arch"]).at_size(size)
+
+
+def evaluate(expression: str, **names: Any) -> Any:
+    """Return the value of an expression that a record states, up to its explanation."""
+    expression = re.split(r" for |, shape|;", expression)[0]
+    return eval(expression, {"__builtins__": {}}, names)
 
 
 def published_state(record: dict, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -47,7 +99,7 @@ def published_state(record: dict, dtype: torch.dtype = torch.float64) -> dict[st
         x = fill(prefix + key, shape)
         for pattern, expression in (record.get("overrides") or {}).items():
             if re.search(pattern, key):
-                x = OVERRIDES[expression](x)
+                x = evaluate(expression, x=x, abs=np.abs)
         state[key] = torch.from_numpy(np.asarray(x, dtype=np.float64)).to(dtype)
     for alias, key in (record.get("aliases") or {}).items():
         state[alias] = state[key]
@@ -80,6 +132,11 @@ def record_input(record: dict) -> Tensor:
     return image(size["height"], size["width"], size["batch"])
 
 
+def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return recorded draws from [0, 1), float64."""
+    return _generator(key).random(shape)
+
+
 def load_official(net: Backbone, state: dict[str, Tensor], name: str, source: str = "official") -> FittedState:
     """Load a state dict into a backbone, completely, and return what became of its entries."""
     fitted = account_for(select_weights(state, name).weights, net, source, name)
@@ -98,4 +155,8 @@ def assert_matches(output: Tensor, expected: dict, tolerance: float, name: str =
 
 
 def _noise(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(zlib.crc32(text.encode()))).standard_normal(shape)
+    return _generator(text).standard_normal(shape)
+
+
+def _generator(text: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(zlib.crc32(text.encode())))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import FLOATS, HEAD, account_for, shorten
+from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, convert
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -23,6 +24,7 @@ __all__ = [
     "LoadReport",
     "Pretrained",
     "check_numbers",
+    "fit_file",
     "fitting_weights",
     "load_checkpoint",
     "load_strictly",
@@ -68,18 +70,43 @@ def load_checkpoint(backbone: Backbone, path: str | Path, source: str = "auto", 
     Raises:
         UserError: naming each missing, unexpected or misshapen entry, and those that are no finite real numbers.
     """
-    return _load(backbone, select_weights(read_checkpoint(path, trust), str(path)), source, str(path))
+    fitted = fit_file(backbone, path, source, trust)
+    own = backbone.state_dict()
+    backbone.load_state_dict({**{key: own[key] for key in fitted.new}, **fitted.state})
+    dropped = [key for keys in fitted.dropped.values() for key in keys]
+    return LoadReport(fitted.source, tuple(fitted.state), tuple(fitted.resized), tuple(dropped), fitted.new)
 
 
-def _load(backbone: Backbone, selected: Selection, source: str, name: str) -> LoadReport:
+def fit_file(
+    backbone: Backbone,
+    path: str | Path,
+    source: str = "auto",
+    trust: bool = False,
+    *,
+    head: int | None = None,
+    select: Callable[[Any, str], Selection] = select_weights,
+) -> FittedState:
+    """Read a checkpoint file and fit its entries to a network: a backbone, with a linear head if ``head`` is given.
+
+    Args:
+        backbone: the network's backbone; nothing is loaded into it.
+        path: a ``.safetensors`` or ``torch.save`` file.
+        source: the format of its names, or ``"auto"``.
+        trust: allow the file to run code.
+        head: classes of the head, see :func:`~mixtransfer.checkpoints.fit.account_for`.
+        select: called with the content and the name of the file, returns the weights of the network in it.
+
+    Raises:
+        UserError: naming each missing, unexpected or misshapen entry, and those that are no finite real numbers.
+    """
+    selected = select(read_checkpoint(path, trust), str(path))
     if source == "auto":
         source = recognize_format(backbone, selected.weights)
-    account = account_for(selected.weights, backbone, source, name)
-    own = backbone.state_dict()
-    check_numbers(account.state, own, name)
-    backbone.load_state_dict({**{key: own[key] for key in account.new}, **account.state})
-    dropped = [key for keys in (*selected.dropped.values(), *account.dropped.values()) for key in keys]
-    return LoadReport(source, tuple(account.state), tuple(account.resized), tuple(dropped), account.new)
+    fitted = account_for(selected.weights, backbone, source, str(path), head)
+    check_numbers(fitted.state, backbone.state_dict(), str(path))
+    rules = dict.fromkeys((*selected.dropped, *fitted.dropped))
+    fitted.dropped = {rule: [*selected.dropped.get(rule, ()), *fitted.dropped.get(rule, ())] for rule in rules}
+    return fitted
 
 
 def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
@@ -149,13 +176,15 @@ def present_names(model: nn.Module, weights: Mapping[str, Tensor], front: str = 
 def check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
     """Make sure that weights are finite real numbers, and whole ones exactly where the model's ``own`` are.
 
+    Heads, which ``own`` may lack, hold no whole numbers.
+
     Raises:
         UserError: naming the entries that are not.
     """
     odd = [
         f"{key} ({str(value.dtype)[6:]})"
         for key, value in weights.items()
-        if (value.dtype in FLOATS) != own[key].is_floating_point() or value.is_complex()
+        if (value.dtype in FLOATS) != (key not in own or own[key].is_floating_point()) or value.is_complex()
     ]
     if odd:
         raise UserError(f"{name}: {len(odd)} weights are numbers of another kind than the model's: {shorten(odd)}")

@@ -1,6 +1,7 @@
 """Training loops that resume in the middle of an epoch, and whose steps draw from generators of their own.
 
-A step (dropout, stochastic depth, sampling of proposals) is seeded with (seed, rank, iteration).
+A step (dropout, stochastic depth, sampling of proposals) is seeded with (seed, rank, iteration); models that draw for
+themselves get the iteration as their ``step``.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import get_rank
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mixtransfer.engine.sampling import ResumableLoader, seed_everything
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.steps import StepCounter
 
 __all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
 
@@ -25,6 +28,9 @@ class _SeededSteps:
 
     def run_iter(self, *args: Any) -> None:
         seed_everything(self.runner.seed, get_rank(), self._iter)
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        if isinstance(model, StepCounter):
+            model.step = self._iter
         super().run_iter(*args)
 
     def go_to(self, epoch: int, iteration: int, name: str) -> None:

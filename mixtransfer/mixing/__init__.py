@@ -1,6 +1,6 @@
 """Mixing methods: which tokens come from the partner (regions), and what the label becomes (targets)."""
 
-from mixtransfer.mixing.draws import Draw, EvenDraw, PixelDraw
+from mixtransfer.mixing.draws import Draw, EvenDraw, PendingDraw, PixelDraw
 from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, MixupOrCutMix, TLAlign
 from mixtransfer.mixing.regions import Box, RandomChoice, Region, TokenBox, WholeImage
 from mixtransfer.mixing.smmix import AttendedSquare, FineGrained, SMMix
@@ -22,6 +22,7 @@ __all__ = [
     "Mixing",
     "Mixup",
     "MixupOrCutMix",
+    "PendingDraw",
     "PixelDraw",
     "RandomChoice",
     "RandomTokens",

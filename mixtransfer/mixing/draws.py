@@ -16,7 +16,18 @@ from torch import Tensor
 
 from mixtransfer.layers.labels import pool_labels
 
-__all__ = ["Draw", "EvenDraw", "PixelDraw", "draw_beta", "flip_partner", "no_mix", "own_share", "step_generator"]
+__all__ = [
+    "Draw",
+    "EvenDraw",
+    "PendingDraw",
+    "PixelDraw",
+    "draw_beta",
+    "flip_partner",
+    "no_mix",
+    "own_share",
+    "size_of",
+    "step_generator",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +38,9 @@ class Draw:
         partner: (B,) int64, the index of the image that each image is mixed with.
         mask: (B or 1, h, w), the share of each token that comes from the partner; bool where that is all or nothing.
         ratio: (B,) float64, the share of each image that is its own.
-        pastes: whether it cuts a region out; if not, the image is blended evenly and its label goes by ``ratio``.
-        needs: names of the evidence that the draw waits for, see :meth:`resolve`.
+        pastes: True if a region is pasted (CutMix-like), False if images are blended evenly (Mixup); ``ratio`` then
+            weighs the labels.
+        needs: names of the evidence about the unmixed images that the draw waits for; none.
     """
 
     pastes: ClassVar[bool] = True
@@ -39,12 +51,12 @@ class Draw:
     ratio: Tensor
 
     def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
-        """Return the draw, once the evidence that it waits for is there; most wait for none."""
+        """Return the draw itself, which waits for no evidence; see :meth:`PendingDraw.resolve`."""
         return self
 
     def mix(self, images: Tensor) -> Tensor:
         """Return the mixed images (B, C, H, W); ``images`` itself where nothing comes from a partner."""
-        share = self.pixels(tuple(images.shape[-2:]))
+        share = self.pixels(size_of(images))
         if not share.any():
             return images
         share = share[:, None].to(images.device)
@@ -73,6 +85,22 @@ class Draw:
         return mask.expand(len(images), -1, -1)[:, None]
 
 
+class PendingDraw:
+    """The random part of a draw whose region follows from the unmixed images.
+
+    Attributes:
+        pastes: as in :class:`Draw`.
+        needs: names of the evidence about the unmixed images that the draw waits for.
+    """
+
+    pastes: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
+        """Return the draw that follows from the evidence, tensors by the names in ``needs``."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class PixelDraw(Draw):
     """A draw whose border may run through tokens.
@@ -84,8 +112,8 @@ class PixelDraw(Draw):
     pixel_mask: Tensor
 
     def pixels(self, size: tuple[int, int]) -> Tensor:
-        """Return ``pixel_mask``, drawn for images of this size."""
-        assert tuple(self.pixel_mask.shape[-2:]) == tuple(size)
+        """Return ``pixel_mask``, (B or 1, H, W) bool; ``size`` must be the size that it was drawn for."""
+        assert size_of(self.pixel_mask) == tuple(size)
         return self.pixel_mask
 
 
@@ -94,6 +122,11 @@ class EvenDraw(Draw):
     """A draw that takes the same share from the partner everywhere: Mixup, or a step that does not mix."""
 
     pastes: ClassVar[bool] = False
+
+
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """Return the last two sides of a tensor (..., H, W)."""
+    return maps.shape[-2], maps.shape[-1]
 
 
 def flip_partner(batch: int) -> Tensor:
@@ -121,7 +154,7 @@ def own_share(mask: Tensor, batch: int) -> Tensor:
 def draw_beta(alpha: float, generator: torch.Generator) -> float:
     """Draw from Beta(alpha, alpha)."""
     # torch's Beta takes no generator: NumPy draws, seeded by ours.
-    seed = torch.randint(2**63 - 1, (), generator=generator).item()
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 

@@ -10,7 +10,7 @@ from mmengine.dist import get_rank
 from torch import Tensor
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import Draw, no_mix, step_generator
+from mixtransfer.mixing.draws import Draw, PendingDraw, no_mix, step_generator
 from mixtransfer.mixing.regions import Box, Region, TokenBox, WholeImage, mixup_or
 from mixtransfer.mixing.targets import AlignedTokens, Area, Target, blend
 from mixtransfer.registry import MODELS, build
@@ -22,23 +22,26 @@ __all__ = ["CutMix", "Mixing", "Mixup", "MixupOrCutMix", "TLAlign"]
 class Mixing:
     """Any region with any target; the methods below are the published pairs.
 
-    One training step::
+    Training step number ``step``::
 
-        draw = mixing.draw(images.shape, grid)
-        before = ...  # what mixing.needs_unmixed(draw) names, of the unmixed images; mostly nothing
-        draw = draw.resolve(before)
+        pending = mixing.draw(images.shape, grid, step)
+        unmixed = ...  # the evidence about the unmixed images that mixing.needs_unmixed(pending) names; mostly none
+        draw = pending.resolve(unmixed)
         mixed = mixing.apply(images, draw)
-        evidence = ...  # what mixing.target.needs names, from the forward pass of ``mixed``, and ``before``
+        evidence = ...  # ``unmixed``, and the evidence from the pass of ``mixed`` that mixing.target.needs names
         mixed_targets = mixing.relabel(targets, draw, evidence)
         extra = mixing.losses(targets, draw, evidence)
 
-    Step n of a run draws the same on every resume: what :meth:`state_dict` returns belongs into the checkpoint.
+    A method has no state. A draw is a function of (seed, rank, step), so a resumed run draws as an uninterrupted one.
 
     Args:
         region: config or instance of a :class:`~mixtransfer.mixing.regions.Region`.
         target: config or instance of a :class:`~mixtransfer.mixing.targets.Target`.
         prob: probability that a step mixes.
         seed: start of the random stream; every process of a distributed run has a stream of its own.
+
+    Raises:
+        UserError: a number out of its range, or no region or target of that name.
     """
 
     def __init__(
@@ -53,26 +56,20 @@ class Mixing:
         if seed < 0:
             raise UserError(f"{type(self).__name__}: seed={seed}; give 0 or more")
         self.region, self.target = build(region, Region), build(target, Target)
-        self.prob, self.seed, self.step = prob, seed, 0
+        self.prob, self.seed = prob, seed
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of all evidence that the model has to be able to collect."""
         return tuple(dict.fromkeys(self.region.needs + self.target.needs_unmixed + self.target.needs))
 
-    def needs_unmixed(self, draw: Draw) -> tuple[str, ...]:
+    def needs_unmixed(self, draw: Draw | PendingDraw) -> tuple[str, ...]:
         """Return the names of the evidence about the unmixed images that a step with this draw needs."""
         return (*draw.needs, *(self.target.needs_unmixed if draw.pastes else ()))
 
-    @property
-    def alpha(self) -> float:
-        """Parameter of the Beta distribution that the region draws from."""
-        return self.region.alpha
-
-    def draw(self, shape: tuple[int, ...], grid: tuple[int, int]) -> Draw:
-        """Draw for the next step: images of ``shape`` (B, C, H, W) on a ``grid`` (h, w) of tokens."""
-        generator = step_generator(self.seed, get_rank(), self.step)
-        self.step += 1
+    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], step: int) -> Draw | PendingDraw:
+        """Draw for training step ``step`` (from 0): images of ``shape`` (B, C, H, W) on a ``grid`` (h, w) of tokens."""
+        generator = step_generator(self.seed, get_rank(), step)
         if torch.rand((), generator=generator) >= self.prob:
             return no_mix(shape[0], grid)
         return self.region.draw(shape, grid, generator)
@@ -90,14 +87,6 @@ class Mixing:
     def losses(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses besides the label's, by name; see :meth:`~mixtransfer.mixing.targets.Target.losses`."""
         return self.target.losses(targets, draw, evidence)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return where the random stream stands."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        self.step = int(state["step"])
 
 
 @MODELS.register_module()
@@ -130,7 +119,7 @@ class MixupOrCutMix(Mixing):
 
     Args:
         mixup_alpha: λ of Mixup is drawn from Beta(alpha, alpha).
-        cutmix_alpha: likewise for CutMix.
+        cutmix_alpha: λ of CutMix is drawn from Beta(alpha, alpha).
         switch_prob: probability of CutMix.
         prob: probability that a step mixes.
         seed: start of the random stream.

@@ -13,7 +13,7 @@ Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899. Box
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import Draw, EvenDraw, PixelDraw, draw_beta, flip_partner, own_share
+from mixtransfer.mixing.draws import Draw, EvenDraw, PendingDraw, PixelDraw, draw_beta, flip_partner, own_share
 from mixtransfer.registry import MODELS, build
 
 __all__ = ["Box", "RandomChoice", "Region", "TokenBox", "WholeImage", "box_at", "mixup_or"]
@@ -35,11 +35,15 @@ class Region:
         hard_mask: True when a pixel comes from one image alone, so that a map of labels can be pasted with it.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    hard_mask: ClassVar[bool] = True
+    needs: tuple[str, ...] = ()
+    hard_mask: bool = True
 
-    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], generator: torch.Generator) -> Draw:
-        """Choose partner and region for images of ``shape`` (B, C, H, W) whose tokens form ``grid`` (h, w)."""
+    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], generator: torch.Generator) -> Draw | PendingDraw:
+        """Choose partner and region for images of ``shape`` (B, C, H, W) whose tokens form ``grid`` (h, w).
+
+        A region with ``needs`` returns its random part alone; :meth:`~mixtransfer.mixing.draws.PendingDraw.resolve`
+        returns the draw once the evidence is there.
+        """
         raise NotImplementedError
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
@@ -79,7 +83,7 @@ class Box(_BetaRegion):
     """
 
     def draw(self, shape, grid, generator):  # noqa: D102
-        size = tuple(shape[-2:])
+        size = shape[-2], shape[-1]
         pixel_mask = _box_mask(size, draw_beta(self.alpha, generator), _draw_cell(size, generator))
         mask = F.interpolate(pixel_mask[:, None].double(), grid, mode="area")[:, 0]
         return PixelDraw(flip_partner(shape[0]), mask, own_share(pixel_mask, shape[0]), pixel_mask)
@@ -125,7 +129,7 @@ class RandomChoice(Region):
         self.hard_mask = all(region.hard_mask for region in self.regions)
 
     def draw(self, shape, grid, generator):  # noqa: D102
-        chosen = torch.multinomial(torch.tensor(self.weights).double(), 1, generator=generator).item()
+        chosen = int(torch.multinomial(torch.tensor(self.weights).double(), 1, generator=generator))
         return self.regions[chosen].draw(shape, grid, generator)
 
 
@@ -148,12 +152,14 @@ def box_at(size: tuple[int, int], lam: float, center: tuple[int, int]) -> tuple[
     ends = []
     for side, middle in zip(size, center, strict=True):
         half = int(side * np.sqrt(1 - lam)) // 2
-        ends += [max(middle - half, 0), min(middle + half, side)]
-    return tuple(ends)
+        ends.append((max(middle - half, 0), min(middle + half, side)))
+    (top, bottom), (left, right) = ends
+    return top, bottom, left, right
 
 
 def _draw_cell(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int]:
-    return tuple(torch.randint(side, (), generator=generator).item() for side in size)
+    row, column = (int(torch.randint(side, (), generator=generator)) for side in size)
+    return row, column
 
 
 def _box_mask(size: tuple[int, int], lam: float, center: tuple[int, int]) -> Tensor:

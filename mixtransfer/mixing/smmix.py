@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import Draw, flip_partner, no_mix
+from mixtransfer.mixing.draws import Draw, PendingDraw, flip_partner, no_mix, size_of
 from mixtransfer.mixing.losses import divergence, soft_cross_entropy
 from mixtransfer.mixing.methods import Mixing
 from mixtransfer.mixing.regions import Region, mixup_or
@@ -63,8 +63,8 @@ class SquareDraw(Draw):
 
 
 @dataclass(frozen=True)
-class PendingSquare:
-    """The random part of a :class:`SquareDraw`, which waits for the attention.
+class PendingSquare(PendingDraw):
+    """The random part of a :class:`SquareDraw`; where the square lies follows from the attention.
 
     Attributes:
         size: where the side lies among those allowed, from 0 up, below 1.
@@ -73,7 +73,6 @@ class PendingSquare:
     """
 
     needs: ClassVar[tuple[str, ...]] = ("image_attention",)
-    pastes: ClassVar[bool] = True
 
     size: float
     smallest: float
@@ -82,7 +81,7 @@ class PendingSquare:
     def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
         """Return the draw for images that the network attends to as ``evidence["image_attention"]`` (B, h, w) says."""
         attention = evidence["image_attention"]
-        grid = tuple(attention.shape[1:])
+        grid = size_of(attention)
         sides = allowed_sides(min(grid), self.smallest, self.largest)
         if not sides:
             return no_mix(len(attention), grid)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import Draw, flip_partner, own_share
+from mixtransfer.mixing.draws import Draw, flip_partner, own_share, size_of
 from mixtransfer.mixing.methods import Mixing
 from mixtransfer.mixing.regions import Region, mixup_or
 from mixtransfer.mixing.targets import Target
@@ -68,7 +68,7 @@ class TokenBlocks(_CountedTokens):
     """
 
     def choose(self, grid, generator):  # noqa: D102
-        seed = torch.randint(2**63 - 1, (), generator=generator).item()
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
         return token_blocks(grid, self.count(grid), random.Random(seed))
 
 
@@ -82,7 +82,7 @@ class RandomTokens(_CountedTokens):
     """
 
     def choose(self, grid, generator):  # noqa: D102
-        seed = torch.randint(2**63 - 1, (), generator=generator).item()
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
         return random_tokens(grid, self.count(grid), np.random.default_rng(seed))
 
 
@@ -149,7 +149,7 @@ class ActivationMap(Target):
 def visible(activation: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Return the shares (B,) of each image's and of its partner's map (B, h, w) that the mixed image shows."""
     maps = activation / (activation.sum(dim=(1, 2), keepdim=True) + EPS)
-    share = draw.on_grid(tuple(maps.shape[-2:])).to(maps)
+    share = draw.on_grid(size_of(maps)).to(maps)
     return (maps * (1 - share)).sum(dim=(1, 2)), (maps[draw.partner.to(maps.device)] * share).sum(dim=(1, 2))
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtransfer.mixing.draws import Draw, PixelDraw
+from mixtransfer.mixing.draws import Draw, PixelDraw, size_of
 from mixtransfer.mixing.methods import Mixing
 from mixtransfer.mixing.regions import Box, mixup_or
 from mixtransfer.mixing.targets import Target, blend
@@ -38,7 +38,7 @@ class AttentionWeighted(Target):
 
 def attention_share(attention: Tensor, draw: Draw) -> Tensor:
     """Return the partner's share (B,) of the class token's attention (B, h, w), 0 where it attends to no patch."""
-    size = tuple(attention.shape[-2:])
+    size = size_of(attention)
     if isinstance(draw, PixelDraw):
         # "nearest" takes the first pixel of a token, as published.
         share = F.interpolate(draw.pixel_mask[:, None].double(), size, mode="nearest")[:, 0]
@@ -57,7 +57,7 @@ class TransMix(Mixing):
 
     Args:
         mixup_alpha: λ of Mixup is drawn from Beta(alpha, alpha).
-        cutmix_alpha: likewise for the box.
+        cutmix_alpha: λ of the box is drawn from Beta(alpha, alpha).
         switch_prob: probability of a box.
         prob: probability that a step mixes.
         seed: start of the random stream.

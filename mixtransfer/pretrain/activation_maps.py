@@ -1,4 +1,4 @@
-"""Where an image shows its class: a label map made beforehand, or what a frozen teacher sees.
+"""Activation maps, where an image shows its class: label maps made beforehand, or the tokens of a frozen teacher.
 
 TokenMix (Liu et al., ECCV 2022, arXiv 2207.08409; code Sense-X/TokenMix, MIT) reads the maps of TokenLabeling
 (arXiv 2104.10858): for every cell of an 18 × 18 map of the whole image the scores of the five best classes of NFNet-F6.
@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from mixtransfer.checkpoints.fit import account_for
-from mixtransfer.checkpoints.load import recognize_format
-from mixtransfer.checkpoints.read import read_checkpoint
-from mixtransfer.checkpoints.select import select_weights
-
-__all__ = ["class_map", "crop_map", "load_classifier", "teacher_map"]
+__all__ = ["class_map", "crop_map", "teacher_map"]
 
 
 def class_map(label_maps: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +30,7 @@ def class_map(label_maps: Tensor, labels: Tensor) -> Tensor:
     """
     scores, classes = label_maps.to(torch.promote_types(label_maps.dtype, torch.float32)).unbind(1)
     found = classes == labels.view(-1, 1, 1, 1)
-    # A class that is there twice counts by its last rank, as in a scatter over the classes.
+    # A class named twice counts by its last rank, as in a scatter over the classes.
     later = found.flip(1).cumsum(dim=1).flip(1)
     return (scores * (found & (later == 1))).sum(dim=1)
 
@@ -56,24 +51,12 @@ def crop_map(maps: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def teacher_map(seen: Mapping[str, Tensor], head: nn.Linear, labels: Tensor) -> Tensor:
-    """Return the probability (B, h, w) of each image's class at every token, as a head on the embedding sees it.
+    """Return the activation map (B, h, w): the probability of each image's class at every token, by a head on tokens.
 
     Args:
-        seen: what a backbone observed, ``"tokens"`` (B, D, h, w) among it.
+        seen: a backbone's evidence, ``"tokens"`` (B, D, h, w) among it.
         head: the classifier's.
         labels: (B,) classes.
     """
     scores = head(seen["tokens"].permute(0, 2, 3, 1)).softmax(dim=-1)
     return scores.gather(3, labels.view(-1, 1, 1, 1).expand(*scores.shape[:3], 1))[..., 0]
-
-
-def load_classifier(net: nn.Module, checkpoint: str, source: str = "auto", trust: bool = False) -> None:
-    """Load a checkpoint of any format's names into a classifier, completely.
-
-    Raises:
-        UserError: naming each missing, unexpected or misshapen entry.
-    """
-    weights = select_weights(read_checkpoint(checkpoint, trust), checkpoint).weights
-    if source == "auto":
-        source = recognize_format(net.backbone, weights)
-    net.load_state_dict(account_for(weights, net.backbone, source, checkpoint, head=net.num_classes).state)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mixtransfer.backbones import backbone_class
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import Draw, Mixing
+from mixtransfer.mixing import Draw, Mixing, PendingDraw
+from mixtransfer.mixing.draws import size_of
 from mixtransfer.mixing.losses import soft_cross_entropy
-from mixtransfer.pretrain.activation_maps import class_map, crop_map, load_classifier, teacher_map
+from mixtransfer.mixing.steps import StepCounter, outside_graphs
+from mixtransfer.pretrain.activation_maps import class_map, crop_map, teacher_map
+from mixtransfer.pretrain.teachers import Teacher
 from mixtransfer.registry import MODELS, build
 
 __all__ = ["MixingClassifier", "region_means", "smooth_one_hot", "soft_cross_entropy"]
 
 
 @MODELS.register_module()
-class MixingClassifier(BaseModel):
-    """Backbone, image embedding, linear head; a second head on tokens for methods that classify regions (SMMix).
+class MixingClassifier(StepCounter, BaseModel):
+    """Backbone, image embedding, linear head; ``aux_head`` on tokens where the published network has one.
+
+    Methods that classify regions (SMMix) add ``region_head`` on the mean tokens of both sides of the mix.
 
     Args:
         arch: an architecture name, see :func:`mixtransfer.list_archs`.
@@ -32,10 +36,10 @@ class MixingClassifier(BaseModel):
         backbone: keyword arguments of the backbone.
         mixing: config of a mixing method, e.g. ``dict(type="TLAlign")``; None trains on the images as they are.
         cell_size: side in pixels of the cells of the grid that the method draws its regions on.
-        teacher: for methods that ask for an activation map, ``dict(arch=..., checkpoint=..., source="auto",
+        teacher: for methods that need an activation map, ``dict(arch=..., checkpoint=..., source="auto",
             trust=False)``: a frozen classifier of the same classes, whose embedding is the mean of its last tokens.
             :meth:`init_weights` loads it, completely. Without one the samples bring the maps, see :meth:`loss`.
-        label_smoothing: mass that a label spreads over all classes.
+        label_smoothing: mass of a label that is divided evenly among all classes, from 0, below 1.
         binary_loss: learn every class by itself, by a binary cross-entropy (mean over batch and classes), in place of
             the cross-entropy of the softmax.
         data_preprocessor: config of the preprocessor, normally ``mmpretrain.ClsDataPreprocessor``.
@@ -45,9 +49,9 @@ class MixingClassifier(BaseModel):
         UserError: the mixing method needs evidence that this model cannot collect, or a number is out of range.
     """
 
-    #: Beginnings of entries' names in checkpoints of earlier versions -> ours.
+    #: Prefixes of entries in checkpoints of earlier versions -> ours.
     former_names: ClassVar[Mapping[str, str]] = {"token_head.": "region_head."}
-    #: Evidence that can be collected, by the name that a mixing method asks for -> what the backbone has to observe.
+    #: Evidence that can be collected, by its name in a method's ``needs`` -> the backbone's evidence behind it.
     evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "token_labels": (),
         "class_attention": ("class_attention",),
@@ -82,7 +86,7 @@ class MixingClassifier(BaseModel):
             raise UserError(f"cell_size={cell_size}: give a number of pixels from 1")
         self.num_classes, self.label_smoothing, self.cell_size = num_classes, label_smoothing, cell_size
         self.binary_loss = binary_loss
-        self.mixing = None if mixing is None else build(mixing, Mixing)
+        self.mixing: Mixing | None = None if mixing is None else build(mixing, Mixing)
         needs = self.mixing.needs if self.mixing else ()
         lacking = [need for need in needs if not self.collects(need)]
         if lacking:
@@ -92,21 +96,16 @@ class MixingClassifier(BaseModel):
             )
         if "region_logits" in needs:
             self.region_head = _head(self.backbone.embed_channels, num_classes)
-        # Outside of the module tree: a teacher is neither trained nor saved.
-        self._teacher: tuple[MixingClassifier, ...] = ()
-        self._teacher_source: dict = {}
+        self.teacher: Teacher | None = None
         if teacher is not None:
             if "activation_map" not in needs:
-                raise UserError("teacher: no mixing method asks for an activation map; leave it out")
-            if not {"arch", "checkpoint"} <= set(teacher) <= {"arch", "checkpoint", "source", "trust"}:
-                raise UserError(f"teacher={dict(teacher)}: give arch and checkpoint, and source or trust if needed")
-            self._teacher_source = {key: value for key, value in teacher.items() if key != "arch"}
-            self._teacher = (MixingClassifier(teacher["arch"], num_classes).requires_grad_(False).eval(),)
-            if "tokens" not in self._teacher[0].backbone.evidence:
+                raise UserError("teacher: the mixing method needs no activation map; leave it out")
+            self.teacher = Teacher(teacher, lambda arch: MixingClassifier(arch, num_classes))
+            if "tokens" not in self.teacher.net.backbone.evidence:
                 raise UserError(f"teacher.arch={teacher['arch']}: has no tokens to classify; give e.g. a pvt_v2")
         self._register_load_state_dict_pre_hook(_accept_other_names)
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
         """Run the classifier.
 
         Args:
@@ -119,7 +118,7 @@ class MixingClassifier(BaseModel):
             return self.classify(inputs)[0]
         if mode == "loss":
             labels = torch.cat([sample.gt_label for sample in data_samples])
-            return self.loss(inputs, labels, **self.sample_maps(data_samples))
+            return self.loss(inputs, labels, self.sample_fields(data_samples))
         if mode == "predict":
             scores = self.classify(inputs)[0].softmax(dim=1)
             for sample, score, label in zip(data_samples, scores, scores.argmax(dim=1, keepdim=True), strict=True):
@@ -141,41 +140,41 @@ class MixingClassifier(BaseModel):
         """Return whether a piece of evidence can be collected from this network."""
         return need in self.evidence and set(self.evidence[need]) <= set(self.backbone.evidence)
 
-    def loss(
-        self, images: Tensor, labels: Tensor, label_maps: Tensor | None = None, crops: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Return the losses of a training step on images (B, 3, H, W) with class labels (B,).
+    def loss(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the losses of a training step, and count it.
 
         Args:
-            images: the batch.
-            labels: their classes.
-            label_maps: (B, 2, R, h, w), scores and numbers of the best classes in every cell of the whole images; read
-                by a method that asks for an activation map, where there is no teacher. A sample brings its own as
-                ``label_map``, and its crop as ``crop``.
-            crops: (B, 4), top, left, height and width of what was cropped, as shares of the whole images.
+            images: (B, 3, H, W).
+            labels: (B,), the classes of the images.
+            fields: further fields of the samples, stacked, by name. A method that needs an activation map reads, if
+                there is no teacher, ``label_map`` (B, 2, R, h, w), scores and numbers of the R best classes in every
+                cell of the whole images, and ``crop`` (B, 4), top, left, height and width of the crops as shares of the
+                whole images' sides.
+
+        Raises:
+            UserError: the samples lack a field.
         """
         dtype = torch.promote_types(images.dtype, torch.float32)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
         if self.mixing is None:
             return {"loss": self.criterion(self.classify(images)[0], targets)}
-        _, draw, evidence = self.mixed(images, labels, label_maps, crops)
+        _, draw, evidence = self.mixed(images, labels, fields)
+        self.count_step()
         extra = self.mixing.losses(targets, draw, evidence)
         loss = self.criterion(evidence["logits"], self.mixing.relabel(targets, draw, evidence))
         # mmengine logs the sum of several losses as "loss".
         return {"loss_class": loss, **extra} if extra else {"loss": loss}
 
     def mixed(
-        self, images: Tensor, labels: Tensor, label_maps: Tensor | None = None, crops: Tensor | None = None
+        self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Draw, dict[str, Tensor]]:
-        """Return this step's mixed images (B, 3, H, W), how they were mixed, and what the label follows from.
+        """Return this step's mixed images (B, 3, H, W), their draw, and the evidence that the label follows from.
 
-        Takes what :meth:`loss` takes.
+        Takes the arguments of :meth:`loss`.
         """
-        # Draws are Python's and NumPy's work, and their numbers would be constants of a graph.
-        outside = torch.compiler.disable
-        draw = outside(self.draw)(images)
-        evidence = self.collect_unmixed(images, labels, draw, label_maps, crops)
-        draw = outside(draw.resolve)(evidence)
+        pending = self.draw(images)
+        evidence = self.collect_unmixed(images, labels, pending, fields)
+        draw = outside_graphs(pending.resolve)(evidence)
         images = self.mixing.apply(images, draw)
         return images, draw, evidence | self.collect(images, draw)
 
@@ -187,7 +186,7 @@ class MixingClassifier(BaseModel):
 
     @torch.no_grad()
     def collect_unmixed(
-        self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
+        self, images: Tensor, labels: Tensor, draw: Draw | PendingDraw, fields: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Return the evidence about the unmixed images that the step needs; most steps need none.
 
@@ -195,7 +194,7 @@ class MixingClassifier(BaseModel):
         """
         needs, evidence = self.mixing.needs_unmixed(draw), {}
         if "activation_map" in needs:
-            evidence["activation_map"] = self.activation_map(images, labels, draw, label_maps, crops)
+            evidence["activation_map"] = self.activation_map(images, labels, fields)
         if "image_attention" in needs or "unmixed_logits" in needs:
             with _evaluating(self):
                 wanted = [name for need in needs for name in self.evidence[need]]
@@ -218,48 +217,55 @@ class MixingClassifier(BaseModel):
         return evidence
 
     @torch.no_grad()
-    def activation_map(
-        self, images: Tensor, labels: Tensor, draw: Draw, label_maps: Tensor | None, crops: Tensor | None
-    ) -> Tensor:
-        """Return where unmixed images show their class, (B, h, w), from the teacher or from their label maps."""
-        for teacher in self._teacher:
-            return teacher_map(teacher.backbone.embed_with_evidence(images, ("tokens",)), teacher.head, labels)
-        if label_maps is None or crops is None:
+    def activation_map(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None) -> Tensor:
+        """Return the activation maps (B, h, w) of unmixed images for their classes (B,).
+
+        They come from the teacher, on its grid, or from the samples' label maps, on the grid of the draws.
+
+        Raises:
+            UserError: there is no teacher, and the samples bring no maps.
+        """
+        if self.teacher is not None:
+            net = self.teacher.net
+            return teacher_map(net.backbone.embed_with_evidence(images, ("tokens",)), net.head, labels)
+        if fields is None or not {"label_map", "crop"} <= set(fields):
             raise UserError(
                 f"{type(self.mixing).__name__}: give a teacher, or samples with label_map and crop, passed on by "
                 "PackInputs(algorithm_keys=['label_map', 'crop'])"
             )
-        return crop_map(class_map(label_maps, labels), crops, tuple(draw.mask.shape[1:]))
+        return crop_map(class_map(fields["label_map"], labels), fields["crop"], self.cell_grid(images))
 
     def init_weights(self) -> None:
-        """Initialize as configured, and load the teacher."""
-        super().init_weights()
-        for teacher in self._teacher:
-            load_classifier(teacher, **self._teacher_source)
+        """Initialize as configured, and load the teacher.
 
-    def draw(self, images: Tensor) -> Draw:
-        """Draw how this step mixes its images (B, 3, H, W).
-
-        Draws follow the iteration, which checkpoints restore, so that a resumed run draws what it would have drawn.
+        Raises:
+            UserError: the teacher's file does not fit, naming each missing, unexpected or misshapen entry.
         """
-        step = MessageHub.get_current_instance().runtime_info.get("iter")
-        if step is not None:
-            self.mixing.load_state_dict({"step": step})
-        return self.mixing.draw(tuple(images.shape), tuple(-(-side // self.cell_size) for side in images.shape[2:]))
+        super().init_weights()
+        if self.teacher is not None:
+            self.teacher.load()
 
-    def _apply(self, fn, recurse: bool = True) -> MixingClassifier:
-        for teacher in self._teacher:
-            teacher._apply(fn, recurse)
+    @outside_graphs
+    def draw(self, images: Tensor) -> Draw | PendingDraw:
+        """Draw how this step mixes its images (B, 3, H, W)."""
+        return self.mixing.draw(tuple(images.shape), self.cell_grid(images), self.step)
+
+    def cell_grid(self, images: Tensor) -> tuple[int, int]:
+        """Return the grid (h, w) of cells that the method draws on."""
+        height, width = (-(-side // self.cell_size) for side in images.shape[2:])
+        return height, width
+
+    def sample_fields(self, samples: list) -> dict[str, Tensor]:
+        """Return the fields of the samples that :meth:`loss` reads, stacked, by name; without those that one lacks."""
+        if self.teacher is not None or self.mixing is None or "activation_map" not in self.mixing.needs:
+            return {}
+        names = [name for name in ("label_map", "crop") if all(name in sample for sample in samples)]
+        return {name: torch.stack([getattr(sample, name) for sample in samples]) for name in names}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixingClassifier:
+        if self.teacher is not None:
+            self.teacher.apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-    def sample_maps(self, samples: list) -> dict[str, Tensor]:
-        """Return the label maps and crops that samples bring, as :meth:`loss` takes them, if the method reads them."""
-        if self._teacher or self.mixing is None or "activation_map" not in self.mixing.needs:
-            return {}
-        if any("label_map" not in sample or "crop" not in sample for sample in samples):
-            return {}
-        maps, crops = ([getattr(sample, name) for sample in samples] for name in ("label_map", "crop"))
-        return {"label_maps": torch.stack(maps), "crops": torch.stack(crops)}
 
 
 def region_means(tokens: Tensor, draw: Draw) -> Tensor:
@@ -267,7 +273,7 @@ def region_means(tokens: Tensor, draw: Draw) -> Tensor:
 
     The mean of no token is 0.
     """
-    share = draw.on_grid(tuple(tokens.shape[2:])).flatten(1).to(tokens).expand(len(tokens), -1)
+    share = draw.on_grid(size_of(tokens)).flatten(1).to(tokens).expand(len(tokens), -1)
     shares = torch.stack([1 - share, share], dim=1)
     weights = shares / shares.sum(dim=2, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
     return weights @ tokens.flatten(2).transpose(1, 2)
@@ -282,7 +288,7 @@ def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float, dtype: to
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a network as in evaluation, and leave every part of it in the mode that it was in."""
+    """Run a network as in evaluation; afterwards every part of it is in the mode that it was in."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False

@@ -1,14 +1,14 @@
-"""Training sparsified networks: their losses, draws, parameter groups, and the hold on what is pretrained already.
+"""Training of sparsified networks: losses, draws, parameter groups, and the hook that holds pretrained layers still.
 
 Papers: Rao et al., NeurIPS 2021, arXiv 2106.02034, section 3.3, and T-PAMI 2023, arXiv 2207.01580. Code:
-raoyongming/DynamicViT (MIT). A pretrained network gets predictors (and fast paths) and is fine-tuned with itself, as it
-was, for a teacher. The loss is the classes', plus the squared difference of the kept shares from their targets, plus
+raoyongming/DynamicViT (MIT). A pretrained network gets predictors (and fast paths) and is fine-tuned with its former
+self as the teacher. The loss is the classes', plus the squared difference of the kept shares from their targets, plus
 the divergence from the teacher's logits, plus the distance from the teacher's tokens.
 
 Shapes: B batch, N tokens or positions, D channels of the tokens, K classes.
 
 Kept from the published code: the token loss reads the kept tokens where tokens are dropped, the whole map elsewhere;
-LV-ViT compares the logits of its token head instead of the tokens. Different: a batch that keeps no token at all has
+LV-ViT compares the logits of its ``aux_head`` instead of the tokens. Different: a batch that keeps no token at all has
 a token loss of 0 with the graph intact; the draws of step n of a run are the same on every resume.
 """
 
@@ -19,21 +19,15 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mixtransfer.backbones.dynamicvit import Encoded, SparseBackbone, logistic_noise
-from mixtransfer.checkpoints.fit import account_for
-from mixtransfer.checkpoints.load import recognize_format
-from mixtransfer.checkpoints.read import read_checkpoint
-from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.engine.optim import TransferOptimWrapperConstructor
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import step_generator
 from mixtransfer.mixing.losses import divergence, kl
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot
+from mixtransfer.pretrain.teachers import Teacher
 from mixtransfer.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 __all__ = [
@@ -59,7 +53,7 @@ def token_distance(tokens: Tensor, expected: Tensor, kept: Tensor | None) -> Ten
 
 
 def token_divergence(logits: Tensor, expected: Tensor, kept: Tensor | None) -> Tensor:
-    """Return the mean over tokens of KL(softmax(expected) ‖ softmax(logits)), both (B, N, K), likewise."""
+    """Return the mean of KL(softmax(expected) ‖ softmax(logits)), both (B, N, K), over the tokens as above."""
     return _mean(kl(logits, expected), kept)
 
 
@@ -69,7 +63,7 @@ def _mean(values: Tensor, kept: Tensor | None) -> Tensor:
 
 @MODELS.register_module()
 class DynamicClassifier(MixingClassifier):
-    """A sparsified backbone with its published heads, trained against the network that it is made from.
+    """A sparsified backbone with its published heads, trained with the network before sparsification as its teacher.
 
     The class token and the position table stay as they are, as in the published recipe.
 
@@ -85,7 +79,7 @@ class DynamicClassifier(MixingClassifier):
         kwargs: those of :class:`~mixtransfer.pretrain.classifier.MixingClassifier`.
 
     Raises:
-        UserError: ``arch`` is not sparsified.
+        UserError: ``arch`` is not sparsified, or ``teacher`` is incomplete.
     """
 
     evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {"token_labels": ()}
@@ -110,57 +104,53 @@ class DynamicClassifier(MixingClassifier):
         for name in self.backbone.no_weight_decay() & {"cls_token", "pos_embed"}:
             self.backbone.get_parameter(name).requires_grad_(False)
         self.ratio_weight, self.distill_weight = ratio_weight, distill_weight
-        self.decision_seed, self.step = decision_seed, 0
-        self.source = None if teacher is None else {"source": "auto", "trust": False, **teacher}
-        # Outside of the module tree: a teacher is neither trained nor saved.
-        self.teachers: tuple[DynamicClassifier, ...] = ()
+        self.decision_seed = decision_seed
         if teacher is not None:
             plain = {**(backbone or {}), "keep_rate": 1.0}
-            self.teachers = (DynamicClassifier(arch, num_classes, backbone=plain).requires_grad_(False).eval(),)
+            self.teacher = Teacher(teacher, lambda arch: DynamicClassifier(arch, num_classes, backbone=plain), arch)
 
     def init_weights(self) -> None:
-        """Load the teacher's weights into it and into this network; predictors and fast paths stay as drawn."""
+        """Load the teacher's weights into it and into this network; predictors and fast paths stay as drawn.
+
+        Raises:
+            UserError: the file does not fit the teacher, naming each missing, unexpected or misshapen entry.
+        """
         super().init_weights()
-        for teacher in self.teachers:
-            path, source = self.source["checkpoint"], self.source["source"]
-            weights = select_weights(read_checkpoint(path, self.source["trust"]), path).weights
-            if source == "auto":
-                source = recognize_format(teacher.backbone, weights)
-            state = account_for(weights, teacher.backbone, source, path, head=self.num_classes).state
-            teacher.load_state_dict(dict(state))
-            self.load_state_dict({**self.state_dict(), **state})
+        if self.teacher is not None:
+            self.load_state_dict({**self.state_dict(), **self.teacher.net.state_dict()})
 
-    def _apply(self, fn, recurse: bool = True) -> DynamicClassifier:
-        for teacher in self.teachers:
-            teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+    def loss(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the losses of a training step, and count it.
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the losses of a training step on images (B, 3, H, W) with class labels (B,)."""
+        Args:
+            images: (B, 3, H, W).
+            labels: (B,), the classes of the images.
+            fields: not read.
+        """
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
-        step = MessageHub.get_current_instance().runtime_info.get("iter", self.step)
-        self.step = step + 1
-        generator = step_generator(self.decision_seed, get_rank(), step)
+        generator = self.generator(self.decision_seed)
         label_map = draw = None
         if self.mixing is not None:
-            draw = self.draw(images)
+            draw = self.draw(images).resolve({})
             images = self.mixing.apply(images, draw)
             label_map = draw.label_map(images) if "token_labels" in self.mixing.needs else None
+        self.count_step()
         encoded = self.backbone.encode(images, label_map, partial(logistic_noise, generator=generator))
         if draw is not None:
             targets = self.mixing.relabel(targets, draw, {"token_labels": encoded.label})
         return self.losses(images, encoded, targets)
 
     def losses(self, images: Tensor, encoded: Encoded, targets: Tensor) -> dict[str, Tensor]:
-        """Return the weighted losses of what the backbone's ``encode`` gave for images, with targets (B, K)."""
+        """Return the weighted losses of images (B, 3, H, W) that the backbone encoded, with targets (B, K)."""
         logits = self.head(encoded.vector)
-        if self.backbone.has_token_logits and not self.teachers:
-            # As published: the token head learns from its teacher, or from the classes.
+        if self.backbone.has_token_logits and self.teacher is None:
+            # As published: aux_head learns from the teacher's, or from the classes.
             logits = logits + 0.5 * self.aux_head(encoded.tokens).amax(dim=1)
         losses = {"loss_class": self.criterion(logits, targets)}
         if encoded.decisions:
             losses["loss_ratio"] = self.ratio_weight * ratio_loss(encoded.decisions, self.backbone.keep_ratios)
-        for teacher in self.teachers:
+        if self.teacher is not None:
+            teacher = self.teacher.net
             with torch.no_grad():
                 expected = teacher.backbone.encode(images)
                 expected_logits = teacher.head(expected.vector)
@@ -207,7 +197,7 @@ class DynamicOptimWrapperConstructor(TransferOptimWrapperConstructor):
 
 @HOOKS.register_module()
 class HoldPretrainedHook(Hook):
-    """Hold the pretrained layers still while the new ones start: their learning rate is 0 for the first epochs.
+    """Hold the pretrained layers still at first: their learning rate is 0 while the new ones train for some epochs.
 
     Args:
         epochs: how many; training has to be counted in epochs.
@@ -218,14 +208,14 @@ class HoldPretrainedHook(Hook):
         self.rates: list[tuple[dict, float]] = []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Set the learning rates to 0, and keep what the schedule makes of them."""
+        """Set the learning rates to 0, and note the schedule's."""
         if runner.epoch < self.epochs:
             self.rates = [(g, g["lr"]) for g in runner.optim_wrapper.param_groups if g.get("pretrained")]
             for group, _ in self.rates:
                 group["lr"] = 0.0
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Give the learning rates back, before the schedule goes on from them."""
+        """Restore the learning rates, from which the schedule computes the next ones."""
         for group, rate in self.rates:
             group["lr"] = rate
         self.rates = []

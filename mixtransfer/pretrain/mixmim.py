@@ -8,7 +8,7 @@ Shapes: B batch, h × w cells of 32 × 32 pixels, N = h·w, D decoder channels.
 
 Kept from the published code: one mask for all images of a process, of the cells with the smallest noise; image i is
 mixed with image B − 1 − i; the decoder sees the two images of a mixed one each for itself, with a learned token where
-the other is; each cell of each image is restored once, from what its image shows elsewhere; the target is normalized in
+the other is; each cell of each image is restored once, from the visible rest of its image; the target is normalized in
 each cell by its mean and unbiased variance.
 Different: the last norm and the prediction run on the cells that count alone, which are half of them; the mask of an
 iteration is the same on every resume; images need not be square.
@@ -20,8 +20,6 @@ import re
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank
-from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -32,7 +30,8 @@ from mixtransfer.errors import UserError
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.linear import Linear
 from mixtransfer.layers.positions import resize_position_table
-from mixtransfer.mixing.draws import step_generator
+from mixtransfer.mixing.draws import size_of
+from mixtransfer.mixing.steps import StepCounter, outside_graphs
 from mixtransfer.registry import MODELS
 
 __all__ = ["CELL", "MixMIM", "cells", "image_of"]
@@ -43,7 +42,7 @@ NORM_EPS = 1e-5
 
 
 @MODELS.register_module()
-class MixMIM(BaseModel):
+class MixMIM(StepCounter, BaseModel):
     """The encoder and its decoder, in pretraining.
 
     Args:
@@ -82,9 +81,10 @@ class MixMIM(BaseModel):
         if not 0 < mask_ratio < 1:
             raise UserError(f"mask_ratio={mask_ratio}: give a share between 0 and 1, e.g. 0.5")
         self.backbone = MixMIMEncoder(arch, out_indices=(), with_embedding=True, **(backbone or {}))
-        self.mask_ratio, self.norm_pixels, self.seed, self.step = mask_ratio, norm_pixels, seed, 0
+        self.mask_ratio, self.norm_pixels, self.seed = mask_ratio, norm_pixels, seed
         # The encoder's grid is that of its first stage.
-        self.grid = tuple(-(-side // 8) for side in self.backbone.grid)
+        height, width = self.backbone.grid
+        self.grid = -(-height // 8), -(-width // 8)
 
         self.decoder_embed = Linear(self.backbone.embed_channels, decoder_channels)
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, decoder_channels), std=0.02))
@@ -99,7 +99,7 @@ class MixMIM(BaseModel):
         self._register_load_state_dict_pre_hook(_accept_published_names)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
-        """Run the model on images of a batch, which are mixed with each other.
+        """Run the model on images of a batch, which are mixed with each other; ``mode="loss"`` counts the step.
 
         Args:
             inputs: (B, 3, H, W).
@@ -111,18 +111,19 @@ class MixMIM(BaseModel):
         Raises:
             UserError: sides that are no multiples of 32.
         """
-        mask = torch.compiler.disable(self.draw)(inputs)
+        mask = self.draw(inputs)
         restored = self.restore(inputs, mask)
         if mode == "tensor":
             return restored
         target = cells(inputs)
         mean, scale = _normalization(target)
         if mode == "loss":
+            self.count_step()
             if self.norm_pixels:
                 target = (target - mean) / scale
             return {"loss": F.mse_loss(restored.to(target.dtype), target)}
         if mode == "predict":
-            grid = tuple(mask.shape)
+            grid = size_of(mask)
             restored = image_of(restored * scale + mean if self.norm_pixels else restored, grid)
             foreign = mask.bool().flatten().view(1, -1, 1)
             mixed = image_of(torch.where(foreign, target.flip(0), target), grid)
@@ -132,18 +133,18 @@ class MixMIM(BaseModel):
             return data_samples
         raise ValueError(f"mode={mode!r}: give 'tensor', 'loss' or 'predict'")
 
+    @outside_graphs
     def draw(self, images: Tensor) -> Tensor:
         """Draw the mask (h, w) float32 of this step, 1 where a cell comes from the partner.
 
-        Draws follow the iteration, which checkpoints restore, so that a resumed run draws what it would have drawn.
+        Raises:
+            UserError: sides that are no multiples of 32.
         """
         height, width = images.shape[-2:]
         if height % CELL or width % CELL:
             raise UserError(f"MixMIM: images of {height}×{width}; give sides that are multiples of {CELL}")
         grid = (height // CELL, width // CELL)
-        step = MessageHub.get_current_instance().runtime_info.get("iter", self.step)
-        self.step = step + 1
-        noise = torch.rand(grid[0] * grid[1], generator=step_generator(self.seed, get_rank(), step))
+        noise = torch.rand(grid[0] * grid[1], generator=self.generator(self.seed))
         return self.mask_of(noise, grid).to(images.device)
 
     def mask_of(self, noise: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -157,7 +158,7 @@ class MixMIM(BaseModel):
         tokens = self.decode(self.backbone.encode_mixed(images, mask), mask)
         first, second = tokens.chunk(2)
         foreign = mask.bool().flatten().view(1, -1, 1)
-        # Where an image was covered, the decoder read it off the rest; its other half is in the reversed batch.
+        # A covered cell is restored from the rest of its image; the other cells are restored in the reversed batch.
         return self.decoder_pred(self.decoder_norm(torch.where(foreign, first, second.flip(0))))
 
     def decode(self, latent: Tensor, mask: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class MixMIM(BaseModel):
         x, foreign = self.decoder_embed(latent), mask.bool().flatten().view(1, -1, 1)
         hidden = self.mask_token.to(x.dtype)
         x = torch.cat([torch.where(foreign, hidden, x), torch.where(foreign, x, hidden)])
-        x = x + resize_position_table(self.decoder_pos_embed, self.grid, tuple(mask.shape))
+        x = x + resize_position_table(self.decoder_pos_embed, self.grid, size_of(mask))
         for block in self.decoder_blocks:
             x, _ = block(x, None)
         return x
@@ -193,7 +194,7 @@ def _normalization(target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _accept_published_names(state: dict[str, Tensor], prefix: str, *_) -> None:
-    """Let the published names, which tell encoder and decoder apart by their words alone, load into the model."""
+    """Accept the published names, under which encoder and decoder are told apart by their words alone."""
     keys = [key for key in state if key.startswith(prefix)]
     if any(key.startswith(f"{prefix}backbone.") for key in keys):
         return

@@ -23,7 +23,6 @@ label that is zero everywhere is 0, where the published code divides by zero. Co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -35,13 +34,12 @@ from torch import Tensor, nn
 from mixtransfer.backbones.convmixer import ConvMixer
 from mixtransfer.backbones.deit import VisionTransformer
 from mixtransfer.backbones.mlp_mixer import MLPMixer
-from mixtransfer.checkpoints.rename import convert_state_dict
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.mixing import Box
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot, soft_cross_entropy
 from mixtransfer.registry import MODELS
 
-__all__ = ["OAMixer", "patch_distance", "patch_labels", "relabel_map", "resize_label_map"]
+__all__ = ["OAMixer", "patch_distance", "patch_labels", "resize_label_map"]
 
 #: Kinds of patch labels, and the distance that each is compared by.
 KINDS = {"relabel": "cosine", "bigbigan": "l1"}
@@ -61,20 +59,6 @@ def resize_label_map(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -
     return x
 
 
-def relabel_map(scores: Tensor, classes: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
-    """Return ReLabel's map (num_classes, h, w) on a grid of ``size``, zero for absent classes.
-
-    Args:
-        scores: of the best classes of each cell (5, H, W).
-        classes: their numbers, like ``scores``.
-        num_classes: channels of the map.
-        size: the grid; scores are resized bilinearly, numbers by the nearest cell, so that they may part ways.
-    """
-    scores = resize_label_map(scores[None], size)[0]
-    classes = resize_label_map(classes[None].to(scores.dtype), size, mode="nearest")[0].long()
-    return scores.new_zeros(num_classes, *size).scatter_(0, classes, scores)
-
-
 def patch_labels(maps: Tensor, size: tuple[int, int], softmax: bool) -> Tensor:
     """Return the labels of the patches of a grid (B, N, K) from label maps (B, K, h, w)."""
     rows = resize_label_map(maps, size).flatten(2).transpose(1, 2)
@@ -90,7 +74,7 @@ def patch_distance(labels: Tensor, kind: str) -> Tensor:
 
 
 class Mask(Protocol):
-    """What a block may take from where."""
+    """Masks by the number of a block."""
 
     def __call__(self, block: int, log: bool = False) -> Tensor | None:
         """Return the mask (B, N, N) of a block, or its logarithm; None where the block has none."""
@@ -128,7 +112,7 @@ RUNS = {VisionTransformer: mix_vit, MLPMixer: mix_mlp, ConvMixer: mix_conv}
 
 @MODELS.register_module()
 class OAMixer(MixingClassifier):
-    """A classifier whose blocks mix patches by their labels, with a token classifier if asked.
+    """A classifier whose blocks mix patches by their labels; with a ``token_weight`` it has ``tok_head`` on tokens.
 
     A sample brings its label map (K, h, w) as ``patch_labels``: for ``"relabel"`` class scores on the patch grid, for
     ``"bigbigan"`` one channel, the share of foreground in every pixel. Without samples, ``mode="tensor"`` runs the
@@ -141,10 +125,10 @@ class OAMixer(MixingClassifier):
         distance: ``"l1"`` or ``"cosine"``; default the published one of ``kind``.
         mask: ``"exp"`` for exp(−κd), ``"minus"`` for 1 − κd.
         masked_blocks: blocks that have a mask; default all.
-        token_weight: weight of the loss of the token classifier, 0.5 in the published runs; 0 builds none.
-        patch_classes: channels K of the map that the token classifier learns.
-        options: further arguments of :class:`~mixtransfer.pretrain.classifier.MixingClassifier`. ``token`` should be
-            the side of a patch, so that boxes lie on the grid of the label maps.
+        token_weight: weight of the loss of ``tok_head``, 0.5 in the published runs; 0 builds none.
+        patch_classes: channels K of the map that ``tok_head`` learns.
+        options: further arguments of :class:`~mixtransfer.pretrain.classifier.MixingClassifier`. ``cell_size`` should
+            be the side of a patch, so that boxes lie on the grid of the label maps.
 
     Raises:
         UserError: an unknown name, a network that has no masks, or options that contradict each other.
@@ -189,13 +173,14 @@ class OAMixer(MixingClassifier):
         self.tok_head = nn.Linear(net.embed_channels, patch_classes) if token_weight else None
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
-        """Run the classifier, as :meth:`MixingClassifier.forward` describes it, by the samples' patch labels."""
-        if mode == "tensor" and data_samples is None:
-            return super().forward(inputs)
-        maps = _label_maps(data_samples)
-        if mode == "loss":
-            return self.loss(inputs, torch.cat([sample.gt_label for sample in data_samples]), maps)
-        logits = self.head(self.embed(inputs, maps)[0])
+        """Run the classifier as :meth:`MixingClassifier.forward` does, with masks from the samples' patch labels.
+
+        Raises:
+            UserError: a sample has no patch labels.
+        """
+        if mode == "loss" or data_samples is None:
+            return super().forward(inputs, data_samples, mode)
+        logits = self.head(self.embed(inputs, _label_maps(self.sample_fields(data_samples)))[0])
         if mode == "tensor":
             return logits
         for sample, score in zip(data_samples, logits.softmax(dim=1), strict=True):
@@ -205,12 +190,12 @@ class OAMixer(MixingClassifier):
     def embed(self, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image embedding (B, D) and the tokens (B, N, D) of images with label maps (B, K, h, w)."""
         net = self.backbone
-        grid = net.blocks[0].mlp_tokens.grid if isinstance(net, MLPMixer) else self.grid(images)
+        grid = net.blocks[0].mlp_tokens.grid if isinstance(net, MLPMixer) else self.patch_grid(images)
         with torch.autocast(images.device.type, enabled=False):
             distance = patch_distance(self.patches(maps, grid), self.distance)
         return self.run(net, images, partial(self.block_mask, distance=distance))
 
-    def grid(self, images: Tensor) -> tuple[int, int]:
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
         """Return the grid (h, w) of the backbone's patches."""
         patch = self.backbone.archs[self.backbone.arch].patch
         return -(-images.size(2) // patch), -(-images.size(3) // patch)
@@ -231,39 +216,41 @@ class OAMixer(MixingClassifier):
         mask = (1 - scale * distance).clamp(min=SMALLEST)
         return mask.log() if log else mask
 
-    def loss(self, images: Tensor, labels: Tensor, maps: Tensor) -> dict[str, Tensor]:
-        """Return the losses of a step on images (B, 3, H, W), labels (B,) and label maps (B, K, h, w)."""
+    def sample_fields(self, samples: list) -> dict[str, Tensor]:
+        """Return the label maps of the samples, ``patch_labels`` (B, K, h, w); none if a sample lacks its map."""
+        if any("patch_labels" not in sample for sample in samples):
+            return {}
+        return {"patch_labels": torch.stack([sample.patch_labels for sample in samples])}
+
+    def loss(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the losses of a training step, and count it.
+
+        Args:
+            images: (B, 3, H, W).
+            labels: (B,), the classes of the images.
+            fields: ``patch_labels`` (B, K, h, w), the label maps.
+
+        Raises:
+            UserError: there are no label maps.
+        """
+        maps = _label_maps(fields)
         with torch.no_grad():
             self.mask_scale.clamp_(min=0, max=1 if self.mask == "minus" else None)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
         if self.mixing is not None:
-            draw = self.draw(images)
+            draw = self.draw(images).resolve({})
             images, maps = self.mixing.apply(images, draw), self.mixing.apply(maps, draw)
             targets = self.mixing.relabel(targets, draw, {})
+        self.count_step()
         vector, tokens = self.embed(images, maps)
         losses = {"loss_class": self.criterion(self.head(vector), targets)}
         if self.tok_head is not None:
-            shares = self.patches(maps, self.grid(images)).flatten(0, 1)
+            shares = self.patches(maps, self.patch_grid(images)).flatten(0, 1)
             losses["loss_tokens"] = self.token_weight * soft_cross_entropy(self.tok_head(tokens.flatten(0, 1)), shares)
         return losses
 
-    def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Load the entries of a published OAMixer checkpoint, masks and token classifier included.
 
-        Raises:
-            UserError: the checkpoint masks other blocks.
-        """
-        found = {key: re.fullmatch(r"blocks\.(\d+)\..*\bmask_scale", key) for key in state}
-        scales = {int(match[1]): state[key] for key, match in found.items() if match}
-        if set(scales) != set(self.masked_blocks):
-            raise UserError(f"the checkpoint masks blocks {sorted(scales)}, the network {sorted(self.masked_blocks)}")
-        ours = convert_state_dict(state, self.backbone.arch)
-        heads = {key: value for key, value in ours.items() if key.startswith(("head.", "tok_head."))}
-        trunk = {f"backbone.{key}": value for key, value in ours.items() if key not in heads}
-        self.load_state_dict({**trunk, **heads, "mask_scale": torch.cat([scales[i] for i in self.masked_blocks])})
-
-
-def _label_maps(samples: list) -> Tensor:
-    if any("patch_labels" not in sample for sample in samples):
+def _label_maps(fields: Mapping[str, Tensor] | None) -> Tensor:
+    if not fields or "patch_labels" not in fields:
         raise UserError("a sample has no patch_labels; pass them on by PackInputs(algorithm_keys=['patch_labels'])")
-    return torch.stack([sample.patch_labels for sample in samples])
+    return fields["patch_labels"]

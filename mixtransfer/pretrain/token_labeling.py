@@ -1,11 +1,11 @@
-"""Self-emerging token labeling (STL): a labeler learns to classify tokens, a student learns from what it says.
+"""Self-emerging token labeling (STL): a labeler learns to classify tokens, and its labels teach a student.
 
 Paper: Zhao et al., "Fully Attentional Networks with Self-emerging Token Labeling", ICCV 2023, arXiv 2401.03844. Code:
 NVlabs/STL (NVIDIA Source Code License-NC, no commercial use); nothing here is taken from it.
 
-A second head, ``aux_head``, classifies the last tokens. The labeler learns the image's label with the class head and
-with the mean of its tokens' logits. Then, frozen, it labels the tokens of the images that the student sees: of a clean
-view of them, before mixing, with the same crop, flip and geometric augmentation, without color operations and erasing.
+``aux_head`` classifies the last tokens. The labeler learns the image's label with the class head and with the mean of
+its tokens' logits. Then, frozen, it labels the tokens of the student's images. It sees a clean view of them: before
+mixing, with the same crop, flip and geometric augmentation, without color operations and erasing.
 
 Shapes: B batch, h × w grid of tokens, K classes.
 
@@ -19,26 +19,24 @@ every resume; the smoothed one-hot labels of tokens are never written out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank
-from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from mixtransfer.checkpoints.fit import AUX_HEAD, account_for
-from mixtransfer.checkpoints.load import recognize_format
-from mixtransfer.checkpoints.read import read_checkpoint
-from mixtransfer.checkpoints.select import select_weights
+from mixtransfer.checkpoints.fit import AUX_HEAD
+from mixtransfer.checkpoints.load import fit_file
+from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.errors import UserError
 from mixtransfer.layers.init import init_linear
-from mixtransfer.mixing.draws import step_generator
+from mixtransfer.mixing.steps import outside_graphs
 from mixtransfer.pretrain.classifier import MixingClassifier, smooth_one_hot
+from mixtransfer.pretrain.teachers import Teacher
 from mixtransfer.registry import MODELS, TRANSFORMS
 
-__all__ = ["CleanView", "TokenLabelingClassifier", "load_labeler"]
+__all__ = ["CleanView", "Labeler", "TokenLabelingClassifier"]
 
 #: mmpretrain's operations that move pixels; the others change colors.
 GEOMETRIC = ("Rotate", "Shear", "Translate")
@@ -48,8 +46,11 @@ GEOMETRIC = ("Rotate", "Shear", "Translate")
 class TokenLabelingClassifier(MixingClassifier):
     """A classifier of images and of their tokens: a labeler, or with a ``teacher`` its student.
 
+    A sample may bring its clean view (3, H, W) as ``clean``, which :class:`CleanView` makes; the labeler then sees that
+    in place of the image.
+
     Args:
-        arch: an architecture whose backbone observes its tokens; published is FAN-Hybrid (``fan_hybrid_*_token``).
+        arch: an architecture whose backbone has tokens as evidence; published is FAN-Hybrid (``fan_hybrid_*_token``).
         num_classes: rows of both heads.
         teacher: the labeler, ``dict(arch=..., checkpoint=..., source="auto", trust=False)``: a file of this model, or
             a published one. :meth:`init_weights` loads it, completely.
@@ -57,7 +58,7 @@ class TokenLabelingClassifier(MixingClassifier):
         kwargs: those of :class:`~mixtransfer.pretrain.classifier.MixingClassifier`; methods that mix labels by area.
 
     Raises:
-        UserError: the backbone does not observe tokens, or ``teacher`` is incomplete.
+        UserError: the backbone has no tokens as evidence, or ``teacher`` is incomplete.
     """
 
     evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -70,52 +71,44 @@ class TokenLabelingClassifier(MixingClassifier):
             raise UserError(f"TokenLabelingClassifier of {arch}: has no tokens to classify; give e.g. a fan_hybrid")
         self.aux_head = nn.Linear(self.backbone.embed_channels, num_classes)
         init_linear(self.aux_head)
-        self.noise_seed, self.step = noise_seed, 0
-        # Outside of the module tree: a labeler is neither trained nor saved.
-        self.labelers: tuple[TokenLabelingClassifier, ...] = ()
-        self.source: dict = {}
+        self.noise_seed = noise_seed
         if teacher is not None:
-            if not {"arch", "checkpoint"} <= set(teacher) <= {"arch", "checkpoint", "source", "trust"}:
-                raise UserError(f"teacher={dict(teacher)}: give arch and checkpoint, and source or trust if needed")
-            self.source = {key: value for key, value in teacher.items() if key != "arch"}
-            self.labelers = (TokenLabelingClassifier(teacher["arch"], num_classes).requires_grad_(False).eval(),)
+            self.teacher = Labeler(teacher, lambda arch: TokenLabelingClassifier(arch, num_classes))
 
-    def init_weights(self) -> None:
-        """Initialize as configured, and load the labeler."""
-        super().init_weights()
-        for labeler in self.labelers:
-            load_labeler(labeler, **self.source)
+    def sample_fields(self, samples: list) -> dict[str, Tensor]:
+        """Return the samples' clean views, preprocessed, as ``clean`` (B, 3, H, W); none without a labeler.
 
-    def _apply(self, fn, recurse: bool = True) -> TokenLabelingClassifier:
-        for labeler in self.labelers:
-            labeler._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
-        """Run the classifier, as :meth:`MixingClassifier.forward` describes it.
-
-        For ``mode="loss"`` samples may bring their clean view (3, H, W) as :class:`CleanView` makes it; without one,
-        the labeler sees ``inputs``, before they are mixed.
+        Raises:
+            UserError: some samples bring a clean view and others none.
         """
-        if mode != "loss":
-            return super().forward(inputs, data_samples, mode)
-        clean = None
-        if self.labelers and "clean" in data_samples[0]:
-            clean = self.data_preprocessor({"inputs": [sample.clean for sample in data_samples]})["inputs"]
-        return self.loss(inputs, torch.cat([sample.gt_label for sample in data_samples]), clean)
+        views = [sample.clean for sample in samples if "clean" in sample]
+        if self.teacher is None or not views:
+            return {}
+        if len(views) < len(samples):
+            raise UserError(
+                f"{len(samples) - len(views)} of {len(samples)} samples have no clean view; give all or none"
+            )
+        return {"clean": self.data_preprocessor({"inputs": views})["inputs"]}
 
-    def loss(self, images: Tensor, labels: Tensor, clean: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the losses of a training step on images with class labels (B,); the labeler sees ``clean`` ones.
+    def loss(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the losses of a training step, and count it.
 
-        Both views are (B, 3, H, W); one view does for both.
+        Args:
+            images: (B, 3, H, W).
+            labels: (B,), the classes of the images.
+            fields: ``clean`` (B, 3, H, W), the labeler's view of the images; by default the images before mixing.
+
+        Raises:
+            UserError: the labeler's tokens form another grid than the student's.
         """
         dtype = torch.promote_types(images.dtype, torch.float32)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
-        token_labels = self.token_labels(images if clean is None else clean)
+        token_labels = self.token_labels((fields or {}).get("clean", images))
         if self.mixing is not None:
-            draw = torch.compiler.disable(self.draw)(images)
+            draw = self.draw(images).resolve({})
             images = self.mixing.apply(images, draw)
             targets = self.mixing.relabel(targets, draw, {})
+        self.count_step()
         seen = self.backbone.embed_with_evidence(images, ("tokens",))
         losses = {"loss_class": self.criterion(self.head(seen["vector"]), targets)}
         if token_labels is None:
@@ -137,54 +130,59 @@ class TokenLabelingClassifier(MixingClassifier):
 
     @torch.no_grad()
     def token_labels(self, images: Tensor) -> Tensor | None:
-        """Return a class (B, h, w) for each token of unmixed images, drawn as the labeler says; None without one."""
-        for labeler in self.labelers:
-            logits = labeler.classify_tokens(labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"])
-            return (logits + torch.compiler.disable(self.noise)(logits)).argmax(dim=-1)
-        return None
+        """Return a class (B, h, w) for each token of unmixed images, drawn from the labeler's softmax, or None."""
+        if self.teacher is None:
+            return None
+        labeler = self.teacher.net
+        logits = labeler.classify_tokens(labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"])
+        return (logits + self.noise(logits)).argmax(dim=-1)
 
+    @outside_graphs
     def noise(self, logits: Tensor) -> Tensor:
-        """Return Gumbel noise of the logits' shape, at least float32.
+        """Return this step's Gumbel noise, of the logits' shape and at least float32.
 
-        It is drawn where the logits are, since the host would be slow at so many numbers, and follows the iteration,
-        which checkpoints restore.
+        It is drawn on the device of the logits, since the host would be slow at so many numbers.
         """
-        step = MessageHub.get_current_instance().runtime_info.get("iter", self.step)
-        self.step = step + 1
-        seed = step_generator(self.noise_seed, get_rank(), step).initial_seed()
-        generator = torch.Generator(logits.device).manual_seed(seed)
+        generator = torch.Generator(logits.device).manual_seed(self.generator(self.noise_seed).initial_seed())
         draws = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
         return -draws.exponential_(generator=generator).log()
 
 
-def load_labeler(net: TokenLabelingClassifier, checkpoint: str, source: str = "auto", trust: bool = False) -> None:
-    """Load a labeler with both of its heads, completely; the moving average where the file has one.
+class Labeler(Teacher[TokenLabelingClassifier]):
+    """A token labeler as the teacher, with both of its heads."""
 
-    Raises:
-        UserError: naming each missing, unexpected or misshapen entry.
-    """
-    content = read_checkpoint(checkpoint, trust)
-    found = select_weights(content, checkpoint)
-    if found.other == "state_dict_ema":
-        # timm keeps the average beside the weights; mmengine keeps it in their place.
-        found = select_weights(content, checkpoint, average=True)
-    weights, shapes = dict(found.weights), {key: tuple(net.state_dict()[key].shape) for key in AUX_HEAD}
-    heads = {key: weights.pop(key) for key in AUX_HEAD if key in weights}
-    for key, shape in shapes.items():
-        if key not in heads or tuple(heads[key].shape) != shape:
-            what = f"has {key} {tuple(heads[key].shape)} instead of {shape}" if key in heads else f"lacks {key}"
-            raise UserError(f"{checkpoint} {what}; give a token labeler of {net.num_classes} classes")
-    if source == "auto":
-        source = recognize_format(net.backbone, weights)
-    state = account_for(weights, net.backbone, source, checkpoint, head=net.num_classes).state
-    net.load_state_dict({**state, **heads})
+    def read(self) -> dict[str, Tensor]:
+        """Return the entries of the file that the labeler takes, complete; the moving average where the file has one.
+
+        Raises:
+            UserError: naming each missing, unexpected or misshapen entry.
+        """
+        heads: dict[str, Tensor] = {}
+
+        def select(content: Any, name: str) -> Selection:
+            found = select_weights(content, name)
+            if found.other == "state_dict_ema":
+                # timm keeps the average beside the weights; mmengine keeps it in their place.
+                found = select_weights(content, name, average=True)
+            heads.update({key: found.weights.pop(key) for key in AUX_HEAD if key in found.weights})
+            return found
+
+        classes = self.net.num_classes
+        fitted = fit_file(self.net.backbone, self.checkpoint, self.source, self.trust, head=classes, select=select)
+        own = self.net.state_dict()
+        for key in AUX_HEAD:
+            shape = tuple(own[key].shape)
+            if key not in heads or tuple(heads[key].shape) != shape:
+                what = f"has {key} {tuple(heads[key].shape)} instead of {shape}" if key in heads else f"lacks {key}"
+                raise UserError(f"{self.checkpoint} {what}; give a token labeler of {classes} classes")
+        return {**fitted.state, **heads}
 
 
 @TRANSFORMS.register_module()
 class CleanView:
     """mmpretrain's RandAugment that keeps a second image, ``clean``, which only the geometric operations change.
 
-    It takes RandAugment's place in a pipeline; what comes before is part of both images, what comes after of the first
+    It takes RandAugment's place in a pipeline. Transforms before it change both images, those behind it the first one
     alone. ``PackInputs(algorithm_keys=["clean"])`` passes the second one on.
 
     Args:

@@ -144,7 +144,7 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
     data = model.train().data_preprocessor(batch, training=True)
     images, labels = data["inputs"], torch.cat([sample.gt_label for sample in data["data_samples"]])
     with torch.no_grad():
-        mixed, draw, evidence = model.mixed(images, labels, **model.sample_maps(data["data_samples"]))
+        mixed, draw, evidence = model.mixed(images, labels, model.sample_fields(data["data_samples"]))
         # A class for each image tells what came from whom, also where partners are of one class.
         shares = model.mixing.relabel(torch.eye(len(images)), draw, evidence)
     return MixedClasses(

@@ -4,24 +4,20 @@ import re
 
 import pytest
 import torch
-from parity_records import FOLDER, assert_matches, load_official, names, published_state, record, record_input
+from parity_records import (
+    assert_matches,
+    both_precisions,
+    img_size,
+    load_official,
+    published_state,
+    record,
+    record_input,
+    records,
+)
 
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.rename import convert
-
-SYSTEMS = sorted(path.name for path in FOLDER.iterdir())
-
-
-def records(task: str) -> list[tuple[str, str]]:
-    return [(s, n) for s in SYSTEMS for n in names(s) if record(s, n)["task"] == task]
-
-
-def img_size(expected: dict) -> dict:
-    """Return the size that the published network was built for, where its tables depend on it."""
-    arguments = expected["source"]["kwargs"]
-    size = arguments.get("img_size", arguments.get("image_size"))
-    return {"img_size": size} if size and "img_size" in backbone_class(expected["arch"]).own_options() else {}
 
 
 def replay_orders(net: Backbone, expected: dict) -> None:
@@ -30,13 +26,13 @@ def replay_orders(net: Backbone, expected: dict) -> None:
         net.orders[len(order), number] = torch.tensor(order)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
+@both_precisions
 @pytest.mark.parametrize(("system", "name"), records("classify"))
 def test_classifier_equals_published(system, name, dtype, tolerance):
     expected = record(system, name)
     state = published_state(expected, dtype)
     classes = expected["outputs"]["logits"]["shape"][1]
-    net = mixtransfer.build_classifier(expected["arch"], num_classes=classes).to(dtype).eval()
+    net = mixtransfer.build_classifier(expected["arch"], classes, backbone=img_size(expected)).to(dtype).eval()
     replay_orders(net.backbone, expected)
     converted = convert(state, expected["arch"])
     net.load_state_dict(converted.state)
@@ -53,24 +49,38 @@ def test_classifier_equals_published(system, name, dtype, tolerance):
         assert_matches(features, expected["outputs"][key], tolerance, key)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
+@both_precisions
 @pytest.mark.parametrize(("system", "name"), records("dense"))
 def test_dense_maps_equal_published(system, name, dtype, tolerance):
     expected = record(system, name)
-    net = mixtransfer.build_backbone(expected["arch"], **img_size(expected)).to(dtype).eval()
+    check_maps(expected, dtype, tolerance)
+
+
+@both_precisions
+@pytest.mark.parametrize(("system", "name"), records("levels"))
+def test_maps_of_levels_equal_published(system, name, dtype, tolerance):
+    """RaftMLP's levels; its dense code returns the embedding of the first one, before its blocks."""
+    check_maps(record(system, name), dtype, tolerance, first_output="blocks")
+
+
+def check_maps(expected, dtype, tolerance, **options):
+    net = mixtransfer.build_backbone(expected["arch"], **img_size(expected), **options).to(dtype).eval()
     replay_orders(net, expected)
-    load_official(net, published_state(expected, dtype), name)
+    load_official(net, published_state(expected, dtype), "record")
     with torch.no_grad():
         maps = net(record_input(expected).to(dtype))
-    stages = [key for key in sorted(expected["outputs"]) if re.fullmatch(r"stage\d", key)]
+    stages = [key for key in sorted(expected["outputs"]) if re.fullmatch(r"(stage|level)\d", key)]
     assert len(stages) == len(maps)
     for key, features in zip(stages, maps, strict=True):
         assert_matches(features, expected["outputs"][key], tolerance, key)
 
 
-def test_relative_table_resize_equals_published():
-    expected = record("swin", "swin_tiny_w7_to_w12_relpos_resize")
-    net = backbone_class("swin_tiny_w12")(arch="swin_tiny_w12").double()
+@pytest.mark.parametrize(("system", "name"), records("relpos_resize"))
+def test_relative_table_resize_equals_published(system, name):
+    expected = record(system, name)
+    before, after = (expected["source"]["kwargs"][end]["window_size"] for end in ("from", "to"))
+    arch = expected["arch"].replace(f"_w{before}_to_w{after}", f"_w{after}")
+    net = backbone_class(arch)(arch=arch).double()
     resized = net.resize_loaded(published_state(expected))
     for key, output in expected["outputs"].items():
         assert_matches(resized[key], output, 1e-6, key)

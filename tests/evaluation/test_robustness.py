@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from parity_records import record
+from parity_records import record, records
 from tiny_runs import CONFIGS
 
 import mixtransfer
@@ -26,8 +26,8 @@ from mixtransfer.evaluation.robustness import (
     table,
 )
 
-EXPECTED = record("fan", "fan_imagenet_c_metric")
-TOP1 = EXPECTED["given"]["top1_percent_by_corruption_and_severity"]
+METRIC = records("metric")
+TOP1 = record(*METRIC[0])["given"]["top1_percent_by_corruption_and_severity"]
 CLASSES = ("ant", "bee", "cat")
 CONFIG = """
 _base_ = {base!r}
@@ -36,12 +36,15 @@ test_dataloader = dict(batch_size=4)
 """
 
 
-def test_the_metric_equals_published():
-    outputs, clean = EXPECTED["outputs"], EXPECTED["given"]["clean_top1"]
-    assert EXPECTED["given"]["alexnet_error"] == ALEXNET_ERRORS
-    assert mean_corruption_error(TOP1) == pytest.approx(outputs["mCE"], rel=1e-12)
-    assert mean_top1(TOP1) == pytest.approx(outputs["mean_top1_by_corruption"], rel=1e-12)
-    found = summary(TOP1, clean)
+@pytest.mark.parametrize(("system", "name"), METRIC)
+def test_the_metric_equals_published(system, name):
+    expected = record(system, name)
+    given, outputs = expected["given"], expected["outputs"]
+    top1, clean = given["top1_percent_by_corruption_and_severity"], given["clean_top1"]
+    assert given["alexnet_error"] == ALEXNET_ERRORS
+    assert mean_corruption_error(top1) == pytest.approx(outputs["mCE"], rel=1e-12)
+    assert mean_top1(top1) == pytest.approx(outputs["mean_top1_by_corruption"], rel=1e-12)
+    found = summary(top1, clean)
     assert found["mean top-1 of 15 corruptions"] == pytest.approx(outputs["mean_top1_15"], rel=1e-12)
     assert found["mean top-1 of 19 corruptions"] == pytest.approx(outputs["mean_top1_19"], rel=1e-12)
     assert found["mCE"] == pytest.approx(100 * outputs["mCE"], rel=1e-12)

@@ -1,15 +1,22 @@
 """MixMIM's pretraining: the published step, what the mask hides, its checkpoints, a run that is cut."""
 
 import functools
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmpretrain.structures import DataSample
-from parity_records import assert_matches, fill, published_state, record, record_input
-from published_steps import both_precisions
+from parity_records import (
+    assert_matches,
+    both_precisions,
+    fill,
+    img_size,
+    published_state,
+    record,
+    record_input,
+    records,
+    uniform,
+)
 from tiny_runs import CONFIGS, ProbeHook, small_scenes, train
 from toys import TOYS
 
@@ -20,34 +27,50 @@ from mixtransfer.errors import UserError
 from mixtransfer.pretrain import MixMIM
 from mixtransfer.pretrain.mixmim import CELL, _normalization, cells, image_of
 
-EXPECTED = record("mixmim", "mixmim_base_pretrain")
-GIVEN, OUTPUTS = EXPECTED["given"], EXPECTED["outputs"]
+PRETRAIN = pytest.mark.parametrize(("system", "name"), records("pretrain"))
+#: Arguments of the published class -> ours.
+OPTIONS = {
+    "decoder_dim": "decoder_channels",
+    "decoder_depth": "decoder_depth",
+    "decoder_num_heads": "decoder_heads",
+    "norm_pix_loss": "norm_pixels",
+}
 
 
 @functools.cache
-def published():
-    """Return the record's entries, without what a network computes itself."""
-    return {key: value for key, value in published_state(EXPECTED).items() if key not in EXPECTED["computed"]}
+def published(system, name):
+    """Return the record's entries, without those that a network computes itself."""
+    expected = record(system, name)
+    return {key: value for key, value in published_state(expected).items() if key not in expected["computed"]}
 
 
-def published_net(dtype):
-    net = MixMIM(EXPECTED["arch"]).to(dtype).train()
-    assert sum(p.numel() for p in net.parameters()) == EXPECTED["param_count"]
+def published_net(system, name, dtype):
+    expected = record(system, name)
+    arguments = expected["source"]["kwargs"]
+    options = {ours: arguments[theirs] for theirs, ours in OPTIONS.items() if theirs in arguments}
+    mask_ratio = expected["given"]["mask_ratio"]
+    net = MixMIM(expected["arch"], backbone=img_size(expected), mask_ratio=mask_ratio, **options).to(dtype).train()
+    assert sum(p.numel() for p in net.parameters()) == expected["param_count"]
     own = {key.removeprefix("backbone."): value for key, value in net.state_dict().items()}
-    net.load_state_dict({**published(), **{key: own[key] for key in EXPECTED["computed"]}})
+    net.load_state_dict({**published(system, name), **{key: own[key] for key in expected["computed"]}})
     return net
 
 
 @both_precisions
-def test_the_training_step_equals_published(dtype, tolerance):
-    net, images = published_net(dtype), record_input(EXPECTED).to(dtype)
-    noise = np.random.Generator(np.random.PCG64(zlib.crc32(GIVEN["mask_noise"]["key"].encode())))
-    noise = noise.random(len(GIVEN["mask"])).astype(np.float32)
-    mask = net.mask_of(torch.from_numpy(noise), tuple(GIVEN["mask_grid"]))
-    assert mask.flatten().tolist() == GIVEN["mask"]
+@PRETRAIN
+def test_the_training_step_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    given, outputs = expected["given"], expected["outputs"]
+    net, images = published_net(system, name, dtype), record_input(expected).to(dtype)
+    noise = uniform(given["mask_noise"]["key"], (len(given["mask"]),)).astype(np.float32)
+    mask = net.mask_of(torch.from_numpy(noise), tuple(given["mask_grid"]))
+    assert mask.flatten().tolist() == given["mask"]
     net.draw = lambda images: mask
 
-    check = functools.partial(_check, tolerance)
+    def check(**found):
+        for key, value in found.items():
+            assert_matches(value, outputs[key], tolerance, key)
+
     with torch.no_grad():
         latent = net.backbone.encode_mixed(images, mask)
         check(latent=latent, x_rec=net.decoder_pred(net.decoder_norm(net.decode(latent, mask))))
@@ -57,20 +80,16 @@ def test_the_training_step_equals_published(dtype, tolerance):
 
     loss = net(images, mode="loss")["loss"]
     restored = net(images)
-    check(loss=loss, unmixed_rec=restored, loss_per_patch=(restored - (target - mean) / scale).square().mean(dim=-1))
+    goal = (target - mean) / scale if net.norm_pixels else target
+    check(loss=loss, unmixed_rec=restored, loss_per_patch=(restored - goal).square().mean(dim=-1))
     net.norm_pixels = False
     check(loss_without_norm_pix=net(images, mode="loss")["loss"])
 
     loss.backward()
     parameters = dict(net.backbone.named_parameters()) | dict(net.named_parameters())
-    gradients = {key: parameters[key.removeprefix("grad:")].grad for key in OUTPUTS if key.startswith("grad:")}
-    assert len(gradients) == 5
+    gradients = {key: parameters[key.removeprefix("grad:")].grad for key in outputs if key.startswith("grad:")}
+    assert gradients
     check(**gradients)
-
-
-def _check(tolerance, **found):
-    for name, value in found.items():
-        assert_matches(value, OUTPUTS[name], tolerance, name)
 
 
 @pytest.fixture
@@ -101,11 +120,11 @@ def test_a_cell_is_restored_from_the_cells_of_its_image_that_it_is_not_among(toy
         assert not read[[i for i in range(3) if i != index]].any()
 
 
-def test_a_steps_mask_is_that_of_its_iteration(toy):
-    images, hub = torch.empty(4, 3, 128, 96), MessageHub.get_current_instance()
+def test_a_mask_follows_the_number_of_the_step(toy):
+    images = torch.empty(4, 3, 128, 96)
 
     def draw(step):
-        hub.update_info("iter", step)
+        toy.step = step
         return toy.draw(images)
 
     first = [draw(step) for step in range(3)]
@@ -118,7 +137,7 @@ def test_a_steps_mask_is_that_of_its_iteration(toy):
 
 def test_predicting_shows_what_was_mixed_and_restored(toy):
     images = torch.rand(3, 3, 64, 64)
-    MessageHub.get_current_instance().update_info("iter", 5)
+    toy.step = 5
     mask = toy.eval().draw(images)
     samples = toy(images, [DataSample() for _ in images], mode="predict")
     pixels = mask.bool().repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
@@ -156,15 +175,17 @@ def test_images_are_whole_cells(toy):
         toy(torch.rand(2, 3, 64, 80), mode="loss")
 
 
-def test_a_published_file_becomes_an_encoder_and_names_what_it_leaves(tmp_path, capsys):
-    state = {key: value.float() for key, value in published().items()}
-    for key in EXPECTED["computed"]:
-        state[key] = torch.from_numpy(fill(key, tuple(EXPECTED["state"][key]["shape"]))).float()
+@PRETRAIN
+def test_a_published_file_becomes_an_encoder_and_names_what_it_leaves(system, name, tmp_path, capsys):
+    expected = record(system, name)
+    state = {key: value.float() for key, value in published(system, name).items()}
+    for key in expected["computed"]:
+        state[key] = torch.from_numpy(fill(key, tuple(expected["state"][key]["shape"]))).float()
     source, target = tmp_path / "pretrain.pth", tmp_path / "encoder.safetensors"
     torch.save({"model": state, "epoch": 599}, source)
-    assert run_command("convert", [str(source), str(target), "--arch", EXPECTED["arch"]]) == 0
+    assert run_command("convert", [str(source), str(target), "--arch", expected["arch"]]) == 0
     assert "pretraining decoder" in capsys.readouterr().out
-    net = mixtransfer.build_backbone(EXPECTED["arch"], with_embedding=True)
+    net = mixtransfer.build_backbone(expected["arch"], with_embedding=True)
     mixtransfer.load_checkpoint(net, target)
     # The file's position table is taken as it is.
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items() if key in state)

@@ -1,42 +1,68 @@
 """OAMixer's networks, training step and patch labels equal the published code's, with masks and without."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.structures import DataSample
-from parity_records import FOLDER, assert_matches, image, published_state, record, record_input
+from parity_records import (
+    assert_matches,
+    both_precisions,
+    evaluate,
+    image,
+    img_size,
+    published_state,
+    record,
+    record_input,
+    records,
+)
 from toys import TOYS, build_toy
 
 from mixtransfer.backbones import backbone_class, convmixer
+from mixtransfer.checkpoints.rename import convert_state_dict
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Box, TokenBox
-from mixtransfer.mixing.draws import Draw, PixelDraw
+from mixtransfer.mixing.draws import Draw, PixelDraw, flip_partner, own_share
 from mixtransfer.pretrain.classifier import smooth_one_hot
-from mixtransfer.pretrain.oamixer import OAMixer, patch_distance, patch_labels, relabel_map, resize_label_map
+from mixtransfer.pretrain.oamixer import OAMixer, patch_distance, patch_labels, resize_label_map
 
 TOLERANCE = 1e-6
-#: Apart from the records that test_parity.py runs: they hold for networks with masks, and bring patch labels.
-MASKED = sorted(path.stem for path in (FOLDER / "oamixer" / "masked").glob("*.json"))
-TRAIN = sorted(path.stem for path in (FOLDER / "oamixer").glob("*_train_*.json"))
+TRAIN = pytest.mark.parametrize(("system", "name"), records("oamixer train"))
 
 
 def build(expected, dtype, **options):
     """Return the network of a record with its published weights, masks and token classifier included."""
     arguments, given = expected["source"]["kwargs"], expected["given"]
-    size = {"img_size": arguments["img_size"]} if "img_size" in arguments else {}
     net = OAMixer(
         expected["arch"],
         arguments["num_classes"],
         kind=given["patch_label"],
         distance=arguments["patch_dist"],
         mask=arguments["mask_func"],
-        token_weight=0.5 if arguments["token_label"] else 0.0,
+        masked_blocks=arguments.get("mask_layer"),
+        token_weight=token_weight(expected) if arguments["token_label"] else 0.0,
         patch_classes=arguments["num_patch_classes"],
-        backbone=size,
+        backbone=img_size(expected),
         **options,
     ).to(dtype)
-    net.load_published(published_state(expected, dtype))
+    state = published_state(expected, dtype)
+    scales = {int(key.split(".")[1]): value for key, value in state.items() if key.endswith("mask_scale")}
+    assert set(scales) == set(net.masked_blocks)
+    ours = convert_state_dict(state, expected["arch"])
+    named = {key if key.startswith(("head.", "tok_head.")) else f"backbone.{key}": ours[key] for key in ours}
+    net.load_state_dict({**named, "mask_scale": torch.cat([scales[block] for block in net.masked_blocks])})
     return net
+
+
+def token_weight(expected):
+    """Return the weight of the token loss in a record's loss; without one, the published recipe's."""
+    outputs = expected["outputs"]
+    if "loss_tok" not in outputs:
+        return 0.5
+    loss, classes, tokens = (outputs[key]["values"][0] for key in ("loss", "loss_cls", "loss_tok"))
+    return round((loss - classes) / tokens, 6)
 
 
 def label_maps(expected, dtype=torch.float64):
@@ -52,10 +78,10 @@ def label_maps(expected, dtype=torch.float64):
     return maps.to(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"])
-@pytest.mark.parametrize("name", MASKED)
-def test_masked_classifier_equals_published(name, dtype, tolerance):
-    expected = record("oamixer", f"masked/{name}")
+@both_precisions
+@pytest.mark.parametrize(("system", "name"), records("oamixer masked"))
+def test_masked_classifier_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
     net = build(expected, dtype).eval()
     assert sum(p.numel() for p in net.parameters()) == expected["param_count"]
     images, maps = record_input(expected).to(dtype), label_maps(expected, dtype)
@@ -74,7 +100,7 @@ def recorded_draw(expected):
     height, width = (size[side] // (1 if pixels else patch) for side in ("height", "width"))
     mask = torch.zeros(1, height, width, dtype=torch.bool)
     mask[:, top:bottom, left:right] = True
-    shared = dict(partner=torch.arange(batch).flip(0), ratio=(1 - mask.double().mean()).expand(batch))
+    shared = dict(partner=flip_partner(batch), ratio=own_share(mask, batch))
     if pixels:
         return Box(), PixelDraw(mask=mask, pixel_mask=mask, **shared)
     return TokenBox(), Draw(mask=mask, **shared)
@@ -89,10 +115,7 @@ class Replayed:
         self.region, self.recorded = recorded_draw(expected)
         self.apply = self.region.apply
 
-    def load_state_dict(self, state):
-        """A run of another test may have left its iteration behind."""
-
-    def draw(self, shape, grid):
+    def draw(self, shape, grid, step):
         return self.recorded
 
     def relabel(self, targets, draw, evidence):
@@ -100,9 +123,9 @@ class Replayed:
         return share * targets + (1 - share) * targets[draw.partner]
 
 
-@pytest.mark.parametrize("name", TRAIN)
-def test_training_step_equals_published(name):
-    expected = record("oamixer", name)
+@TRAIN
+def test_training_step_equals_published(system, name):
+    expected = record(system, name)
     given, outputs = expected["given"], expected["outputs"]
     net = build(expected, torch.float64).train()
     net.mixing = Replayed(expected)
@@ -112,7 +135,7 @@ def test_training_step_equals_published(name):
     mixed, mixed_maps = net.mixing.apply(images, net.mixing.recorded), net.mixing.apply(maps, net.mixing.recorded)
     assert_matches(mixed, outputs["mixed_image"], TOLERANCE, "mixed_image")
     assert_matches(mixed_maps, outputs["mixed_seg"], TOLERANCE, "mixed_seg")
-    patches = net.patches(mixed_maps, net.grid(images))
+    patches = net.patches(mixed_maps, net.patch_grid(images))
     assert_matches(patches, outputs["patch_class"], TOLERANCE, "patch_class")
     distance = patch_distance(patches, net.distance)
     assert_matches(distance, outputs["patch_distance"], TOLERANCE, "patch_distance")
@@ -123,7 +146,7 @@ def test_training_step_equals_published(name):
     targets = net.mixing.relabel(targets, net.mixing.recorded, {})
     assert_matches(targets, outputs["target"], TOLERANCE, "target")
 
-    losses = net.loss(images, labels, maps)
+    losses = net.loss(images, labels, dict(patch_labels=maps))
     sum(losses.values()).backward()
     assert_matches(sum(losses.values())[None], outputs["loss"], TOLERANCE, "loss")
     if "loss_tok" in outputs:
@@ -142,9 +165,9 @@ def test_training_step_equals_published(name):
     assert_matches(net.head(vector), outputs["eval_logits_of_unmixed_images"], TOLERANCE, "eval")
 
 
-@pytest.mark.parametrize("name", TRAIN)
-def test_features_and_logits_of_the_mixed_images_equal_published(name):
-    expected = record("oamixer", name)
+@TRAIN
+def test_features_and_logits_of_the_mixed_images_equal_published(system, name):
+    expected = record(system, name)
     outputs = expected["outputs"]
     net, (region, draw) = build(expected, torch.float64).train(), recorded_draw(expected)
     batch, height, width = (expected["input"][key] for key in ("batch", "height", "width"))
@@ -183,26 +206,44 @@ def _named(module):
     return [] if module is None else module.named_parameters()
 
 
-def test_patch_labels_equal_published():
-    expected = record("oamixer", "oamixer_patch_labels_mix")
-    outputs, classes = expected["outputs"], expected["given"]["relabel"]["classes"]
-    for old, new in ((18, 14), (7, 14), (18, 7)):
-        rank, row, column = torch.meshgrid(*map(torch.arange, (5, old, old)), indexing="ij")
-        numbers = (17 * rank + 7 * row + 3 * column) % 997
-        dense = relabel_map(4 * image(old, old, 1, 5)[0].abs(), numbers, classes, (new, new))
-        found = {
-            "dense_sum_over_classes": dense.sum(0),
-            "argmax": dense.argmax(0),
-            "softmax_of_class_7": patch_labels(dense[None], (new, new), softmax=True)[0, :, 7].view(new, new),
-            "dense_nonzero_count": (dense != 0).sum(0),
-        }
-        for key, value in found.items():
-            assert_matches(value, outputs[f"relabel_{old}x{old}_to_{new}.{key}"], TOLERANCE, f"{old} to {new}: {key}")
-    for (height, width), new in (((224, 224), 14), ((224, 224), 7), ((96, 96), 6), ((100, 60), 14), ((5, 5), 14)):
-        key = f"interpolate_{height}x{width}_to_{new}"
-        assert_matches(resize_label_map(image(height, width, 2, 1), (new, new)), outputs[key], TOLERANCE, key)
-    rows = patch_labels(image(56, 56, 2, 3), (14, 14), softmax=True)
-    assert_matches(rows, outputs["process_mask_target_softmax"], TOLERANCE, "process_mask")
+@pytest.mark.parametrize(("system", "name"), records("oamixer mix"))
+def test_patch_labels_equal_published(system, name):
+    expected = record(system, name)
+    relabel = expected["given"]["relabel"]
+    for key, output in expected["outputs"].items():
+        if match := re.fullmatch(r"relabel_(\d+)x(\d+)_to_(\d+)\.(\w+)", key):
+            height, width, side = map(int, match.groups()[:3])
+            dense = relabel_map(relabel, height, width, (side, side))
+            found = {
+                "dense_sum_over_classes": lambda x: x.sum(0),
+                "argmax": lambda x: x.argmax(0),
+                "softmax_of_class_7": lambda x: patch_labels(x[None], x.shape[1:], softmax=True)[0, :, 7].view(
+                    *x[0].shape
+                ),
+                "dense_nonzero_count": lambda x: (x != 0).sum(0),
+            }[match[4]](dense)
+        elif match := re.fullmatch(r"interpolate_(\d+)x(\d+)_to_(\d+)", key):
+            height, width, side = map(int, match.groups())
+            batch, channels = output["shape"][:2]
+            found = resize_label_map(image(height, width, batch, channels), (side, side))
+        else:
+            assert key == "process_mask_target_softmax"
+            batch, tokens, channels = output["shape"]
+            side = round(tokens**0.5)
+            # The published map has four times the patches' grid.
+            found = patch_labels(image(4 * side, 4 * side, batch, channels), (side, side), softmax=True)
+        assert_matches(found, output, TOLERANCE, key)
+
+
+def relabel_map(formulas, height, width, size):
+    """Return ReLabel's map (K, h, w) on a grid of ``size``: scores of the best classes of each cell, 0 elsewhere."""
+    values = evaluate(formulas["values"], formula=SimpleNamespace(image=image), abs=torch.abs, H=height, W=width)
+    k, i, j = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")
+    numbers = evaluate(formulas["index"], k=k, i=i, j=j)
+    # Scores are resized bilinearly, numbers by the nearest cell, so that they may part ways.
+    scores = resize_label_map(values[None], size)[0]
+    classes = resize_label_map(numbers[None].double(), size, mode="nearest")[0].long()
+    return scores.new_zeros(formulas["classes"], *size).scatter_(0, classes, scores)
 
 
 FAMILIES = ("deit", "mlp_mixer", "convmixer/shared")
@@ -270,7 +311,8 @@ def test_a_scale_below_zero_counts_as_zero_and_can_return(monkeypatch):
     assert torch.equal(mask, torch.ones_like(mask))
     mask.sum().backward()
     assert net.mask_scale.grad[0] < 0
-    net.loss(torch.randn(2, 3, 64, 64).double(), torch.tensor([0, 1]), torch.randn(2, 3, 4, 4).double())
+    maps = torch.randn(2, 3, 4, 4).double()
+    net.loss(torch.randn(2, 3, 64, 64).double(), torch.tensor([0, 1]), dict(patch_labels=maps))
     assert torch.equal(net.mask_scale, torch.zeros_like(net.mask_scale))
 
 
@@ -304,6 +346,8 @@ def test_samples_without_patch_labels_are_refused(monkeypatch):
     net = toy("deit", monkeypatch)
     with pytest.raises(UserError, match="algorithm_keys"):
         net(torch.randn(1, 3, 64, 64).double(), [DataSample()], mode="predict")
+    with pytest.raises(UserError, match="algorithm_keys"):
+        net(torch.randn(1, 3, 64, 64).double(), [DataSample().set_gt_label(0)], mode="loss")
 
 
 @pytest.mark.parametrize("size", [(5, 9), (3, 4), (24, 24)])

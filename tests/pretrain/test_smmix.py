@@ -2,45 +2,43 @@
 
 import pytest
 import torch
-from parity_records import assert_matches, published_state, record, record_input
-from published_steps import Step, both_precisions
+from parity_records import assert_matches, both_precisions, img_size, published_state, record, record_input, records
+from published_steps import Step
 from toys import build_toy
 
 import mixtransfer
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import AttendedSquare, EvenDraw, FineGrained, SMMix, TokenBox
-from mixtransfer.mixing.draws import flip_partner, step_generator
+from mixtransfer.mixing import AttendedSquare, FineGrained, SMMix, TokenBox
+from mixtransfer.mixing.draws import step_generator
 from mixtransfer.mixing.losses import soft_cross_entropy
 from mixtransfer.mixing.smmix import PendingSquare, allowed_sides, place_square, square_scores
 from mixtransfer.pretrain import DynamicClassifier
 from mixtransfer.pretrain.classifier import region_means
 from mixtransfer.transfer import TokenMixHook
 
-TRAIN = ["smmix_deit_tiny_train_64x64", "smmix_pvt_tiny_train_128x128"]
-
 
 @both_precisions
-@pytest.mark.parametrize("name", TRAIN)
-def test_a_step_with_squares_equals_published(name, dtype, tolerance):
-    step = Step("smmix", name, dtype, mixing=dict(type="SMMix"))
+@pytest.mark.parametrize(("system", "name"), records("smmix train", lambda r: r["given"]["use_smmix"]))
+def test_a_step_with_squares_equals_published(system, name, dtype, tolerance):
+    step = Step(system, name, dtype, mixing=dict(type="SMMix"))
     given, net = step.given, step.net
     square = square_of_side(given["rectangle_size"][0], given["candidate_square_sides"])
-    before = net.collect_unmixed(step.images, step.labels, square, None, None)
-    draw = square.resolve(before)
+    unmixed = net.collect_unmixed(step.images, step.labels, square)
+    draw = square.resolve(unmixed)
     assert list(allowed_sides(given["side"], 0.25, 0.75)) == given["candidate_square_sides"]
     assert draw.mask.flatten(1).int().tolist() == given["source_mask"]
     mixed = net.mixing.apply(step.images, draw)
-    seen = before | net.collect(mixed, draw)
+    seen = unmixed | net.collect(mixed, draw)
     target_region, source_region = seen["region_logits"].unbind(1)
     area = draw.ratio[:, None]
-    scores = square_scores(before["image_attention"], given["rectangle_size"][0])
+    scores = square_scores(unmixed["image_attention"], given["rectangle_size"][0])
     cells = draw.mask.flatten(1).nonzero()[:, 1].view(step.batch, -1)
     own = torch.arange(step.batch)[:, None] * draw.mask[0].numel()
     moved = cells + (draw.shift * torch.tensor([draw.mask.size(2), 1])).sum(1, keepdim=True)
     step.check(
         tolerance,
-        unmixed_logits=before["unmixed_logits"],
-        image_attention=before["image_attention"].flatten(1),
+        unmixed_logits=unmixed["unmixed_logits"],
+        image_attention=unmixed["image_attention"].flatten(1),
         region_scores=scores.flatten(1),
         min_region_window=scores.flatten(1).argmin(1),
         max_region_window=scores.flatten(1).argmax(1),
@@ -53,7 +51,7 @@ def test_a_step_with_squares_equals_published(name, dtype, tolerance):
         y_target=step.targets,
         y_source=step.targets.flip(0),
         target_area=net.mixing.relabel(step.targets, draw, seen),
-        mixed_reference_logits=area * before["unmixed_logits"] + (1 - area) * before["unmixed_logits"].flip(0),
+        mixed_reference_logits=area * unmixed["unmixed_logits"] + (1 - area) * unmixed["unmixed_logits"].flip(0),
         logits=seen["logits"],
         target_region_logits=target_region,
         source_region_logits=source_region,
@@ -78,10 +76,10 @@ def square_of_side(side, allowed):
 
 
 @both_precisions
-def test_a_step_of_mixup_equals_published(dtype, tolerance):
-    step = Step("smmix", "smmix_deit_tiny_mixup_branch_64x64", dtype, mixing=dict(type="SMMix"))
-    ratio = torch.full((step.batch,), step.given["lambda_drawn"], dtype=torch.float64)
-    draw = EvenDraw(flip_partner(step.batch), (1 - ratio[:1]).view(1, 1, 1).expand(1, 4, 4), ratio)
+@pytest.mark.parametrize(("system", "name"), records("smmix train", lambda r: not r["given"]["use_smmix"]))
+def test_a_step_of_mixup_equals_published(system, name, dtype, tolerance):
+    step = Step(system, name, dtype, mixing=dict(type="SMMix"))
+    draw = step.even_draw(step.given["lambda_drawn"])
     step.replay(draw)
     mixed = step.net.mixing.apply(step.images, draw)
     target = step.net.mixing.relabel(step.targets, draw, {})
@@ -96,10 +94,11 @@ def test_a_step_of_mixup_equals_published(dtype, tolerance):
 
 
 @both_precisions
-@pytest.mark.parametrize("arch", ["deit_tiny", "pvt_tiny"])
-def test_the_attention_to_an_image_equals_published(arch, dtype, tolerance):
-    expected = record("smmix", f"smmix_{arch}_classify")
-    net = mixtransfer.build_classifier(arch).to(dtype).eval()
+@pytest.mark.parametrize(("system", "name"), records("classify", lambda r: "image_attention" in r["outputs"]))
+def test_the_attention_to_an_image_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    arch, classes = expected["arch"], expected["outputs"]["logits"]["shape"][1]
+    net = mixtransfer.build_classifier(arch, classes, backbone=img_size(expected)).to(dtype).eval()
     net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected, dtype), arch))
     seen = net.backbone.embed_with_evidence(record_input(expected).to(dtype), ("image_attention",))
     found = seen["image_attention"].flatten(1)
@@ -166,7 +165,7 @@ def test_the_unmixed_pass_is_one_of_evaluation_and_leaves_the_network_as_it_was(
     modes = [module.training for module in net.modules()]
     images, square = torch.randn(2, 3, 64, 64), PendingSquare(0.5, 0.25, 0.75)
     state = torch.random.get_rng_state()
-    first, second = (net.collect_unmixed(images, torch.tensor([0, 1]), square, None, None) for _ in range(2))
+    first, second = (net.collect_unmixed(images, torch.tensor([0, 1]), square) for _ in range(2))
     assert torch.equal(first["unmixed_logits"], second["unmixed_logits"])
     torch.testing.assert_close(first["unmixed_logits"], net.eval()(images))
     net.train()
@@ -212,7 +211,7 @@ def test_a_step_runs_in_half_precision():
     net = mixtransfer.build_classifier("deit_tiny", 3, mixing=dict(type="SMMix", switch_prob=1.0)).train()
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 1])
     full = net.loss(images, labels)
-    net.mixing.load_state_dict({"step": 0})
+    net.step = 0
     with torch.autocast("cpu", torch.bfloat16):
         half = net.loss(images, labels)
     for name, value in full.items():

@@ -2,57 +2,45 @@
 
 import pytest
 import torch
-from parity_records import assert_matches, image, published_state, record
+from parity_records import assert_matches, image, records
+from published_steps import Step
 
 import mixtransfer
 from mixtransfer.layers.labels import labels_to_tokens
-from mixtransfer.mixing import AlignedTokens, TokenBox
-from mixtransfer.mixing.draws import Draw
-from mixtransfer.pretrain.classifier import smooth_one_hot, soft_cross_entropy
+from mixtransfer.mixing import Draw
+from mixtransfer.mixing.draws import flip_partner, own_share
 
 TOLERANCE = 1e-6
 
 
-@pytest.mark.parametrize("name", ["tlalign_deit_tiny_train_64x64", "tlalign_deit_tiny_train_sharp_64x96"])
-def test_training_step_equals_published(name):
-    expected = record("tlalign", name)
-    given, outputs = expected["given"], expected["outputs"]
-    batch, height, width = (expected["input"][key] for key in ("batch", "height", "width"))
-    classes, grid = given["num_classes"], (height // 16, width // 16)
-    net = mixtransfer.build_classifier("deit_tiny", num_classes=classes, backbone=dict(img_size=(height, width)))
-    net = net.double().train()
-    net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected), "deit_tiny"))
-
-    images = image(height, width, batch)
+@pytest.mark.parametrize(("system", "name"), records("tlalign train"))
+def test_training_step_equals_published(system, name):
+    step = Step(system, name, torch.float64, mixing=dict(type="TLAlign"))
+    given, outputs, net, images = step.given, step.outputs, step.net, step.images
+    grid = tuple(side // given["patch_size"] for side in images.shape[2:])
     mask = torch.tensor(given["mask"]).view(1, *grid).bool()
-    ratio = (1 - mask.double().mean()).expand(batch)
-    draw = Draw(partner=torch.arange(batch).flip(0), mask=mask, ratio=ratio)
-    mixed = TokenBox().apply(images, draw)
-    assert_matches(mixed, outputs["mixed_image"], TOLERANCE, "mixed_image")
+    draw = Draw(flip_partner(step.batch), mask, own_share(mask, step.batch))
+    mixed = net.mixing.apply(images, draw)
+    step.check(TOLERANCE, mixed_image=mixed)
 
     # One channel is carried; every label of the batch is a blend of two rows by it.
-    plain = smooth_one_hot(torch.tensor(given["labels"]), classes, given["label_smoothing"]).double()
+    plain = step.targets
     x, rows, _ = net.backbone.tokens(mixed, draw.label_map(mixed))
     blend = lambda share: (1 - share) * plain[:, None] + share * plain.flip(0)[:, None]  # noqa: E731
-    assert_matches(blend(rows)[:, 0], outputs["target_class_token"], TOLERANCE, "target_class_token")
-    assert_matches(blend(rows)[:, 1:], outputs["target_patch_tokens"], TOLERANCE, "target_patch_tokens")
+    step.check(TOLERANCE, target_class_token=blend(rows)[:, 0], target_patch_tokens=blend(rows)[:, 1:])
     for index, block in enumerate(net.backbone.blocks):
         x, rows = block(x, rows)
-        assert_matches(blend(rows), outputs[f"block{index:02}.label"], TOLERANCE, f"label of block {index}")
-        if f"block{index:02}.tokens" in outputs:
-            assert_matches(x, outputs[f"block{index:02}.tokens"], TOLERANCE, f"tokens of block {index}")
+        for key, value in ((f"block{index:02}.label", blend(rows)), (f"block{index:02}.tokens", x)):
+            if key in outputs:
+                assert_matches(value, outputs[key], TOLERANCE, key)
 
-    vector, label = net.backbone.embed(mixed, draw.label_map(mixed))
-    logits = net.head(vector)
-    targets = AlignedTokens().relabel(plain, draw, {"token_labels": label})
-    loss = soft_cross_entropy(logits, targets)
+    step.replay(draw)
+    evidence = net.collect(mixed, draw)
+    step.check(TOLERANCE, target_final=net.mixing.relabel(plain, draw, evidence), logits=evidence["logits"])
+    (loss,) = net.loss(images, step.labels).values()
     loss.backward()
-    assert_matches(targets, outputs["target_final"], TOLERANCE, "target_final")
-    assert_matches(logits, outputs["logits"], TOLERANCE, "logits")
-    assert_matches(loss[None], outputs["loss"], TOLERANCE, "loss")
-    gradients = dict(net.backbone.named_parameters()) | {f"head.{k}": p for k, p in net.head.named_parameters()}
-    for key in (key for key in outputs if key.startswith("grad.")):
-        assert_matches(gradients[key.removeprefix("grad.")].grad, outputs[key], TOLERANCE, key)
+    step.check(TOLERANCE, loss=loss[None])
+    step.check_gradients(TOLERANCE)
 
 
 @pytest.mark.parametrize("arch", ["deit_tiny", "swin_micro"])
@@ -83,17 +71,14 @@ def test_the_fused_label_equals_the_published_way_with_gradients():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_a_step_learns_and_follows_the_iteration():
-    from mmengine.logging import MessageHub
-
+def test_a_step_learns_and_follows_its_number():
     net = mixtransfer.build_classifier(
         "swin_micro", num_classes=3, mixing=dict(type="TLAlign"), backbone=dict(img_size=64)
     )
     images, labels = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 0, 1])
-    hub = MessageHub.get_current_instance()
     losses = []
-    for step in (3, 4, 3):
-        hub.update_info("iter", step)
+    for step in (3, None, 3):
+        net.step = net.step if step is None else step
         losses.append(net.loss(images, labels)["loss"].item())
-    hub.runtime_info.pop("iter")
+    assert net.step == 4
     assert losses[0] == losses[2] != losses[1]

@@ -1,7 +1,7 @@
 """STL: its published training step, both of its phases, the labeler beside the student, the clean view."""
 
 import copy
-import zlib
+import re
 from pathlib import Path
 
 import cv2
@@ -9,69 +9,58 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose
-from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
-from parity_records import assert_matches, image, published_state, record
-from published_steps import both_precisions
+from parity_records import assert_matches, both_precisions, published_state, record, record_input, records, uniform
+from published_steps import check_gradients, pixel_box
 from toys import build_toy
 
 import mixtransfer
 from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import PixelDraw, flip_partner, own_share
 from mixtransfer.pretrain import TokenLabelingClassifier
-from mixtransfer.pretrain.token_labeling import CleanView, load_labeler
+from mixtransfer.pretrain.token_labeling import CleanView, Labeler
 from mixtransfer.registry import TRANSFORMS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARCH = "fan_hybrid_tiny_token"
-EXPECTED = record("fan", "fan_hybrid_tiny_token_token_label")
-GIVEN, OUTPUTS, SIZE = EXPECTED["given"], EXPECTED["outputs"], EXPECTED["input"]
-CLASSES = GIVEN["num_classes"]
-GRID = (SIZE["height"] // 16, SIZE["width"] // 16)
+every_record = pytest.mark.parametrize(("system", "name"), records("token_label"))
 
 
-def published(role):
-    return published_state({**EXPECTED, "fill_prefix": EXPECTED["fill_prefix"][role]})
+def published(expected, role):
+    return published_state({**expected, "fill_prefix": expected["fill_prefix"][role]})
 
 
-def recorded_draw():
-    top, bottom, left, right = GIVEN["cutmix_box_yl_yh_xl_xh"]
-    pixels = torch.zeros(1, SIZE["height"], SIZE["width"], dtype=torch.bool)
-    pixels[:, top:bottom, left:right] = True
-    mask = torch.nn.functional.avg_pool2d(pixels.double(), 16)
-    return PixelDraw(flip_partner(SIZE["batch"]), mask, own_share(pixels, SIZE["batch"]), pixels)
-
-
-def recorded_noise():
-    draws = np.random.Generator(np.random.PCG64(zlib.crc32(b"stl:gumbel"))).random(GIVEN["gumbel_shape"])
-    return torch.from_numpy(-np.log(-np.log1p(-draws)))
-
-
-def recorded_step(dtype, **options):
+def recorded_step(expected, dtype, **options):
     """Return the student's network in training mode with the recorded draw, its images and their labels."""
-    options = {"mixing": dict(type="CutMix"), "label_smoothing": GIVEN["smoothing"], **options}
-    net = TokenLabelingClassifier(ARCH, CLASSES, **options).to(dtype).train()
-    state = published("student")
+    given, arch = expected["given"], expected["arch"]
+    options = {"mixing": dict(type="CutMix"), "label_smoothing": given["smoothing"], **options}
+    net = TokenLabelingClassifier(arch, given["num_classes"], **options).to(dtype).train()
+    state = published(expected, "student")
     heads = {key: value for key, value in state.items() if key.startswith("aux_head.")}
-    net.load_state_dict(mixtransfer.convert_state_dict(state, ARCH) | heads)
-    net.mixing.draw = lambda shape, grid: recorded_draw()
-    images = image(SIZE["height"], SIZE["width"], SIZE["batch"]).to(dtype)
-    return net, images, torch.tensor(GIVEN["labels"])
+    net.load_state_dict(mixtransfer.convert_state_dict(state, arch) | heads)
+    images = record_input(expected).to(dtype)
+    draw = pixel_box(images, net.cell_grid(images), tuple(given["cutmix_box_yl_yh_xl_xh"]))
+    net.mixing.draw = lambda shape, grid, step: draw
+    return net, images, torch.tensor(given["labels"])
 
 
 @both_precisions
-def test_a_students_step_equals_published(dtype, tolerance, tmp_path):
+@every_record
+def test_a_students_step_equals_published(system, name, dtype, tolerance, tmp_path):
+    expected = record(system, name)
+    given, outputs = expected["given"], expected["outputs"]
+    classes, smoothing = given["num_classes"], given["smoothing"]
     file = str(tmp_path / "labeler.pth")
     # As timm writes it: the average, which counts, beside the weights.
-    torch.save({"state_dict": published("student"), "state_dict_ema": published("teacher")}, file)
-    net, images, labels = recorded_step(dtype, teacher=dict(arch=ARCH, checkpoint=file))
+    torch.save({"state_dict": published(expected, "student"), "state_dict_ema": published(expected, "teacher")}, file)
+    net, images, labels = recorded_step(expected, dtype, teacher=dict(arch=expected["arch"], checkpoint=file))
     net.init_weights()
-    noise = recorded_noise()
-    assert_matches(noise, GIVEN["gumbel_noise_summary"], 1e-12, "noise")
-    net.noise = lambda logits: noise.view(-1, *GRID, CLASSES).to(logits)
+    (key,) = re.findall(r"'(.+?)'", given["gumbel_noise"])
+    noise = torch.from_numpy(-np.log(-np.log1p(-uniform(key, given["gumbel_shape"]))))
+    assert_matches(noise, given["gumbel_noise_summary"], 1e-12, "noise")
+    net.noise = lambda logits: noise.view(logits.shape).to(logits)
     seen = []
     net.head.register_forward_hook(lambda module, args, out: seen.append(out))
     net.aux_head.register_forward_hook(lambda module, args, out: seen.append(out.flatten(1, 2)))
@@ -80,19 +69,18 @@ def test_a_students_step_equals_published(dtype, tolerance, tmp_path):
     net.mixing.apply = lambda *args: mixed.append(apply(*args)) or mixed[-1]
     net.mixing.relabel = lambda *args: targets.append(relabel(*args)) or targets[-1]
     losses = net.loss(images, labels)
-    (labeler,) = net.labelers
+    labeler = net.teacher.net
     with torch.no_grad():
-        teacher = labeler.classify_tokens(labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"]).flatten(
-            1, 2
-        )
+        shown = labeler.backbone.embed_with_evidence(images, ("tokens",))["tokens"]
+        teacher = labeler.classify_tokens(shown).flatten(1, 2)
     token_labels = net.token_labels(images).flatten(1)
-    one_hot = torch.nn.functional.one_hot(token_labels, CLASSES).to(dtype)
+    one_hot = torch.nn.functional.one_hot(token_labels, classes).to(dtype)
     found = dict(
         mixed=mixed[0],
         cls_target=targets[0],
         teacher_token_logits=teacher,
         token_labels=token_labels,
-        aux_target=(1 - GIVEN["smoothing"]) * one_hot + GIVEN["smoothing"] / CLASSES,
+        aux_target=(1 - smoothing) * one_hot + smoothing / classes,
         student_logits=seen[0],
         student_token_logits=seen[1],
         loss_cls=losses["loss_class"][None],
@@ -100,17 +88,18 @@ def test_a_students_step_equals_published(dtype, tolerance, tmp_path):
         loss=sum(losses.values())[None],
     )
     sum(losses.values()).backward()
-    names = dict(net.backbone.named_parameters()) | dict(net.named_parameters())
-    found |= {key: names[key.removeprefix("grad:")].grad for key in OUTPUTS if key.startswith("grad:")}
-    assert set(found) == set(OUTPUTS) - {"labeler_loss"}
+    assert set(found) == {key for key in outputs if not key.startswith("grad:")} - {"labeler_loss"}
     for key, value in found.items():
-        assert_matches(value, OUTPUTS[key], tolerance, key)
+        assert_matches(value, outputs[key], tolerance, key)
+    check_gradients(net, outputs, tolerance)
 
 
 @both_precisions
-def test_a_labelers_step_equals_published(dtype, tolerance):
-    net, images, labels = recorded_step(dtype)
-    assert_matches(sum(net.loss(images, labels).values())[None], OUTPUTS["labeler_loss"], tolerance)
+@every_record
+def test_a_labelers_step_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    net, images, labels = recorded_step(expected, dtype)
+    assert_matches(sum(net.loss(images, labels).values())[None], expected["outputs"]["labeler_loss"], tolerance)
 
 
 def tiny(monkeypatch, family="fan", **options):
@@ -159,8 +148,8 @@ def test_a_student_learns_the_labels_of_the_unmixed_tokens(monkeypatch, tmp_path
     net, labeler = tiny_student(monkeypatch, tmp_path, mixing=dict(type="CutMix"))
     net.eval()
     images, clean, labels = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64), torch.tensor([2, 0])
-    losses = net.loss(images, labels, clean)
-    net.step, net.mixing.step = 0, 0
+    losses = net.loss(images, labels, dict(clean=clean))
+    net.step = 0
     noise, draw = net.noise(torch.empty(2, 4, 4, 3)), net.draw(images)
     mixed, share = net.mixing.apply(images, draw), float(draw.ratio[0])
     expected, drawn = {"loss_class": 0, "loss_tokens": 0}, set()
@@ -183,12 +172,12 @@ def test_a_student_learns_the_labels_of_the_unmixed_tokens(monkeypatch, tmp_path
 def test_a_labeler_is_neither_trained_nor_saved(monkeypatch, tmp_path):
     net, labeler = tiny_student(monkeypatch, tmp_path)
     sum(net.train().loss(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).values()).backward()
-    (loaded,) = net.labelers
+    loaded = net.teacher.net
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     assert not any(p.requires_grad or p.grad is not None for p in loaded.parameters()) and not loaded.training
     assert set(net.state_dict()) == set(labeler.state_dict())
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in labeler.state_dict().items())
-    assert net.to(torch.float64).labelers[0].aux_head.weight.dtype == torch.float64
+    assert net.to(torch.float64).teacher.net.aux_head.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("family", ["fan", "fan/vit", "deit", "cait", "pvt", "pvt_v2"])
@@ -208,11 +197,10 @@ def test_a_step_runs_in_half_precision(monkeypatch, tmp_path):
 
 def test_a_step_draws_the_same_on_every_resume(monkeypatch):
     net, again = tiny(monkeypatch), tiny(monkeypatch)
-    logits, hub, drawn = torch.zeros(2, 3, 4, 3), MessageHub.get_current_instance(), []
+    logits, drawn = torch.zeros(2, 3, 4, 3), []
     for other, step in ((net, 4), (net, 5), (again, 5)):
-        hub.update_info("iter", step)
+        other.step = step
         drawn.append(other.noise(logits))
-    hub.runtime_info.pop("iter")
     assert torch.equal(drawn[1], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
 
@@ -230,7 +218,7 @@ def test_a_labeler_is_loaded_completely_or_not_at_all(monkeypatch, tmp_path):
     def refused(changed, match):
         torch.save(changed, file)
         with pytest.raises(UserError, match=match):
-            load_labeler(net, file)
+            Labeler(dict(arch="toy", checkpoint=file), lambda arch: net).load()
 
     refused({k: v for k, v in state.items() if k != "aux_head.bias"}, "labeler.pth lacks aux_head.bias; give a token")
     refused(state | {"aux_head.weight": torch.zeros(4, 16)}, r"aux_head.weight \(4, 16\) instead of \(3, 16\)")
@@ -248,7 +236,7 @@ def test_what_cannot_be_built_is_refused(monkeypatch, tmp_path):
             TokenLabelingClassifier(ARCH, mixing=dict(type="TLAlign"))
     net, _ = tiny_student(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="its tokens form a 2×4 grid, the student's 4×4"):
-        net.loss(torch.randn(1, 3, 64, 64), torch.tensor([0]), torch.randn(1, 3, 32, 64))
+        net.loss(torch.randn(1, 3, 64, 64), torch.tensor([0]), dict(clean=torch.randn(1, 3, 32, 64)))
 
 
 def view(*policies, number=2):
@@ -297,3 +285,5 @@ def test_the_students_labeler_sees_the_clean_view(monkeypatch, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     net(images, plain, mode="loss")
     assert seen["clean"] is images
+    with pytest.raises(UserError, match="1 of 2 samples have no clean view; give all or none"):
+        net(images, [plain[0], batch["data_samples"][1]], mode="loss")

@@ -1,62 +1,74 @@
 """TokenMix: its published masks and training step, label maps, and the teacher that stands in for them."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from parity_records import assert_matches, image, record
-from published_steps import Step, both_precisions
+from parity_records import assert_matches, both_precisions, evaluate, image, record, records
+from published_steps import Step
 from torchvision.ops import roi_align
 
 import mixtransfer
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import ActivationMap, Draw, EvenDraw, RandomTokens, TokenBlocks, TokenMix
+from mixtransfer.mixing import ActivationMap, Draw, RandomTokens, TokenBlocks, TokenMix
 from mixtransfer.mixing.draws import flip_partner, own_share, step_generator
 from mixtransfer.mixing.tokenmix import random_tokens, token_blocks, visible
 from mixtransfer.pretrain.activation_maps import class_map, crop_map, teacher_map
 from mixtransfer.pretrain.classifier import soft_cross_entropy
 
-GRID = (14, 14)
+#: Recorded loss by the one that a record's gradients are of.
+LOSSES = {"bce": "loss_bce_use_bce", "soft_ce": "loss_soft_ce"}
+CASES = [(s, n, case) for s, n in records("tokenmix mix") for case in record(s, n)["given"]]
 
 
-@pytest.mark.parametrize("case", [f"case{i}" for i in range(9)])
-def test_masks_equal_published(case):
-    expected = record("tokenmix", "tokenmix_mask_generator_mix")
-    given = expected["given"][case]
-    count = TokenBlocks(given["lam"], given["mask_token_num_start"]).count(GRID)
+@pytest.mark.parametrize(("system", "name", "case"), CASES)
+def test_masks_equal_published(system, name, case):
+    expected = record(system, name)
+    given, recorded = expected["given"][case], expected["outputs"][f"{case}.mask"]
+    grid = tuple(recorded["shape"][-2:])
+    count = TokenBlocks(given["lam"], given["mask_token_num_start"]).count(grid)
     assert count == given["requested_tokens"]
     if given["mask_type"] == "block":
-        mask = token_blocks(GRID, count, random.Random(given["seed_python_random"]))
+        mask = token_blocks(grid, count, random.Random(given["seed_python_random"]))
     else:
-        mask = random_tokens(GRID, count, np.random.RandomState(given["seed_numpy"]))
+        mask = random_tokens(grid, count, np.random.RandomState(given["seed_numpy"]))
     assert mask.sum() == given["masked_tokens"]
-    assert_matches(mask[None, None], expected["outputs"][f"{case}.mask"], 0, "mask")
+    assert_matches(mask[None, None], recorded, 0, "mask")
     assert_matches(own_share(mask[None], 1), expected["outputs"][f"{case}.lambda_from_mask"], 1e-12, "ratio")
 
 
+def recorded_step(system, name, dtype):
+    """Return a record's step, in whose classifier the loss is the one that the recorded gradients are of."""
+    binary = record(system, name)["given"]["gradients_of"] == "bce"
+    return Step(system, name, dtype, mixing=dict(type="TokenMix"), binary_loss=binary)
+
+
 def label_maps(step):
-    """Return the record's label maps, by its formula, and crops."""
-    spec, labels, classes = step.given["label_maps"], step.labels, step.given["num_classes"]
-    height, width = spec["H"], spec["W"]
-    scores = 0.2 * image(height, width, step.batch, channels=5).abs()
+    """Return the record's label maps, by its formulas, and crops."""
+    spec = step.given["label_maps"]
+    formula = SimpleNamespace(image=image)
+    scores = evaluate(spec["values"], formula=formula, abs=torch.abs, H=spec["H"], W=spec["W"], B=step.batch)
     b, k, i, j = torch.meshgrid(*map(torch.arange, scores.shape), indexing="ij")
-    numbers = (labels[b] + k + (i + 2 * j + b) % 3) % classes
+    classes = step.given["num_classes"]
+    numbers = evaluate(spec["index"], labels=step.labels, num_classes=classes, b=b, k=k, i=i, j=j)
     maps = torch.stack([scores, numbers.double()], dim=1).to(step.images.dtype)
     return maps, torch.tensor(step.given["crops_top_left_height_width"], dtype=step.images.dtype)
 
 
 @both_precisions
-def test_a_step_with_blocks_equals_published(dtype, tolerance):
-    step = Step("tokenmix", "tokenmix_deit_tiny_train", dtype, mixing=dict(type="TokenMix"), binary_loss=True)
-    net, outputs = step.net, step.outputs
-    mask = torch.tensor(step.given["mask"]).view(1, *GRID).bool()
+@pytest.mark.parametrize(("system", "name"), records("tokenmix train", lambda r: r["given"]["use_token_mix"]))
+def test_a_step_with_blocks_equals_published(system, name, dtype, tolerance):
+    step = recorded_step(system, name, dtype)
+    net, grid = step.net, step.net.cell_grid(step.images)
+    mask = torch.tensor(step.given["mask"]).view(1, *grid).bool()
     draw = Draw(flip_partner(step.batch), mask, own_share(mask, step.batch))
     maps, crops = label_maps(step)
     # The published crop exchanges rows and columns.
-    crops = crops[:, [1, 0, 3, 2]]
-    evidence = net.collect_unmixed(step.images, step.labels, draw, maps, crops)
+    fields = dict(label_map=maps, crop=crops[:, [1, 0, 3, 2]])
+    evidence = net.collect_unmixed(step.images, step.labels, draw, fields)
     own = evidence["activation_map"]
     stays, comes = visible(own, draw)
     mixed = net.mixing.apply(step.images, draw)
@@ -66,7 +78,7 @@ def test_a_step_with_blocks_equals_published(dtype, tolerance):
     off = smoothing / 2 - smoothing / 2 / classes
     every = [torch.full_like(step.labels, number) for number in range(classes)]
     dense = torch.stack([class_map(maps, labels) for labels in every], dim=1)
-    cropped = [crop_map(maps_of_one, crops, GRID) for maps_of_one in dense.unbind(1)]
+    cropped = [crop_map(maps_of_one, fields["crop"], grid) for maps_of_one in dense.unbind(1)]
     step.check(
         tolerance,
         mixed_image=mixed,
@@ -84,28 +96,27 @@ def test_a_step_with_blocks_equals_published(dtype, tolerance):
         loss_soft_ce=soft_cross_entropy(logits, target)[None],
     )
     step.replay(draw)
-    (loss,) = net.loss(step.images, step.labels, maps, crops).values()
+    (loss,) = net.loss(step.images, step.labels, fields).values()
     loss.backward()
-    assert_matches(loss[None], outputs["loss_bce_use_bce"], tolerance, "loss")
+    step.check(tolerance, **{LOSSES[step.given["gradients_of"]]: loss[None]})
     step.check_gradients(tolerance)
 
 
 @both_precisions
-def test_a_step_of_mixup_equals_published(dtype, tolerance):
-    options = dict(mixing=dict(type="TokenMix"), binary_loss=True)
-    step = Step("tokenmix", "tokenmix_deit_tiny_mixup_branch", dtype, **options)
-    ratio = torch.full((step.batch,), step.given["lambda_drawn_by_beta"], dtype=torch.float64)
-    draw = EvenDraw(flip_partner(step.batch), (1 - ratio[:1]).view(1, 1, 1).expand(1, *GRID), ratio)
+@pytest.mark.parametrize(("system", "name"), records("tokenmix train", lambda r: not r["given"]["use_token_mix"]))
+def test_a_step_of_mixup_equals_published(system, name, dtype, tolerance):
+    step = recorded_step(system, name, dtype)
+    draw = step.even_draw(step.given["lambda_drawn_by_beta"])
     step.replay(draw)
     mixed = step.net.mixing.apply(step.images, draw)
     target = step.net.mixing.relabel(step.targets, draw, {})
     logits = step.net.collect(mixed, draw)["logits"]
     step.check(tolerance, mixed_image=mixed, target_final=target, logits=logits)
     step.check(tolerance, loss_soft_ce=soft_cross_entropy(logits, target)[None])
-    # No label map is asked for.
+    # Steps of Mixup need no label map.
     (loss,) = step.net.loss(step.images, step.labels).values()
     loss.backward()
-    step.check(tolerance, loss_bce_use_bce=loss[None])
+    step.check(tolerance, **{LOSSES[step.given["gradients_of"]]: loss[None]})
     step.check_gradients(tolerance)
 
 
@@ -122,7 +133,7 @@ def test_a_mask_has_at_most_what_is_asked_for_on_any_grid(region, grid):
 
 def test_what_is_drawn_follows_the_generator_alone():
     for region in (TokenBlocks(), RandomTokens()):
-        first, same, other = (region.draw((2, 3, 224, 224), GRID, step_generator(s, 0, 0)).mask for s in (1, 1, 2))
+        first, same, other = (region.draw((2, 3, 224, 224), (14, 14), step_generator(s, 0, 0)).mask for s in (1, 1, 2))
         assert torch.equal(first, same) and not torch.equal(first, other)
 
 
@@ -179,18 +190,17 @@ def test_a_teacher_says_where_it_sees_the_class(tmp_path):
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     # Neither trained nor saved, and the same one that was written.
     assert set(before) == set(net.state_dict()) and not any("teacher" in name for name in before)
-    (loaded,) = net._teacher
+    loaded = net.teacher.net
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in teacher.state_dict().items())
     assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
     # The map's mean token has the teacher's logits, as its embedding is the mean of its tokens.
-    draw = TokenBlocks().draw(images.shape, (6, 4), step_generator(0, 0, 0))
-    found = net.activation_map(images, labels, draw, None, None)
+    found = net.activation_map(images, labels, None)
     with torch.no_grad():
         seen = loaded.backbone.embed_with_evidence(images, ("tokens",))
         torch.testing.assert_close(loaded.head(seen["tokens"].mean(dim=(2, 3))), loaded(images))
         one = loaded.head(seen["tokens"][1, :, 2, 1]).softmax(0)[3]
     torch.testing.assert_close(found[1, 2, 1], one)
-    assert net.to(torch.float64)._teacher[0].head.weight.dtype == torch.float64
+    assert net.to(torch.float64).teacher.net.head.weight.dtype == torch.float64
 
 
 def test_samples_bring_their_label_maps():
@@ -225,6 +235,6 @@ def test_what_cannot_be_trained_is_refused_when_built(options, text):
 
 def test_the_switch_is_between_mixup_and_blocks():
     mixing = TokenMix(switch_prob=0.2)
-    pastes = sum(mixing.draw((2, 3, 64, 64), (4, 4)).pastes for _ in range(400)) / 400
+    pastes = sum(mixing.draw((2, 3, 64, 64), (4, 4), step).pastes for step in range(400)) / 400
     # Binomial: 3.5 deviations around 0.2.
     assert pastes == pytest.approx(0.2, abs=0.07)

@@ -2,37 +2,27 @@
 
 import pytest
 import torch
-from parity_records import assert_matches, published_state, record, record_input
-from published_steps import Step, both_precisions
+from parity_records import assert_matches, both_precisions, img_size, published_state, record, record_input, records
+from published_steps import Step
 from toys import build_toy
 
 import mixtransfer
 from mixtransfer.errors import UserError
 from mixtransfer.layers import attention_maps
-from mixtransfer.mixing import AttentionWeighted, Box, Draw, EvenDraw, PixelDraw, TokenBox, TransMix, WholeImage
+from mixtransfer.mixing import AttentionWeighted, Box, Draw, PixelDraw, TokenBox, TransMix, WholeImage
 from mixtransfer.mixing.draws import flip_partner, own_share, step_generator
 from mixtransfer.mixing.regions import box_at
 from mixtransfer.mixing.transmix import attention_share
 
 
-def recorded_draw(step):
-    """Return the draw of a record: its box of pixels, or the λ of its Mixup."""
-    given, (height, width) = step.given, step.images.shape[2:]
-    if not given["use_cutmix"]:
-        ratio = torch.full((step.batch,), given["lambda_drawn"], dtype=torch.float64)
-        return EvenDraw(flip_partner(step.batch), 1 - ratio[:1].view(1, 1, 1).expand(1, height // 16, -1), ratio)
-    box = box_at((height, width), given["lambda_drawn"], tuple(given["box_center_yx_pixels"]))
-    assert list(box) == given["box_pixels_yl_yh_xl_xh"]
-    pixels = torch.zeros(1, height, width, dtype=torch.bool)
-    pixels[:, box[0] : box[1], box[2] : box[3]] = True
-    mask = torch.nn.functional.avg_pool2d(pixels.double(), 16)
-    return PixelDraw(flip_partner(step.batch), mask, own_share(pixels, step.batch), pixels)
-
-
 @both_precisions
-def test_a_step_with_a_box_equals_published(dtype, tolerance):
-    step = Step("transmix", "transmix_deit_tiny_train_64x64", dtype, mixing=dict(type="TransMix"))
-    draw = recorded_draw(step)
+@pytest.mark.parametrize(("system", "name"), records("transmix train", lambda r: r["given"]["use_cutmix"]))
+def test_a_step_with_a_box_equals_published(system, name, dtype, tolerance):
+    step = Step(system, name, dtype, mixing=dict(type="TransMix"))
+    given = step.given
+    box = box_at(tuple(step.images.shape[2:]), given["lambda_drawn"], tuple(given["box_center_yx_pixels"]))
+    assert list(box) == given["box_pixels_yl_yh_xl_xh"]
+    draw = step.box_draw(*box)
     mixed = step.net.mixing.apply(step.images, draw)
     seen = step.net.collect(mixed, draw)
     attention = seen["class_attention"]
@@ -61,9 +51,10 @@ def test_a_step_with_a_box_equals_published(dtype, tolerance):
 
 
 @both_precisions
-def test_a_step_of_mixup_equals_published(dtype, tolerance):
-    step = Step("transmix", "transmix_deit_tiny_mixup_branch_64x64", dtype, mixing=dict(type="TransMix"))
-    draw = recorded_draw(step)
+@pytest.mark.parametrize(("system", "name"), records("transmix train", lambda r: not r["given"]["use_cutmix"]))
+def test_a_step_of_mixup_equals_published(system, name, dtype, tolerance):
+    step = Step(system, name, dtype, mixing=dict(type="TransMix"))
+    draw = step.even_draw(step.given["lambda_drawn"])
     mixed = step.net.mixing.apply(step.images, draw)
     seen = step.net.collect(mixed, draw)
     target = step.net.mixing.relabel(step.targets, draw, seen)
@@ -78,10 +69,14 @@ def test_a_step_of_mixup_equals_published(dtype, tolerance):
 
 
 @both_precisions
-def test_the_class_attention_of_an_image_equals_published(dtype, tolerance):
-    expected = record("transmix", "transmix_deit_tiny_classify")
-    net = mixtransfer.build_classifier("deit_tiny").to(dtype).eval()
-    net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected, dtype), "deit_tiny"))
+@pytest.mark.parametrize(
+    ("system", "name"), records("classify", lambda r: "class_attention_last_block" in r["outputs"])
+)
+def test_the_class_attention_of_an_image_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    arch, classes = expected["arch"], expected["outputs"]["logits"]["shape"][1]
+    net = mixtransfer.build_classifier(arch, classes, backbone=img_size(expected)).to(dtype).eval()
+    net.load_state_dict(mixtransfer.convert_state_dict(published_state(expected, dtype), arch))
     seen = net.backbone.embed_with_evidence(record_input(expected).to(dtype), ("class_attention",))
     found = seen["class_attention"].flatten(1)
     assert_matches(found, expected["outputs"]["class_attention_last_block"], tolerance, "attention")
@@ -189,7 +184,7 @@ def test_a_step_trains_every_parameter_with_any_region(region, family, monkeypat
 
 def test_the_switch_is_between_mixup_and_boxes():
     mixing = TransMix(switch_prob=0.8)
-    pastes = sum(mixing.draw((2, 3, 32, 32), (2, 2)).pastes for _ in range(400)) / 400
+    pastes = sum(mixing.draw((2, 3, 32, 32), (2, 2), step).pastes for step in range(400)) / 400
     # Binomial: 3.5 deviations around 0.8.
     assert pastes == pytest.approx(0.8, abs=0.07)
 

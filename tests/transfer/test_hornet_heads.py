@@ -4,14 +4,10 @@ import mmdet.registry
 import mmseg.registry
 import pytest
 import torch
-from parity_records import assert_matches, image, published_state, record
+from parity_records import assert_matches, both_precisions, image, published_state, record, records
 
 from mixtransfer.transfer.hornet_heads import GatedFusion
 
-PRECISIONS = pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
-)
-KINDS = pytest.mark.parametrize("kind", ["7x7", "gf"])
 NECK = dict(type="mixtransfer.HorFPN", in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5)
 HEAD = dict(
     type="mixtransfer.HorUPerHead",
@@ -29,8 +25,16 @@ def build(config):
     return (mmdet if config["type"] == "mixtransfer.HorFPN" else mmseg).registry.MODELS.build(config)
 
 
-def load(config, expected, dtype):
-    net = build(config).to(dtype).eval()
+def load(config, expected, gates, dtype):
+    """Return the network of a record, and its maps; ``gates`` is the published entry that configures the gates."""
+    arguments = dict(expected["source"]["kwargs"])
+    gates = arguments.pop(gates)
+    assert (gates["order"], gates["proj_out"]) == (2, True)
+    options = {"global_filter": True} if gates["type"] == "gngf" else {"kernel_size": gates["kernel_size"]}
+    if "norm_cfg" in arguments:
+        # SyncBN runs on GPUs only, and evaluates as BN does.
+        arguments["norm_cfg"] = {**arguments["norm_cfg"], "type": "BN"}
+    net = build({**config, **arguments, **options}).to(dtype).eval()
     net.load_state_dict(published_state(expected, dtype))
     assert sum(p.numel() for p in net.parameters()) == expected["param_count"]
     levels = expected["input"]["levels"]
@@ -38,24 +42,23 @@ def load(config, expected, dtype):
     return net, maps
 
 
-@PRECISIONS
-@KINDS
-def test_neck_equals_published(kind, dtype, tolerance):
-    expected = record("hornet", f"hornet_horfpn_{kind}_neck")
-    arguments = {key: expected["source"]["kwargs"][key] for key in ("in_channels", "out_channels", "num_outs")}
-    net, maps = load({**NECK, **arguments, "global_filter": kind == "gf"}, expected, dtype)
+@both_precisions
+@pytest.mark.parametrize(("system", "name"), records("neck"))
+def test_neck_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    net, maps = load({"type": NECK["type"]}, expected, "gn_conv_cfg", dtype)
     with torch.no_grad():
-        outputs = net(maps)
-    for index, output in enumerate(outputs):
-        assert_matches(output, expected["outputs"][f"out{index}"], tolerance, f"out{index}")
+        outputs = {f"out{index}": output for index, output in enumerate(net(maps))}
+    assert outputs.keys() == expected["outputs"].keys()
+    for key, output in outputs.items():
+        assert_matches(output, expected["outputs"][key], tolerance, key)
 
 
-@PRECISIONS
-@KINDS
-def test_head_equals_published(kind, dtype, tolerance):
-    expected = record("hornet", f"hornet_horfpn_{kind}_head")
-    arguments = {key: expected["source"]["kwargs"][key] for key in ("in_channels", "channels", "num_classes")}
-    net, maps = load({**HEAD, **arguments, "global_filter": kind == "gf"}, expected, dtype)
+@both_precisions
+@pytest.mark.parametrize(("system", "name"), records("head"))
+def test_head_equals_published(system, name, dtype, tolerance):
+    expected = record(system, name)
+    net, maps = load({"type": HEAD["type"]}, expected, "conv_cfg", dtype)
     with torch.no_grad():
         assert_matches(net(maps), expected["outputs"]["logits"], tolerance, "logits")
         assert_matches(net._forward_feature(maps), expected["outputs"]["features"], tolerance, "features")
