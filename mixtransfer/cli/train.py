@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mixtransfer.checkpoints.load import is_resumable
     from mixtransfer.checkpoints.read import read_checkpoint
+    from mixtransfer.datasets.classes import match_classes, trained_classes
     from mixtransfer.engine.hooks import Interrupted, InterruptHook, latest_checkpoint
 
     cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{path}: holds weights but no state of training; it cannot be resumed")
         if content["meta"]["seed"] != args.seed:
             raise UserError(f"{path} was trained with --seed {content['meta']['seed']}; resume it with the same")
+        match_classes(cfg, trained_classes(content), str(path))
         cfg.load_from, cfg.resume = str(path), True
     with one_line_errors(args.config):
         changes = prepare(cfg, "resume" if args.resume else "train")
