@@ -1,12 +1,19 @@
-"""Progress of long work, with the time left."""
+"""Progress of long work, with the time left, and notices, both on stderr."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["progress_line"]
+__all__ = ["notice", "progress_line"]
+
+
+def notice(text: str) -> None:
+    """Say on stderr in one line what the user should know; of distributed processes the first one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def progress_line(label: str, every: float = 0.5) -> Callable[[int, int], None]:

@@ -50,8 +50,8 @@ MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")
 HOOKS = _child(root.HOOKS, "engine.hooks", "transfer", "pretrain")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "engine.optim", "pretrain")
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load")
-DATASETS = _child(root.DATASETS, "datasets")
-TRANSFORMS = _child(root.TRANSFORMS, "datasets", "pretrain")
+DATASETS = _child(root.DATASETS, "datasets.sets")
+TRANSFORMS = _child(root.TRANSFORMS, "datasets.transforms", "pretrain")
 METRICS = _child(root.METRICS, "evaluation.metrics")
 
 

@@ -44,10 +44,13 @@ def run(args: argparse.Namespace) -> int:
 
     import_quietly("mixtransfer.evaluation.metrics")
 
+    from mixtransfer.checkpoints.read import read_checkpoint
     from mixtransfer.checkpoints.write import replace_whole
+    from mixtransfer.datasets.classes import match_classes, trained_classes
     from mixtransfer.visualization.prediction_hook import PredictionPictures
 
     cfg.load_from, cfg.resume = args.checkpoint, False
+    match_classes(cfg, trained_classes(read_checkpoint(args.checkpoint, args.trust)), args.checkpoint)
     with one_line_errors(args.config):
         prepare(cfg, "test")
         runner = build_runner(cfg, args.trust)

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from mixtransfer.datasets.classes import match_classes
     from mixtransfer.engine.hooks import Interrupted, InterruptHook, latest_checkpoint
     from mixtransfer.engine.resume import Place
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         place = Place.of(path, args.trust)
         if place.seed != args.seed:
             raise UserError(f"{path} was trained with --seed {place.seed}; resume it with the same")
+        match_classes(cfg, place.classes, str(path))
         cfg.load_from, cfg.resume = str(path), True
     with one_line_errors(args.config):
         changes = prepare(cfg, "resume" if args.resume else "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from mixtransfer.cli.options import add_arguments, config_of, positive, seed
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw into the work directory."""
+    """Draw into the work directory; return 0, or 1 if some of the images could not be drawn."""
     with one_line_errors(args.config):
         return _predict(args) if args.action == "predict" else _draw_batch(args)
 
@@ -92,6 +93,12 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError(f"{missing[0] if missing else args.images[0]}: no such image")
     cfg = config_of(args, splits=("test",))
     prepare(cfg, "predict")
-    for path in save_predictions(cfg, args.checkpoint, files, Path(cfg.work_dir), args.trust):
-        print(path)
-    return 0
+    status = 0
+    for answer in save_predictions(cfg, args.checkpoint, files, Path(cfg.work_dir), args.trust):
+        if isinstance(answer, UserError):
+            # The other pictures are drawn all the same.
+            status = 1
+            print(f"mixtransfer visualize: error: {answer}", file=sys.stderr)
+        else:
+            print(answer)
+    return status

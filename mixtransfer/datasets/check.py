@@ -1,39 +1,44 @@
 """Check a dataset folder: every file is opened, every label looked at, every annotation tested.
 
-``check_folder`` never stops at the first problem: it returns all of them, with a table of what is there.
+``check_folder`` never stops at the first problem: it returns all of them, with a table of what is there. What a file
+must be is judged where training judges it, in ``stored``, ``coco`` and ``learnable``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from mixtransfer.datasets.coco import find_problems, read_coco
 from mixtransfer.datasets.folders import (
     LAYOUTS,
     SCENES,
     TASKS,
-    VOID,
     class_folders,
     found_layouts,
     image_files,
     missing_dataset,
     read_class_names,
-    read_coco,
+)
+from mixtransfer.datasets.stored import (
+    SHIFTED,
+    VOID,
+    Unusable,
+    count_labels,
+    image_size,
+    label_problem,
+    read_mask,
+    require_labels,
 )
 from mixtransfer.errors import UserError, unknown_name
 
 __all__ = ["Report", "check_folder"]
 
 Progress = Callable[[int, int], None]
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for files that are truncated, damaged or no images."""
-SLACK = 1.0
-"""Pixels by which annotated boxes may leave their image: annotation tools round."""
+#: Places of a problem that are shown.
 SHOWN = 5
 
 
@@ -41,7 +46,8 @@ SHOWN = 5
 class Report:
     """What one layout of a folder holds: a table (rows of cells, the first one the heading) and the problems.
 
-    ``problems`` maps a kind of problem to the places where it was found.
+    ``problems`` maps a kind of problem to the places where it was found; ``notes`` say what is no problem, and filled,
+    left out or taken in a way that should be known.
     """
 
     kind: str
@@ -49,6 +55,7 @@ class Report:
     splits: list[tuple[str, ...]] = field(default_factory=list)
     classes: list[tuple[str, ...]] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, problem: str, where: str | Path) -> None:
         """Note that ``problem`` was found at ``where``, a file relative to the root or a place in one."""
@@ -66,6 +73,8 @@ class Report:
             lines += ["", f"{problem}: {len(places)}", *(f"  {place}" for place in places[:SHOWN])]
             if len(places) > SHOWN:
                 lines.append(f"  and {len(places) - SHOWN} more")
+        if self.notes:
+            lines += ["", *(f"note: {note}" for note in self.notes)]
         return "\n".join(lines)
 
 
@@ -98,18 +107,6 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Decode an image completely and return its (height, width) as it will be loaded, turned as its EXIF says.
-
-    Raises:
-        OSError, SyntaxError, ValueError: the file is truncated, damaged or no image.
-    """
-    with Image.open(path) as image:
-        image.load()
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _range(sizes: list[tuple[int, int]]) -> str:
@@ -151,14 +148,23 @@ def _check_segmentation(root: Path, progress: Progress) -> Report:
             progress(done, total)
         void = _share(pixels[name][list(VOID)].sum(), pixels[name].sum())
         report.splits.append((name, str(sum(image is not None for image, _ in files)), str(masks), _range(sizes), void))
-    used = np.flatnonzero(np.sum(list(pixels.values()), 0)[1:255]) + 1
-    names = names or tuple(f"class_{i + 1}" for i in range(used.max(initial=0)))
+    together = np.sum(list(pixels.values()), 0)
+    used = np.flatnonzero(together[1:255]) + 1
+    if names is None:
+        names = tuple(f"class_{i + 1}" for i in range(used.max(initial=0)))
+        report.notes += [
+            f"there is no classes.txt: the classes are labels 1 to {len(names)}, and 0,"
+            f" {_share(together[0], together.sum())} of pixels, is void"
+        ] * bool(names)
     report.classes = [("class", "training pixels", "validation pixels")]
     for label, name in enumerate(names, 1):
         shares = (_share(counts[label], counts[1:255].sum()) for counts in pixels.values())
         report.classes.append((f"{label} {name}", *shares))
-    if not len(used) and not report.problems:
-        report.add("no labels: every mask is void", "annotations")
+    # Without masks that could be read there is nothing to say.
+    alone = label_problem(pixels["training"], names, VOID) if pixels["training"].sum() else None
+    problem = alone if alone and alone[0] != SHIFTED else label_problem(together, names, VOID)
+    if problem and together.sum():
+        report.add(problem[0], f"annotations: {problem[1]}")
     return report
 
 
@@ -186,39 +192,27 @@ def _check_image(report: Report, path: Path | None) -> tuple[int, int] | None:
     if path is None:
         return None
     try:
-        return _image_size(path)
-    except UNREADABLE as error:
-        report.add("unreadable image", f"{path.relative_to(report.root)}: {error}")
+        return image_size(path)
+    except Unusable as error:
+        report.add(error.kind, f"{path.relative_to(report.root)}: {error.detail}")
         return None
 
 
 def _check_mask(report: Report, path: Path, size: tuple[int, int] | None, classes: int | None) -> np.ndarray:
     """Return the number of pixels of each label, (256,)."""
     where = path.relative_to(report.root)
+    counts = np.zeros(256, np.int64)
     try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except UNREADABLE as error:
-        report.add("unreadable mask", f"{where}: {error}")
-        return np.zeros(256, np.int64)
-    if labels.ndim != 2:
-        report.add("mask with several channels instead of labels", f"{where}: {labels.shape[2]} channels")
-        return np.zeros(256, np.int64)
-    if size and labels.shape != size:
-        report.add(
-            "mask of another size than its image", f"{where}: {_range([labels.shape])}, the image {_range([size])}"
-        )
-    values, counts = np.unique(labels, return_counts=True)
-    limit = 254 if classes is None else classes
-    outside = [int(v) for v in values if v not in VOID and not 0 < v <= limit]
-    if outside:
-        report.add(
-            "label outside the classes", f"{where}: {', '.join(map(str, outside[:5]))}; there are {limit} classes"
-        )
-    fits = (values >= 0) & (values < 256)
-    pixels = np.zeros(256, np.int64)
-    pixels[values[fits].astype(int)] = counts[fits]
-    return pixels
+        labels = read_mask(path)
+        counts = count_labels(labels)
+        if size and labels.shape != size:
+            report.add(
+                "mask of another size than its image", f"{where}: {_range([labels.shape])}, the image {_range([size])}"
+            )
+        require_labels(counts, 254 if classes is None else classes)
+    except Unusable as error:
+        report.add(error.kind, f"{where}: {error.detail}")
+    return counts
 
 
 # --- detection -----------------------------------------------------------------------------------------------------
@@ -241,115 +235,61 @@ def _check_detection(root: Path, progress: Progress) -> Report:
     counts: dict[str, list[int]] = {}
     for position, (name, content) in enumerate(files.items()):
         file, folder = f"annotations/instances_{name}.json", root / name
-        for key in ("images", "annotations", "categories"):
-            if not content[key]:
-                report.add(f"no {key}", file)
-            _check_ids(report, file, key, content[key])
+        found = find_problems(content, file)
+        for kind, places in found.problems.items():
+            report.problems.setdefault(kind, []).extend(places)
+        report.notes += found.notes
         sizes = []
         for image in content["images"]:
             sizes += _check_listed_image(report, folder, image)
             done += 1
             progress(done, total)
-        sizes_of = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         for category in names.values():
             counts.setdefault(category, [0] * len(files))
-        with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
         for annotation in content["annotations"]:
-            _check_annotation(report, file, annotation, sizes_of, names, with_masks)
             if annotation.get("category_id") in names:
                 counts[names[annotation["category_id"]]][position] += 1
         listed = {str(image["file_name"]) for image in content["images"]}
         unlisted = sum(path.relative_to(folder).as_posix() not in listed for path in image_files(folder))
-        empty = len(sizes_of.keys() - {annotation.get("image_id") for annotation in content["annotations"]})
+        with_instances = {annotation.get("image_id") for annotation in content["annotations"]}
+        empty = sum(image["id"] not in with_instances for image in content["images"])
         crowd = sum(bool(annotation.get("iscrowd")) for annotation in content["annotations"])
         row = (len(listed), unlisted, _range(sizes), len(content["annotations"]), crowd, empty)
         report.splits.append((name, *map(str, row)))
     if len(files) == 2:
-        first, second = ([(c["id"], c["name"]) for c in content["categories"]] for content in files.values())
-        if first != second:
-            report.add("categories differ between the splits", "annotations")
+        first, second = ({str(c["name"]) for c in content["categories"]} for content in files.values())
+        if second - first:
+            report.add("categories differ between the splits", f"annotations: only in val2017: {_some(second - first)}")
+        if first - second:
+            report.notes.append(f"annotations: categories without validation: {_some(first - second)}")
+        report.notes += [f"category {name} has no instance to train on" for name in first if not counts[name][0]]
     report.classes = [("category", *(f"{name} instances" for name in files))]
     report.classes += [(category, *map(str, numbers)) for category, numbers in counts.items()]
     return report
 
 
-def _check_ids(report: Report, file: str, key: str, entries: list[dict]) -> None:
-    seen = set()
-    for entry in entries:
-        if entry["id"] in seen:
-            report.add(f"id used twice in {key}", f"{file}: {entry['id']}")
-        seen.add(entry["id"])
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _check_listed_image(report: Report, folder: Path, image: dict) -> list[tuple[int, int]]:
-    path = folder / str(image["file_name"])
+    name = str(image["file_name"])
+    path = folder / name
     if not path.is_file():
-        report.add("missing image", path.relative_to(report.root))
+        report.add("missing image", f"{folder.name}: {name}")
         return []
-    size = _check_image(report, path)
-    if size and size != (image["height"], image["width"]):
-        stated = f"{image['height']}x{image['width']}"
+    try:
+        size = image_size(path)
+    except Unusable as error:
+        report.add(error.kind, f"{folder.name}/{name}: {error.detail}")
+        return []
+    stated = image.get("height"), image.get("width")
+    if stated not in (size, (None, None)):
         report.add(
-            "image of another size than stated", f"{path.relative_to(report.root)}: {_range([size])}, not {stated}"
+            "image of another size than stated", f"{folder.name}/{name}: {_range([size])}, not {stated[0]}x{stated[1]}"
         )
-    return [size] if size else []
-
-
-def _check_annotation(report: Report, file: str, annotation: dict, sizes: dict, names: dict, with_masks: bool) -> None:
-    where = f"{file}: annotation {annotation['id']}"
-    if annotation.get("category_id") not in names:
-        report.add("unknown category", f"{where}: category {annotation.get('category_id')}")
-    if annotation.get("image_id") not in sizes:
-        report.add("annotation of an image that is not listed", f"{where}: image {annotation.get('image_id')}")
-        return
-    height, width = sizes[annotation["image_id"]]
-    box = annotation.get("bbox")
-    if not _numbers(box) or len(box) != 4 or box[2] <= 0 or box[3] <= 0:
-        report.add("malformed or empty box", f"{where}: {json.dumps(box)[:60]}")
-    elif min(box[:2]) < -SLACK or box[0] + box[2] > width + SLACK or box[1] + box[3] > height + SLACK:
-        report.add("box outside its image", f"{where}: {box} in {height}x{width}")
-    shape = annotation.get("segmentation")
-    if not shape:
-        if with_masks:
-            report.add("empty segmentation", where)
-    elif isinstance(shape, dict):
-        if not _sound_run_lengths(shape, height, width):
-            report.add("malformed run lengths", f"{where}: size {shape.get('size')} in {height}x{width}")
-    elif not isinstance(shape, list) or any(not _numbers(p) or len(p) < 6 or len(p) % 2 for p in shape):
-        report.add(
-            "malformed polygon", f"{where}: fewer than three points, an odd number of coordinates, or no numbers"
-        )
-    elif all(_area(polygon) == 0 for polygon in shape):
-        report.add("polygon without area", where)
-    elif any(_leaves(polygon, height, width) for polygon in shape):
-        report.add("polygon outside its image", where)
-
-
-def _numbers(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and np.isfinite(x) for x in value
-    )
-
-
-def _sound_run_lengths(shape: dict, height: int, width: int) -> bool:
-    """Whether run lengths have the image's size and, where they are not packed, cover exactly its pixels."""
-    counts = shape.get("counts")
-    if shape.get("size") != [height, width]:
-        return False
-    if isinstance(counts, str):
-        return bool(counts)
-    return _numbers(counts) and min(counts, default=-1) >= 0 and sum(counts) == height * width
-
-
-def _area(polygon: list[float]) -> float:
-    x, y = np.array(polygon[0::2], float), np.array(polygon[1::2], float)
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def _leaves(polygon: list[float], height: int, width: int) -> bool:
-    xs, ys = polygon[0::2], polygon[1::2]
-    return min(*xs, *ys) < -SLACK or max(xs) > width + SLACK or max(ys) > height + SLACK
+    return [size]
 
 
 # --- classification ------------------------------------------------------------------------------------------------
@@ -382,6 +322,8 @@ def _check_classification(root: Path, progress: Progress) -> Report:
         report.splits.append((name, str(sum(map(len, classes.values()))), str(len(classes)), _range(sizes)))
     for class_name in sorted(files["train"].keys() ^ files["val"].keys()):
         report.add("class folder in one split only", class_name)
+    if len(files["train"]) == 1:
+        report.add("one class only, there is nothing to tell apart", f"train: {next(iter(files['train']))}")
     report.classes = [("class", "train images", "val images")]
     for class_name in sorted(files["train"].keys() | files["val"].keys()):
         report.classes.append((class_name, *(str(len(split.get(class_name, []))) for split in files.values())))

@@ -6,22 +6,19 @@ Nothing here imports OpenMMLab; ``datasets/configure.py`` points its configs at 
 from __future__ import annotations
 
 import colorsys
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from mixtransfer.datasets.coco import category_names, image_names, read_coco
 from mixtransfer.datasets.scenes import GENERATOR, read_parameters, write_scenes
+from mixtransfer.datasets.stored import Unusable, read_mask
 from mixtransfer.errors import UserError, unknown_name
 
 __all__ = [
     "LAYOUTS",
     "SCENES",
     "TASKS",
-    "VOID",
     "DatasetFolder",
     "Split",
     "found_layouts",
@@ -40,8 +37,6 @@ LAYOUTS = {
     "det": "COCO's layout: train2017, val2017, annotations/instances_{train2017,val2017}.json",
     "cls": "one folder a class: train/<class>/*, val/<class>/*",
 }
-VOID = (0, 255)
-"""Labels of a segmentation mask that belong to no class."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif")
 
 Progress = Callable[[int, int], None]
@@ -121,11 +116,13 @@ def found_layouts(root: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files below ``folder``, sorted; hidden ones are not counted."""
+    """Return the image files below ``folder``, sorted; hidden ones, and those in hidden folders, are not counted."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
 
 
@@ -195,12 +192,9 @@ def _largest_label(root: Path, masks: list[Path], progress: Progress) -> int:
     largest = 0
     for done, path in enumerate(masks, 1):
         try:
-            with Image.open(path) as mask:
-                labels = np.asarray(mask)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path}: unreadable mask ({error}); replace it") from error
-        if labels.ndim != 2 or labels.max() > 255:
-            raise UserError(f"{path}: a mask has one channel of 8 bits with the label of each pixel; convert it")
+            labels = read_mask(path)
+        except Unusable as error:
+            raise UserError(f"{path}: {error}; see tools/data.py check") from error
         largest = max(largest, int(labels[labels != 255].max(initial=0)))
         progress(done, len(masks))
     if largest == 0:
@@ -217,54 +211,30 @@ def _open_detection(root: Path, progress: Progress) -> DatasetFolder:
         if not file.is_file():
             raise missing_dataset(root, f"the file {file.relative_to(root)}", "det")
         content = read_coco(file)
-        if not content["images"] or not content["annotations"] or not content["categories"]:
-            empty = next(key for key in COCO_KEYS if not content[key])
-            raise UserError(f"{file} lists no {empty}; a dataset needs some, or use --data {SCENES}")
-        lost = [name for name in coco_file_names(content) if not (images / name).is_file()]
+        for key in ("images", "annotations", "categories"):
+            if not content[key]:
+                raise UserError(f"{file} lists no {key}; a dataset needs some, or use --data {SCENES}")
+        lost = [name for name in image_names(content) if not (images / name).is_file()]
         if lost:
             raise UserError(
                 f"{len(lost)} of {len(content['images'])} images of {file} are not in {images}, first {lost[0]}; "
                 "add them or take them out of the file"
             )
-        # In the file's order, not sorted: that is the order in which mmdet numbers the classes.
-        categories.append([(category["id"], str(category["name"])) for category in content["categories"]])
+        categories.append(category_names(content))
         splits.append(Split(name, f"annotations/instances_{name}.json", len(content["images"])))
-    if categories[0] != categories[1]:
+    # By name: numbers and order are the file's own affair, and a file may leave out what it has no instances of.
+    unknown = [name for name in categories[1] if name not in categories[0]]
+    if unknown:
         raise UserError(
-            f"the categories of the two files in {root / 'annotations'} differ; make them equal, in one order"
+            f"{root / splits[1].annotations} has categories that {splits[0].annotations} lacks:"
+            f" {', '.join(unknown[:5])}; there are {', '.join(categories[0])}; make them equal"
         )
-    classes = tuple(name for _, name in categories[0])
-    if len(set(classes)) < len(classes):
-        raise UserError(f"two categories in {root / splits[0].annotations} have the same name; rename one")
+    for names, split in zip(categories, splits, strict=True):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"two categories in {root / split.annotations} have the name {twice[0]}; rename one")
+    classes = categories[0]
     return DatasetFolder("det", root, classes, make_palette(len(classes)), *splits)
-
-
-COCO_KEYS = ("images", "annotations", "categories")
-
-
-def read_coco(path: Path) -> dict:
-    """Return the content of a COCO annotation file, its three lists present and made of objects.
-
-    Raises:
-        UserError: not JSON, or not COCO's.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON file ({error}); replace it") from error
-    for key in COCO_KEYS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{path} has no list {key!r}; it should be a COCO instances file")
-        required = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}.get(key, ("id",))
-        for entry in content[key]:
-            if not isinstance(entry, dict) or any(name not in entry for name in required):
-                raise UserError(f"{path}: an entry of {key!r} lacks one of {', '.join(required)}: {str(entry)[:80]}")
-    return content
-
-
-def coco_file_names(content: dict) -> Iterator[str]:
-    """Yield the file name of each image of a COCO annotation file."""
-    return (str(image["file_name"]) for image in content["images"])
 
 
 def _open_classification(root: Path, progress: Progress) -> DatasetFolder:
@@ -274,7 +244,11 @@ def _open_classification(root: Path, progress: Progress) -> DatasetFolder:
         if not folder.is_dir():
             raise missing_dataset(root, f"the folder {name}", "cls")
         classes.append(class_folders(folder))
-        splits.append(Split(name, name, len(image_files(folder))))
+        counts = {label: len(image_files(folder / label)) for label in classes[-1]}
+        splits.append(Split(name, name, sum(counts.values())))
+        empty = [label for label, count in counts.items() if not count]
+        if name == "train" and 0 < len(empty) < len(counts):
+            raise UserError(f"{folder / empty[0]} holds no images of its class; add some, or take the folder away")
         if not splits[-1].count:
             raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some, or use --data {SCENES}")
     if classes[0] != classes[1]:

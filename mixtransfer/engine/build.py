@@ -43,7 +43,7 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
     Raises:
         UserError: pretrained weights are missing; head, neck or token classifier cannot follow the backbone.
     """
-    from mixtransfer.datasets.label_transform import add_label_check
+    from mixtransfer.datasets.before import prepare_data
     from mixtransfer.engine.fit_channels import fit_channels
 
     if purpose not in PURPOSES:
@@ -79,8 +79,7 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         for split in ("val", "test"):
             for part in ("dataloader", "cfg", "evaluator"):
                 cfg[f"{split}_{part}"] = None
-    if "decode_head" in cfg.model:
-        add_label_check(cfg)
+    prepare_data(cfg, purpose)
     if cfg.get("randomness", {}).get("seed") is None:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": 0}
     fit_channels(cfg)

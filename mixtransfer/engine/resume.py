@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import present_names
 from mixtransfer.checkpoints.read import read_checkpoint
+from mixtransfer.datasets.classes import trained_classes
 from mixtransfer.errors import UserError
 
 __all__ = [
@@ -88,10 +89,6 @@ def place_in(content: Mapping[str, Any], name: str) -> Place:
     odd = [key for key, value in numbers.items() if type(value) is not int or not 0 <= value < LARGEST]
     if odd:
         raise UserError(f"{name}: its meta.{odd[0]} is no whole number from 0; it cannot be resumed")
-    told = meta.get("dataset_meta")
-    classes = told.get("classes") if isinstance(told, Mapping) else None
-    if not isinstance(classes, list | tuple) or not all(isinstance(label, str) for label in classes):
-        classes = None
     without = meta.get(WITHOUT_STATE)
     if without is not None and (not isinstance(without, list) or any(type(number) is not int for number in without)):
         raise UserError(f"{name}: its meta.{WITHOUT_STATE} is no list of numbers; it cannot be resumed")
@@ -99,7 +96,7 @@ def place_in(content: Mapping[str, Any], name: str) -> Place:
         numbers["epoch"],
         numbers["iter"],
         numbers["seed"],
-        None if classes is None else tuple(classes),
+        trained_classes(content),
         None if without is None else tuple(without),
     )
 

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+from mixtransfer.datasets.learnable import require_steps
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop
 from mixtransfer.engine.resume import (
@@ -145,6 +146,7 @@ class TransferRunner(Runner):
         if kind not in classes:
             raise UserError(f"train_cfg.type={kind!r}: give {' or '.join(classes)}")
         loader = self.build_dataloader(self._train_dataloader, seed=self.seed)
+        require_steps(loader)
         with config_errors("train_cfg"):
             for key in ("max_iters", "max_epochs", "val_interval"):
                 if loop.get(key, 1) < 1:

@@ -6,6 +6,8 @@ Pictures are RGB, (H, W, 3) uint8; labels are classes from 0, −1 where there i
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,11 +19,14 @@ from PIL import Image
 from mixtransfer.errors import UserError
 
 __all__ = [
+    "as_picture",
     "color_labels",
     "color_shares",
     "enlarge",
     "heat",
     "overlay",
+    "picture_names",
+    "plain_text",
     "save",
     "save_curves",
     "save_sheet",
@@ -35,6 +40,18 @@ INK, FAINT = "#22303c", "#d9dee3"
 LINES = ("#2563a8", "#f08a24", "#3c8d53", "#9b4f96")
 
 
+def as_picture(loaded: np.ndarray) -> np.ndarray:
+    """Return an image as a pipeline loaded it, (H, W) or (H, W, C) in OpenCV's order, as a picture.
+
+    Values of more than 8 bits keep their upper ones, as OpenCV does; floats are taken as 0 … 255.
+    """
+    image = loaded if loaded.ndim == 3 else loaded[..., None]
+    if image.dtype == np.uint16:
+        image = image >> 8
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image[..., 2::-1] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, axis=2))
+
+
 def color_labels(labels: np.ndarray, palette: Palette) -> np.ndarray:
     """Paint a map of classes (H, W) in the colors of its classes; light gray where there is none (below 0)."""
     colors = np.array([*palette, VOID_COLOR], np.uint8)
@@ -44,6 +61,28 @@ def color_labels(labels: np.ndarray, palette: Palette) -> np.ndarray:
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.6) -> np.ndarray:
     """Paint a map of classes over the image that it belongs to."""
     return (image * (1 - opacity) + color_labels(labels, palette) * opacity).round().astype(np.uint8)
+
+
+def picture_names(files: Sequence[Path], root: Path | None = None) -> dict[Path, str]:
+    """Return a name, with folders and without suffix, for each file's picture, such that no two pictures are the same.
+
+    The folders below ``root`` stay, by default below the folder that all files share. Where two files differ only in
+    suffix or case, or one is named as another's label map, all keep their suffix in the name.
+    """
+    places = {file: Path(os.path.abspath(file)) for file in files}
+    shared = os.path.abspath(root) if root else os.path.commonpath([str(place.parent) for place in places.values()])
+    # A picture of what lies elsewhere must not be written elsewhere.
+    full = {file: os.path.relpath(place, shared).replace("..", "_") for file, place in places.items()}
+    names = {file: str(Path(name).with_suffix("")) for file, name in full.items()}
+    # A file system may not tell case apart.
+    lower = Counter(name.lower() for name in dict(zip(full.values(), names.values(), strict=True)).values())
+    clash = any(count > 1 or f"{name}_labels" in lower for name, count in lower.items())
+    return full if clash else names
+
+
+def plain_text(name: str) -> str:
+    """Return a class name as matplotlib draws it literally; between two dollars it would read formulas."""
+    return name.replace("$", r"\$")
 
 
 def color_shares(shares: np.ndarray, colors: Palette) -> np.ndarray:
@@ -146,7 +185,7 @@ def _figure(width: float, height: float) -> Figure:
 def _add_legend(figure: Figure, classes: Mapping[str, Sequence[int]], columns: int) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(facecolor=np.array(color) / 255, label=name) for name, color in classes.items()]
+    patches = [Patch(facecolor=np.array(color) / 255, label=plain_text(name)) for name, color in classes.items()]
     figure.legend(
         handles=patches, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2
     )

@@ -1,0 +1,121 @@
+"""What a command does with a config's data before it builds anything: the checks of ``data check`` that are cheap."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mixtransfer.datasets.coco import Findings, find_problems, read_coco, sound_content
+from mixtransfer.datasets.configure import class_info, has_masks, leaf_datasets, type_name
+from mixtransfer.datasets.learnable import require_learnable
+from mixtransfer.datasets.stored import Unusable, image_size
+from mixtransfer.datasets.transforms import add_checks
+from mixtransfer.errors import UserError
+from mixtransfer.progress import notice, progress_line
+
+__all__ = ["prepare_data"]
+
+#: Purpose of a config -> the splits that are read for it; single images need none, others the training split.
+READ = {"train": ("train", "val"), "resume": ("train", "val"), "test": ("test",), "predict": ()}
+
+
+def prepare_data(cfg: Config, purpose: str) -> None:
+    """Check a config's data, and let it be read soundly, in place.
+
+    COCO files are judged completely; mmdet and its metric then read sound copies in the work directory. Masks and
+    images are judged as they are loaded, some masks at once where the config trains.
+
+    Args:
+        cfg: the config, on its data.
+        purpose: one of :data:`~mixtransfer.engine.build.PURPOSES`.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if purpose in ("train", "resume"):
+        require_learnable(cfg)
+    _sound_annotations(cfg, READ.get(purpose, ("train",)))
+    add_checks(cfg)
+
+
+def _sound_annotations(cfg: Config, splits: Sequence[str]) -> None:
+    copies: dict[Path, str] = {}
+    masks = has_masks(cfg.model) or _loads_masks(cfg.get("train_dataloader"))
+    for split in splits:
+        for dataset in leaf_datasets((cfg.get(f"{split}_dataloader") or {}).get("dataset") or {}):
+            if type_name(dataset) != "CocoDataset" or not dataset.get("ann_file"):
+                continue
+            file = Path(dataset.get("data_root") or "") / dataset["ann_file"]
+            if not file.is_file():
+                continue
+            if file.resolve() not in copies:
+                path = Path(cfg.work_dir).resolve() / "annotations" / f"{len(copies)}_{file.name}"
+                _write_sound(cfg, dataset, file, masks, path)
+                copies[file.resolve()] = str(path)
+            dataset["ann_file"] = copies[file.resolve()]
+    for split in splits:
+        _replace(cfg.get(f"{split}_evaluator"), copies)
+
+
+def _loads_masks(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return bool(part.get("with_mask")) or any(map(_loads_masks, part.values()))
+    return isinstance(part, (list, tuple)) and any(map(_loads_masks, part))
+
+
+def _replace(part: Any, copies: Mapping[Path, str]) -> None:
+    for metric in [part] if isinstance(part, Mapping) else part or []:
+        file = metric.get("ann_file")
+        if file and Path(file).resolve() in copies:
+            metric["ann_file"] = copies[Path(file).resolve()]
+
+
+def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: Path) -> None:
+    content = read_coco(file)
+    found = find_problems(content, str(file), progress_line(f"checking {file.name}"))
+    fatal = found.fatal(masks)
+    if fatal:
+        kind, places = next(iter(fatal.items()))
+        raise UserError(
+            f"{places[0] if str(file) in places[0] else file}: {kind}, {sum(map(len, fatal.values()))} problems in all;"
+            " see tools/data.py check"
+        )
+    if masks and not found.masks:
+        raise UserError(f"{file}: no annotation has a segmentation, the model has a mask head; use one for boxes only")
+    _say_left_out(found, masks, file)
+    info = class_info(dataset, cfg.get("default_scope"))
+    prefix = dataset.get("data_prefix") or {}
+    folder = Path(dataset.get("data_root") or "") / prefix.get("img", "")
+    sound = sound_content(content, tuple(info.get("classes") or ()), masks, _sizes_in_files(content, folder))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Distributed processes write the same file at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(sound), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _say_left_out(found: Findings, masks: bool, file: Path) -> None:
+    for kind, places in found.problems.items():
+        if kind not in found.fatal(masks):
+            notice(f"{kind}: {len(places)} of {found.annotations} annotations, first {places[0]}")
+
+
+def _sizes_in_files(content: dict, folder: Path) -> dict[str, tuple[int, int]]:
+    """Return (height, width), by file name, of the images whose entry in a COCO file states none.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    unsized = [str(image["file_name"]) for image in content["images"] if image.get("height") is None]
+    sizes = {}
+    for name in unsized:
+        try:
+            sizes[name] = image_size(folder / name)
+        except Unusable as error:
+            raise UserError(f"{folder / name}: {error}") from error
+    return sizes
