@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from mixtransfer.compat import mmcv_ops as ops
+from mixtransfer.compat.ops import suppression
 from mixtransfer.errors import UserError
 
 ops.install()
 
 import mmcv  # noqa: E402
-from mmcv.ops import RoIAlign, RoIPool, batched_nms, nms, soft_nms  # noqa: E402
+from mmcv.ops import RoIAlign, batched_nms, box_iou_rotated, nms  # noqa: E402
 
 # (batch index, x1, y1, x2, y2) in pixels of an image of 96 x 56 pixels
 ROIS = [
@@ -211,21 +212,16 @@ def test_gpu_agrees_with_cpu(boxes, deterministic):
 
 
 served = pytest.mark.skipif(
-    getattr(sys.modules.get(ops.EXTENSION), "nms", None) is not ops.nms, reason="mmcv has its own compiled ops"
+    getattr(sys.modules.get(ops.EXTENSION), "nms", None) is not suppression.nms, reason="mmcv has its own compiled ops"
 )
 
 
 @served
 def test_a_missing_op_is_refused_when_it_is_called():
     remedy = r"pip install --no-build-isolation --no-binary onedl-mmcv"
-    with pytest.raises(UserError, match=f"the op 'softnms' is missing, .*{remedy}"):
-        soft_nms(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([0.5]))
-    with pytest.raises(UserError, match="the op 'roi_pool_forward' is missing"):
-        RoIPool(2)(torch.zeros(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]))
-    with pytest.raises(
-        UserError, match=f"pool_mode='max' needs mmcv's compiled ops; use pool_mode='avg' or .*{remedy}"
-    ):
-        RoIAlign(2, pool_mode="max")(torch.zeros(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]))
+    boxes = torch.tensor([[0.0, 0, 2, 2, 0.1]])
+    with pytest.raises(UserError, match=f"the op 'box_iou_rotated' is missing, .*{remedy}"):
+        box_iou_rotated(boxes, boxes)
     with pytest.raises(AttributeError, match=r"'mmcv\._ext' has no attribute '__file__'"):
         _ = sys.modules[ops.EXTENSION].__file__
 
@@ -258,6 +254,7 @@ def test_a_torchvision_of_another_torch_is_named():
     code = """
 import sys, torch
 from mixtransfer.compat import mmcv_ops as ops
+from mixtransfer.compat.ops import suppression
 def load_library(path):
     raise OSError("undefined symbol")
 torch.ops.load_library = load_library
