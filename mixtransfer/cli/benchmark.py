@@ -127,10 +127,10 @@ def _speed(args: argparse.Namespace) -> int:
     }
     results, gain = [], {}
     for case in args.case:
-        for contest in getattr(cases, case)(options):
-            results.append(measure(contest, args.rounds, device, progress_line(contest.title)))
+        for comparison in getattr(cases, case)(options):
+            results.append(measure(comparison, args.rounds, device, progress_line(comparison.title)))
             gain = speedups(results)
-            # After every contest, so that a run that is stopped leaves what it measured.
+            # After every comparison, so that a run that is stopped leaves what it measured.
             _write(
                 args.json,
                 {"environment": about, "results": [result.as_dict() for result in results], "speedups": gain},
