@@ -1,4 +1,4 @@
-"""What ``benchmark speed`` compares; each case checks that the contestants compute the same before they are timed."""
+"""The comparisons of ``benchmark speed``; each case checks that contestants compute the same before they are timed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tlalign(options: Options, arch: str = "deit_small") -> Iterator[Comparison]:
         labels = torch.randint(1000, (batch,), device=options.device)
 
         if options.compile:
-            # Block by block: what draws and mixes is plain Python and stays outside the graphs.
+            # Block by block: drawing and mixing is plain Python and stays outside the graphs.
             for net in nets.values():
                 for block in net.backbone.blocks:
                     block.compile()

@@ -1,6 +1,6 @@
 """Speed, compared side by side: every contestant runs in every round, so that a loaded machine slows all of them alike.
 
-A ratio is the median over rounds of our time divided by theirs in the same round; its spread is given by the quartiles.
+A ratio is the median over rounds of our time divided by theirs in the same round, with its quartiles.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Comparison:
     """Steps that do the same work.
 
     Attributes:
-        title: what is run, on what sizes.
-        steps: name to a call that runs one step; the first is ours.
-        max_ratio: name of an opponent to the largest ratio ours/theirs that we accept.
-        family: the family of backbones that this is about; None where it is about something else.
+        title: the work and its sizes.
+        steps: name -> a call that runs one step; the first is ours.
+        max_ratio: name of an opponent -> the largest ratio ours/theirs that we accept.
+        family: the family of backbones that is compared; None for any other subject.
     """
 
     title: str
@@ -59,16 +59,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """The times of a contest.
+    """The times of a comparison.
 
     Attributes:
-        contest: title of the contest.
-        seconds: name to the seconds of one step in every round; the first is ours.
+        title: as in :class:`Comparison`.
+        seconds: name -> the seconds of one step in every round; the first is ours.
         max_ratio: as in :class:`Comparison`.
         family: as in :class:`Comparison`.
     """
 
-    contest: str
+    title: str
     seconds: dict[str, list[float]]
     max_ratio: Mapping[str, float]
     family: str | None = None
@@ -93,7 +93,7 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data for JSON."""
         return {
-            "contest": self.contest,
+            "contest": self.title,
             "family": self.family,
             "ours": self.ours,
             "median_seconds": self.medians,
@@ -103,7 +103,7 @@ class Result:
 
 
 def measure(
-    contest: Comparison,
+    comparison: Comparison,
     rounds: int,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -111,34 +111,34 @@ def measure(
     """Time all contestants in ``rounds`` rounds, each of which starts with another of them.
 
     Args:
-        contest: what to run.
+        comparison: the steps to run.
         rounds: number of timings of each contestant, after two rounds of warm-up.
-        device: where the steps run; it is waited for before a clock is read.
+        device: where the steps run; each clock is read when it has finished.
         progress: called as ``progress(done, total)`` after each round.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(2):
-        fastest = min(_seconds(step, 1, wait) for step in contest.steps.values())
+        fastest = min(_seconds(step, 1, wait) for step in comparison.steps.values())
     # The same number of calls for all, so that contestants that draw at random see the same draws.
     calls = math.ceil(MIN_SECONDS / max(fastest, 1e-6))
-    names = list(contest.steps)
+    names = list(comparison.steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for done in range(rounds):
         start = done % len(names)
         for name in names[start:] + names[:start]:
-            seconds[name].append(_seconds(contest.steps[name], calls, wait))
+            seconds[name].append(_seconds(comparison.steps[name], calls, wait))
         progress(done + 1, rounds)
-    return Result(contest.title, seconds, contest.max_ratio, contest.family)
+    return Result(comparison.title, seconds, comparison.max_ratio, comparison.family)
 
 
 def table(results: list[Result]) -> str:
     """Return the results as a Markdown table: a row for us, then one for each opponent."""
     lines = [
-        "| contest | contestant | median, ms | ours / theirs | quartiles | bar |",
+        "| comparison | contestant | median, ms | ours / theirs | quartiles | bar |",
         "|---|---|---:|---:|---|---:|",
     ]
     for result in results:
-        lines.append(f"| {result.contest} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | |")
+        lines.append(f"| {result.title} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | |")
         for name, ratio in result.ratios.items():
             bar = f"{result.max_ratio[name]:.2f} |" if name in result.max_ratio else "|"
             lines.append(
@@ -155,7 +155,7 @@ def speedups(results: list[Result]) -> dict[str, float]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what figures depend on: processor, device, threads, load of the machine, versions."""
+    """Return the conditions of a figure: processor, device, threads, load of the machine, versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

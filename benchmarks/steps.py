@@ -1,4 +1,4 @@
-"""What the cases of ``benchmark speed`` share: their options, their steps, and the check that contestants are equal."""
+"""Shared by the cases of ``benchmark speed``: their options, their steps, the check that contestants are equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Options:
         size: side of the images in pixels; None takes the case's own.
         dtype: bfloat16 runs under autocast; parameters stay float32.
         compile: run all contestants through ``torch.compile``.
-        families: what the case ``families`` runs; none: all.
+        families: the families that the case ``families`` runs; none: all.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -45,11 +45,11 @@ class Options:
         return torch.autocast(self.device.type, self.dtype)
 
     def compiled(self, function: Callable) -> Callable:
-        """Return ``function``, compiled where that was asked for."""
+        """Return ``function``, compiled if the options say so."""
         return torch.compile(function) if self.compile else function
 
     def max_ratio(self, **max_ratio: float) -> dict[str, float]:
-        """Return the max_ratio, which were set for float32 on CPU without compilation; none elsewhere."""
+        """Return the accepted ratios, which hold for float32 on CPU without compilation; none elsewhere."""
         plain = self.device.type == "cpu" and self.dtype == torch.float32 and not self.compile
         return max_ratio if plain else {}
 

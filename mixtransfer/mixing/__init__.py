@@ -1,4 +1,4 @@
-"""Mixing methods: which tokens come from the partner (regions), and what the label becomes (targets)."""
+"""Mixing methods: regions, the tokens that come from the partner, and targets, the label of the mix."""
 
 from mixtransfer.mixing.draws import Draw, EvenDraw, PendingDraw, PixelDraw
 from mixtransfer.mixing.methods import CutMix, Mixing, Mixup, MixupOrCutMix, TLAlign

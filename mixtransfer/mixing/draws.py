@@ -1,4 +1,4 @@
-"""Draws: what one step mixes, as frozen values of plain CPU data, and the random numbers that they are made from.
+"""Draws: the mix of one step as a frozen value of plain CPU data, and the random numbers behind it.
 
 Shapes: B batch, H × W image, h × w grid of tokens.
 """
@@ -32,11 +32,11 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What one step mixes; plain CPU data that can be saved and replayed.
+    """The mix of one step: plain CPU data that can be saved and replayed.
 
     Attributes:
         partner: (B,) int64, the index of the image that each image is mixed with.
-        mask: (B or 1, h, w), the share of each token that comes from the partner; bool where that is all or nothing.
+        mask: (B or 1, h, w), the share of each token that comes from the partner; bool if it is 0 or 1 everywhere.
         ratio: (B,) float64, the share of each image that is its own.
         pastes: True if a region is pasted (CutMix-like), False if images are blended evenly (Mixup); ``ratio`` then
             weighs the labels.
@@ -55,7 +55,7 @@ class Draw:
         return self
 
     def mix(self, images: Tensor) -> Tensor:
-        """Return the mixed images (B, C, H, W); ``images`` itself where nothing comes from a partner."""
+        """Return the mixed images (B, C, H, W); ``images`` itself if nothing comes from a partner."""
         share = self.pixels(size_of(images))
         if not share.any():
             return images
@@ -78,8 +78,8 @@ class Draw:
     def label_map(self, images: Tensor) -> Tensor:
         """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
 
-        This is all a backbone has to carry (``token_labels``): labels move linearly, so a token whose aligned share is
-        m has the label (1 − m)·Y1 + m·Y2.
+        A backbone has to carry this channel alone (``token_labels``): labels move linearly, so a token whose aligned
+        share is m has the label (1 − m)·Y1 + m·Y2.
         """
         mask = self.mask.to(images.device, torch.promote_types(images.dtype, torch.float32))
         return mask.expand(len(images), -1, -1)[:, None]

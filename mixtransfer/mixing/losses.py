@@ -13,7 +13,7 @@ __all__ = ["divergence", "kl", "soft_cross_entropy"]
 def soft_cross_entropy(logits: Tensor, targets: Tensor, present: Tensor | None = None) -> Tensor:
     """Return the mean over the batch of −Σ targets · log softmax(logits), both (B, K).
 
-    Rows that ``present`` (B or 1,) says are not there count as 0.
+    Rows that are False in ``present`` (B or 1,) count as 0.
     """
     rows = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
     return (rows if present is None else rows * present).mean()

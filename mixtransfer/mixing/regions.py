@@ -2,7 +2,7 @@
 
 A region *draws* (the only place of randomness) and *applies* a draw to images (pure). All three here make one choice
 for the whole batch, as their papers' code does; the partner of image i is image B − 1 − i. The regions of TokenMix and
-SMMix are in files of their own.
+SMMix have files of their own.
 
 Shapes: B batch, H × W image, h × w grid of tokens.
 
@@ -47,7 +47,7 @@ class Region:
         raise NotImplementedError
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Return the mixed images (B, C, H, W); ``images`` itself where the draw takes nothing from the partner."""
+        """Return the mixed images (B, C, H, W); ``images`` itself if the draw takes nothing from a partner."""
         return draw.mix(images)
 
 
@@ -115,7 +115,10 @@ class RandomChoice(Region):
 
     Args:
         regions: configs or instances of regions.
-        weights: how often each is drawn, relative to the others; equally often by default.
+        weights: relative frequencies of the regions; equal by default.
+
+    Raises:
+        UserError: weights that are negative, all 0, or not one for each region.
     """
 
     def __init__(self, regions: Sequence[Mapping[str, Any] | Region], weights: Sequence[float] | None = None):

@@ -2,15 +2,15 @@
 
 Paper: Chen et al., "SMMix: Self-Motivated Image Mixing for Vision Transformers", ICCV 2023, arXiv 2212.12977. Code:
 ChenMnZ/SMMix (no licence). The network first sees the unmixed batch. The square of the partner that its patches attend
-to most is pasted over the square of the image that they attend to least. Tokens of either side are classified by a
-head of their own (fine-grained labels), and the mixed logits are pulled to the mixture of the unmixed ones
+to most is pasted over the square of the image that they attend to least. Tokens of either side are classified by
+``region_head`` (fine-grained labels), and the mixed logits are pulled to the mixture of the unmixed ones
 (consistency). In the other steps the images are Mixup's, and the label's loss is the only one.
 
 Shapes: B batch, h × w grid of tokens, K classes.
 
 Kept from the published code: the side of the square is drawn once a step from a quarter to three quarters of the
 grid's; all losses have weight 1; the logits of the unmixed pass are mixed, not their softmax; that pass is one of
-evaluation, without gradient. In steps of Mixup the second head has gradients of 0.
+evaluation, without gradient. In steps of Mixup ``region_head`` has gradients of 0.
 Different: any grid, whose shorter side the square's is drawn from; the attention of the last block alone is read; the
 paste is one gather.
 """
@@ -40,7 +40,7 @@ __all__ = ["AttendedSquare", "FineGrained", "PendingSquare", "SMMix", "SquareDra
 class SquareDraw(Draw):
     """A square of each partner, pasted at another place.
 
-    Unlike other draws it lives where the attention was computed, so that no device waits for it.
+    Unlike other draws it lies on the device of the attention, so that no device waits for it.
 
     Attributes:
         shift: (B, 2) int64, rows and columns of tokens from where a square is pasted to where the partner has it.
@@ -67,7 +67,7 @@ class PendingSquare(PendingDraw):
     """The random part of a :class:`SquareDraw`; where the square lies follows from the attention.
 
     Attributes:
-        size: where the side lies among those allowed, from 0 up, below 1.
+        size: place of the side among the allowed ones, from 0, below 1.
         smallest: the shortest side, as a share of the grid's shorter side.
         largest: the longest one.
     """
@@ -79,7 +79,7 @@ class PendingSquare(PendingDraw):
     largest: float
 
     def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
-        """Return the draw for images that the network attends to as ``evidence["image_attention"]`` (B, h, w) says."""
+        """Return the draw that follows from ``evidence["image_attention"]`` (B, h, w) of the unmixed images."""
         attention = evidence["image_attention"]
         grid = size_of(attention)
         sides = allowed_sides(min(grid), self.smallest, self.largest)
@@ -138,10 +138,10 @@ class AttendedSquare(Region):
 
 @MODELS.register_module()
 class FineGrained(Area):
-    """The label goes by area; each image's tokens have a loss of their own, and the logits one (section 3).
+    """Area weighs the label; either image's tokens have a loss of their own, and the logits one (section 3).
 
-    ``"region_logits"`` (B, 2, K): the token head's logits of the mean token that is the image's own, and of the mean
-    one that is the partner's. ``"unmixed_logits"`` (B, K): those of the unmixed images.
+    ``"region_logits"`` (B, 2, K): the logits of ``region_head`` for the mean token of the image's own, and for the mean
+    token of its partner's. ``"unmixed_logits"`` (B, K): those of the unmixed images.
     """
 
     needs = ("region_logits",)
@@ -153,7 +153,7 @@ class FineGrained(Area):
         fine = soft_cross_entropy(own, targets, (mask < 1).any(dim=1))
         fine = (fine + soft_cross_entropy(pasted, targets[draw.partner.to(own.device)], (mask > 0).any(dim=1))) / 2
         if not draw.pastes:
-            # The token head stays part of the graph, which distributed training asks for.
+            # region_head stays part of the graph: distributed training wants a gradient for every parameter.
             return {"loss_fine": 0 * fine, "loss_consistency": torch.zeros_like(fine)}
         expected = blend(evidence["unmixed_logits"], draw, 1 - draw.ratio)
         return {"loss_fine": fine, "loss_consistency": divergence(evidence["logits"], expected)}

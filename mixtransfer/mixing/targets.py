@@ -1,7 +1,7 @@
-"""Targets: what the label of a mixed image becomes. All are pure and linear in the labels.
+"""Targets: the label of a mixed image. All are pure and linear in the labels.
 
-Labels are dense (B, K) rows, smoothing included; evidence is a dict of what the method declares in ``needs`` and
-``needs_unmixed``. The targets of TransMix, TokenMix and SMMix are in files of their own.
+Labels are dense (B, K) rows, smoothing included; evidence is a dict of tensors by the names in ``needs`` and
+``needs_unmixed``. The targets of TransMix, TokenMix and SMMix have files of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Target:
     Attributes:
         needs: names of the evidence from the pass of the mixed images. ``"token_labels"``: the (B, 1) label that a
             backbone's ``embed(images, token_labels=draw.label_map(images))`` returns.
-        needs_unmixed: names of the evidence about the unmixed images; there is none in steps that cut no region out.
+        needs_unmixed: names of the evidence about the unmixed images; there is none in steps that paste no region.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -32,7 +32,7 @@ class Target:
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         """Return the labels (B, K) of the mixed images from those of the unmixed ones.
 
-        Called for draws that cut a region out; all others go by area.
+        Called for draws that paste a region; all others weigh labels by area.
         """
         raise NotImplementedError
 
@@ -42,14 +42,15 @@ class Target:
         Args:
             targets: labels (B, K) of the unmixed images.
             draw: how they were mixed.
-            evidence: what the target needs, and the ``"logits"`` (B, K) of the mixed images.
+            evidence: tensors by the names in ``needs`` and ``needs_unmixed``, and the ``"logits"`` (B, K) of the mixed
+                images.
         """
         return {}
 
 
 @MODELS.register_module()
 class Area(Target):
-    """Each image's label counts as much as its area (Mixup: as its λ)."""
+    """The weight of an image's label is its share of the area (Mixup: λ)."""
 
     def relabel(self, targets, draw, evidence):  # noqa: D102
         return blend(targets, draw, 1 - draw.ratio)
@@ -57,7 +58,7 @@ class Area(Target):
 
 @MODELS.register_module()
 class AlignedTokens(Target):
-    """Each image's label counts as much as its share of what the image embedding attended to.
+    """The weight of an image's label is its share of the tokens that the image embedding attended to.
 
     TL-Align, arXiv 2210.06455, section 3.2: token labels travel through the network with its attention.
     """

@@ -1,12 +1,12 @@
-"""TokenMix: scattered blocks of tokens from the partner, labels by what a teacher sees in them.
+"""TokenMix: scattered blocks of tokens from the partner, labels by a teacher's activation map of them.
 
 Paper: Liu et al., "TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers", ECCV 2022,
 arXiv 2207.08409. Code: Sense-X/TokenMix (MIT). One union of rectangles on the grid of tokens comes from the partner,
-the same for the whole batch; in the other steps the images are Mixup's. A label counts as much as what stays visible of
+the same for the whole batch; in the other steps the images are Mixup's. The weight of a label is the visible share of
 its own image's activation map, which a teacher makes from the unmixed image.
 
 Kept from the published code: λ is 0.5 in steps of blocks (its Beta draw goes unused); ``extra`` tokens more than 1 − λ
-of the grid are asked for; the search for blocks gives up early, so that some draws have a few tokens less; a block
+of the grid are requested; the search for blocks gives up early, so that some draws have a few tokens less; a block
 never spans the grid; the two weights do not sum to 1, and smoothing is split between both labels, so that entries may
 be negative.
 Different: any grid instead of 14 × 14; a label map of other size than the grid of tokens is weighed by area.
@@ -45,7 +45,7 @@ class _CountedTokens(Region):
         self.ratio, self.extra = ratio, extra
 
     def count(self, grid: tuple[int, int]) -> int:
-        """Return how many tokens of a grid (h, w) are asked for."""
+        """Return the number of tokens that are requested of a grid (h, w)."""
         cells = grid[0] * grid[1]
         return min(cells, int((1 - self.ratio) * cells) + self.extra)
 
@@ -128,10 +128,10 @@ def random_tokens(grid: tuple[int, int], count: int, source: np.random.Generator
 
 @MODELS.register_module()
 class ActivationMap(Target):
-    """Each image's label counts as much as what is visible of its activation map (section 3).
+    """The weight of an image's label is the visible share of its activation map (section 3).
 
     ``"activation_map"`` is the map (B, h, w) of each unmixed image's own class, not negative. Targets are rows of one
-    class, smoothed or not: it is where a row is largest. Rows keep their sum only where the weights sum to 1.
+    class, smoothed or not; the class is the largest entry. Rows keep their sum only if the weights sum to 1.
     """
 
     needs_unmixed = ("activation_map",)

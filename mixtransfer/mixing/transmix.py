@@ -1,11 +1,11 @@
 """TransMix: CutMix whose label follows the attention of the class token.
 
 Paper: Chen et al., "TransMix: Attend to Mix for Vision Transformers", CVPR 2022, arXiv 2111.09833. Code:
-Beckschen/TransMix (Apache-2.0). The image is CutMix's, in the other steps Mixup's. The partner's share of the label is
-the mean of its share of the area and of its share of what the class token attends to in the last block, image by image.
+Beckschen/TransMix (Apache-2.0). The image is CutMix's, in the other steps Mixup's. The partner's share of the label is,
+image by image, the mean of its share of the area and its share of the class token's attention in the last block.
 
 Kept from the published code: a token belongs to the partner if its first pixel does; the attention of the class token
-to itself is left out; no gradient flows through the attention; steps of Mixup go by λ.
+to itself is left out; no gradient flows through the attention; steps of Mixup weigh labels by λ.
 Different: the grid is the network's, not the square root of the number of tokens; one row of one block's attention is
 computed, not the maps of all blocks.
 """
@@ -27,7 +27,7 @@ __all__ = ["AttentionWeighted", "TransMix", "attention_share"]
 
 @MODELS.register_module()
 class AttentionWeighted(Target):
-    """Each image's label counts by the mean of its area and of the class token's attention to it (section 3)."""
+    """The weight of an image's label is the mean of its shares of area and of class attention (section 3)."""
 
     needs = ("class_attention",)
 

@@ -1,4 +1,4 @@
-"""Transfer to dense tasks: mixing while fine-tuning, and heads that a paper brings along."""
+"""Transfer to dense tasks: mixing while fine-tuning, and the dense heads that a paper publishes."""
 
 from mixtransfer.transfer.hornet_heads import HorFPN, HorUPerHead
 from mixtransfer.transfer.token_mix_hook import TokenMixHook

@@ -1,6 +1,6 @@
 """Mixing of dense ground truth: label maps, instance masks and boxes, for OpenMMLab data samples.
 
-Nothing here writes into what it is given. Shapes: B batch, H × W padded image, n instances. An image's *valid* area is
+Nothing here writes into its arguments. Shapes: B batch, H × W padded image, n instances. An image's *valid* area is
 its upper left ``img_shape``; the rest of H × W is padding.
 """
 
@@ -18,6 +18,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import size_of
 from mixtransfer.mixing.regions import Region
 
 __all__ = ["GroundTruth", "class_map", "draw_pixels", "fit", "ground_truth", "mix_sample"]
@@ -69,10 +70,13 @@ def ground_truth(sample: BaseDataElement, size: tuple[int, int]) -> GroundTruth:
 
 
 def class_map(truth: GroundTruth, size: tuple[int, int], num_classes: int, ignore_index: int) -> Tensor:
-    """Return the class of every pixel, (H, W) int64, −1 where there is none: ignored, crowd, padding.
+    """Return the class of every pixel, (H, W) int64, −1 for ignored pixels, crowds and padding.
 
-    Instances are painted the smaller over the larger (as rectangles where they have no masks) on a background, which
-    is class ``num_classes`` − 1. Without instances it is the label map.
+    Instances are painted the smaller over the larger (as rectangles if they have no masks) on a background, which is
+    class ``num_classes`` − 1. Without instances it is the label map.
+
+    Raises:
+        UserError: the sample has neither instances nor a label map, or a label beyond the classes.
     """
     if INSTANCES in truth.instances:
         painted = _paint(truth, size, num_classes - 1)
@@ -86,12 +90,12 @@ def class_map(truth: GroundTruth, size: tuple[int, int], num_classes: int, ignor
 
 
 def draw_pixels(
-    region: Region, token: int, valid: Sequence[tuple[int, int]], size: tuple[int, int], generator: torch.Generator
+    region: Region, cell_size: int, valid: Sequence[tuple[int, int]], size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
     """Draw a region for every image and return its pixels, (B, H, W) bool on CPU.
 
     Args:
-        region: where its ``hard_mask`` is True.
+        region: one whose ``hard_mask`` is True, and that needs no evidence.
         cell_size: side of the cells of the grid that the region is drawn on, in pixels.
         valid: height and width that image and partner have in common; regions stay inside.
         size: H and W.
@@ -99,9 +103,10 @@ def draw_pixels(
     """
     pixels = torch.zeros(len(valid), *size, dtype=torch.bool)
     for own, (height, width) in zip(pixels, valid, strict=True):
-        grid = math.ceil(height / token), math.ceil(width / token)
-        whole = grid[0] * token, grid[1] * token
-        own[:height, :width] = region.draw((1, 3, *whole), grid, generator).pixels(whole)[0, :height, :width]
+        grid = math.ceil(height / cell_size), math.ceil(width / cell_size)
+        whole = grid[0] * cell_size, grid[1] * cell_size
+        draw = region.draw((1, 3, *whole), grid, generator).resolve({})
+        own[:height, :width] = draw.pixels(whole)[0, :height, :width]
     return pixels
 
 
@@ -116,16 +121,16 @@ def mix_sample(
 ) -> BaseDataElement:
     """Return a copy of ``sample`` whose ground truth is the partner's in the region and its own elsewhere.
 
-    Instances that the region cuts keep what is left of their mask and get the box of that; without masks the box
-    counts as a filled rectangle. The partner's come after the image's own.
+    Instances that the region cuts keep the rest of their mask and get its box; without masks the box counts as a filled
+    rectangle. The partner's instances follow the image's own.
 
     Args:
-        sample: the image's data sample; ``own`` is its ground truth.
-        own: see ``sample``.
-        partner: what is pasted.
+        sample: the image's data sample.
+        own: the ground truth of ``sample``.
+        partner: the ground truth that is pasted.
         pixels: (H, W) bool on CPU, the region.
-        min_share: a cut instance with less of its pixels left is dropped (not an ignored one: it stays ignored).
-        min_pixels: likewise, a number of pixels.
+        min_share: a cut instance with a smaller share of its pixels left is dropped; ignored ones stay ignored.
+        min_pixels: a cut instance with fewer pixels left is dropped.
     """
     mixed = sample.new()
     for key, maps in own.maps.items():
@@ -140,9 +145,9 @@ def mix_sample(
 
 
 def fit(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
-    """Crop or pad the last two dimensions to ``size``, at the bottom and on the right; no copy where they fit."""
+    """Crop or pad the last two dimensions to ``size``, at the bottom and on the right; ``x`` itself if they fit."""
     x = x[..., : size[0], : size[1]]
-    if tuple(x.shape[-2:]) == tuple(size):
+    if size_of(x) == tuple(size):
         return x
     return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), value=value)
 
@@ -181,7 +186,7 @@ def _window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int,
 
 
 def _paste(own: Tensor, partner: Tensor, pixels: Tensor) -> Tensor:
-    size = tuple(own.shape[-2:])
+    size = size_of(own)
     return torch.where(fit(pixels, size).to(own.device), fit(partner, size).to(own), own)
 
 
@@ -191,7 +196,7 @@ def _clip(
     """Return the instances (with new boxes, without masks) that have enough left inside ``keep``, and their masks."""
     fields, keep = truth.instances[key], keep.numpy()
     masks = truth.masks[key].numpy() if key in truth.masks else None
-    # A partner from the batch before may be larger than what it is pasted into; what lies beyond is cut off.
+    # A partner from the batch before may be larger than the image that it is pasted into, and is cut off there.
     size = np.maximum(truth.valid, keep.shape).tolist()
     kept, boxes, clipped = [], [], []
     for index, box in enumerate(fields["bboxes"].tolist()):
@@ -238,7 +243,7 @@ def _join(
         # mmdet takes seconds to import and is not needed to mix label maps; where there are masks, it is loaded.
         from mmdet.structures.mask import BitmapMasks
 
-        size = tuple(own_masks.shape[1:])
+        size = size_of(own_masks)
         bitmaps = [fit(torch.from_numpy(mask), size).numpy() for _, masks in parts for mask in masks]
         joined.masks = BitmapMasks([mask.view(np.uint8) for mask in bitmaps], *size)
     return joined

@@ -29,7 +29,8 @@ from mixtransfer.registry import MODELS
 __all__ = ["GatedFusion", "HorFPN", "HorUPerHead"]
 
 ORDER = 2
-FILTER_GRID = (32, 32)  # the map that global filters are learned for
+#: Size of the map that global filters are learned for.
+FILTER_GRID = (32, 32)
 
 
 class UnscaledFilter(GlobalLocalFilter):
@@ -43,7 +44,7 @@ class GatedFusion(GnConv):
 
     Args:
         in_channels: channels of the map.
-        channels: channels C of the answer.
+        channels: channels C of the output.
         kernel_size: side of the depthwise kernel.
         global_filter: filter half of the channels by frequency; the kernel of the other half is then 3 × 3.
         norm_cfg: config of the norm, or None.

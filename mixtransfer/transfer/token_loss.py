@@ -26,8 +26,8 @@ def token_shares(class_map: Tensor, stride: int, num_classes: int) -> tuple[Tens
 
     Returns:
         Shares (B, K, ceil(H/s), ceil(W/s)) float32 of s² pixels, so that pixels without label, and those that a token
-        at the border lacks, have no mass; and the K classes (K,). K is at least 1: class 0 without mass stands in
-        where nothing is labeled.
+        at the border lacks, have no mass; and the K classes (K,). K is at least 1: a batch without labels has class 0
+        without mass.
 
     Raises:
         UserError: the map holds a label that is not below ``num_classes``.
@@ -57,8 +57,8 @@ def token_shares(class_map: Tensor, stride: int, num_classes: int) -> tuple[Tens
 def token_loss(logits: Sequence[Tensor], labels: Sequence[Tensor], classes: Tensor) -> Tensor:
     """Return the soft cross-entropy of token logits, the mean over stages, in float32 or more.
 
-    A token counts as much as its label has mass: one without any does not count, and a batch without any has loss 0,
-    with a graph behind it.
+    The mass of a token's label is its weight: a token without label does not count, and a batch without labels has
+    loss 0 with the graph intact.
 
     Args:
         logits: (B, C, h, w) for each stage.

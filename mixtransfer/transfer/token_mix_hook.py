@@ -1,7 +1,7 @@
 """Token-level mixing while a segmentor or detector is trained, as one hook in a config.
 
 The region and the labels that travel with the tokens are TL-Align's (Xiao et al., arXiv 2210.06455), whose code has
-classification only; what happens to dense ground truth is ours and is described in ``docs/token_mix_hook.md``.
+classification only; the mixing of dense ground truth is ours and is described in ``docs/token_mix_hook.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import flip_partner, step_generator
+from mixtransfer.mixing.draws import flip_partner, size_of, step_generator
 from mixtransfer.mixing.regions import Region
 from mixtransfer.registry import HOOKS, build
 from mixtransfer.transfer.dense_mixing import GroundTruth, class_map, draw_pixels, fit, ground_truth, mix_sample
@@ -44,19 +44,19 @@ class TokenMixHook(Hook):
 
     Works on the batch that the data preprocessor made, in ``mode="loss"`` of a model in training mode only. Image i is
     mixed with image B − 1 − i, the middle one of an odd batch with the image before it. A batch of one is mixed with
-    the image of the batch of one before it, which is kept, and saved in the checkpoint so that a resumed run goes on
-    with it; the first such step of a run is not mixed.
+    the image of the batch of one before it, which is kept, and saved in the checkpoint for a resumed run; the first
+    such step of a run is not mixed.
 
-    Draws follow from seed, rank and iteration, so that a resumed run draws what an uninterrupted one would.
+    Draws are a function of (seed, rank, iteration), so a resumed run draws as an uninterrupted one.
 
     Args:
-        region: config of a region that takes whole pixels, e.g. ``dict(type="TokenBox", alpha=1.0)``.
+        region: config of a region that pastes whole pixels, e.g. ``dict(type="TokenBox", alpha=1.0)``.
         prob: probability that a step mixes. With 0 the hook does nothing at all.
         cell_size: side in pixels of the cells that regions are drawn on.
         loss_weight: weight of the token loss ``loss_token``; 0 leaves the backbone alone, so that any backbone will do.
         stop_iters: number of iterations at the end without mixing and token loss.
         min_share: an instance that a region cuts is dropped if less than this share of its pixels is left.
-        min_pixels: likewise, if fewer pixels are left.
+        min_pixels: an instance that a region cuts is dropped if fewer pixels are left.
         seed: start of the random streams.
 
     Raises:
@@ -122,7 +122,7 @@ class TokenMixHook(Hook):
             ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Note where training stands."""
+        """Note the iteration, and whether mixing is over."""
         self._iteration = runner.iter
         self._stopped = runner.iter >= runner.max_iters - self.stop_iters
 
@@ -139,7 +139,7 @@ class TokenMixHook(Hook):
             checkpoint[CHECKPOINT_KEY] = {"image": image, "truth": dict(vars(truth))}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Restore it when a run is resumed."""
+        """Restore the image that the next batch of one is mixed with, when a run is resumed."""
         if runner._resume and CHECKPOINT_KEY in checkpoint:
             saved = checkpoint[CHECKPOINT_KEY]
             self._previous = saved["image"], GroundTruth(**saved["truth"])
@@ -161,7 +161,7 @@ class TokenMixHook(Hook):
     @torch.no_grad()
     def _mixed(self, images: Tensor, samples: list) -> tuple[Tensor, list]:
         """Return images and data samples of this step, mixed or not, and keep the token labels that belong to them."""
-        size = tuple(images.shape[-2:])
+        size = size_of(images)
         truths = [ground_truth(sample, size) for sample in samples]
         partner_images, partners = self._partners(images, truths)
         generator = step_generator(self.seed, get_rank(), self._iteration)
@@ -190,13 +190,13 @@ class TokenMixHook(Hook):
         if len(images) > 1:
             order = flip_partner(len(images))
             return images[order.to(images.device)], [truths[i] for i in order]
-        before, self._previous = self._previous, (images[0], truths[0])
-        if before is None:
+        previous, self._previous = self._previous, (images[0], truths[0])
+        if previous is None:
             return images, []
-        return fit(before[0].to(images), tuple(images.shape[-2:]))[None], [before[1]]
+        return fit(previous[0].to(images), size_of(images))[None], [previous[1]]
 
     def _class_maps(self, truths: list[GroundTruth], images: Tensor) -> Tensor:
-        size, classes = tuple(images.shape[-2:]), self._classifier.num_classes
+        size, classes = size_of(images), self._classifier.num_classes
         return torch.stack([class_map(truth, size, classes, self._ignore_index).to(images.device) for truth in truths])
 
     def _give_labels(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -224,7 +224,7 @@ class TokenMixHook(Hook):
         return {**losses, "loss_token": self.loss_weight * step.loss}
 
 
-def _checked_backbone(model: nn.Module) -> nn.Module:
+def _checked_backbone(model: nn.Module) -> Any:
     """Return the model's backbone if it carries token labels and can classify its tokens."""
     backbone = getattr(model, "backbone", None)
     if backbone is None:

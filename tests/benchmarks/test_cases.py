@@ -22,8 +22,8 @@ def test_every_round_runs_all_and_starts_with_another(monkeypatch):
     monkeypatch.setattr("benchmarks.speed.MIN_SECONDS", 0)
     monkeypatch.setattr("benchmarks.speed.math.ceil", lambda x: 1)
     order = []
-    contest = Comparison("letters", {name: lambda name=name: order.append(name) for name in "abc"})
-    result = measure(contest, rounds=3, device=CPU)
+    comparison = Comparison("letters", {name: lambda name=name: order.append(name) for name in "abc"})
+    result = measure(comparison, rounds=3, device=CPU)
     assert "".join(order) == "abcabc" + "abc" + "bca" + "cab"
     assert {name: len(times) for name, times in result.seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
@@ -43,11 +43,11 @@ def test_table_puts_the_bar_beside_the_ratio():
 def test_swin_contestants_are_equal_and_all_of_them_run(size):
     options = cases.Options(batch=1, size=size)
     titles = []
-    for contest in cases.swin(options, arch="swin_micro"):
-        titles.append(contest.title)
-        for step in contest.steps.values():
+    for comparison in cases.swin(options, arch="swin_micro"):
+        titles.append(comparison.title)
+        for step in comparison.steps.values():
             step()
-    assert list(contest.steps) == ["ours", "mmseg", "mmdet", "timm"]
+    assert list(comparison.steps) == ["ours", "mmseg", "mmdet", "timm"]
     assert titles == [
         f"swin_micro, 1 × {size}², {what}"
         for what in ("evaluation", "training, drop path 0", "training, drop path 0.3")
@@ -81,9 +81,9 @@ def test_published_tracing_learns_what_ours_learns():
 
 @pytest.mark.parametrize("change", [{}, {"dtype": torch.bfloat16}], ids=["float32", "bfloat16"])
 def test_tlalign_case_runs(change):
-    (contest,) = cases.tlalign(cases.Options(batch=2, size=32, **change), arch="deit_tiny")
-    assert contest.max_ratio == ({"plain CutMix": 1.05} if not change else {})
-    for step in contest.steps.values():
+    (comparison,) = cases.tlalign(cases.Options(batch=2, size=32, **change), arch="deit_tiny")
+    assert comparison.max_ratio == ({"plain CutMix": 1.05} if not change else {})
+    for step in comparison.steps.values():
         assert step().isfinite()
 
 

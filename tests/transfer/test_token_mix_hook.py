@@ -140,7 +140,7 @@ def runner_of(model, iteration=0, max_iters=100):
 
 
 def attach(model, region=HALF, **options):
-    hook = TokenMixHook(region, **{"prob": 1.0, "token": 8, **options})
+    hook = TokenMixHook(region, **{"prob": 1.0, "cell_size": 8, **options})
     hook.before_train(runner_of(model))
     return hook
 
