@@ -96,6 +96,8 @@ def _complexity(args: argparse.Namespace) -> int:
 
 
 def _robustness(args: argparse.Namespace) -> int:
+    from mixtransfer.checkpoints.read import read_checkpoint
+    from mixtransfer.datasets.classes import in_order, trained_classes
     from mixtransfer.engine.build import build_runner, one_line_errors, prepare
     from mixtransfer.engine.config import load_config, task_of
     from mixtransfer.evaluation.robustness import for_cropped_images, open_corrupted, summary, table
@@ -113,6 +115,8 @@ def _robustness(args: argparse.Namespace) -> int:
                 f"--data {args.data}: {len(images.classes)} class folders, and the model of {args.config} has {count} "
                 "classes; give images of its classes"
             )
+        trained = trained_classes(read_checkpoint(args.checkpoint, args.trust))
+        classes = in_order(images.classes, trained, args.checkpoint)
         cfg.load_from, cfg.custom_hooks = args.checkpoint, []
         dataset = cfg.test_dataloader.dataset
         while "dataset" in dataset:
@@ -125,7 +129,7 @@ def _robustness(args: argparse.Namespace) -> int:
             prepare(cfg, "test")
             runner = build_runner(cfg, args.trust)
             runner.load_or_resume()
-            found = iter(_accuracies(runner, jobs, images.classes))
+            found = iter(_accuracies(runner, jobs, classes))
     clean = next(found) if images.clean else None
     top1 = {name: [next(found) for _ in paths] for name, paths in images.folders.items()}
     print(table(top1, clean))
@@ -143,7 +147,7 @@ def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], class
     progress, before = progress_line("batches measured"), 0
     for number, (folder, pipeline) in enumerate(jobs):
         dataset = {
-            "type": "mmpretrain.CustomDataset",
+            "type": "mixtransfer.ClassFolders",
             "data_prefix": str(folder),
             "pipeline": pipeline,
             "metainfo": {"classes": classes},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixtransfer.datasets.coco import find_problems, read_coco
+from mixtransfer.datasets.coco import category_names, find_problems, image_exists, read_coco
 from mixtransfer.datasets.folders import (
     LAYOUTS,
     SCENES,
@@ -245,7 +245,7 @@ def _check_detection(root: Path, progress: Progress) -> Report:
             done += 1
             progress(done, total)
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        for category in names.values():
+        for category in category_names(content):
             counts.setdefault(category, [0] * len(files))
         for annotation in content["annotations"]:
             if annotation.get("category_id") in names:
@@ -276,7 +276,7 @@ def _some(names: set[str]) -> str:
 def _check_listed_image(report: Report, folder: Path, image: dict) -> list[tuple[int, int]]:
     name = str(image["file_name"])
     path = folder / name
-    if not path.is_file():
+    if not image_exists(folder, name):
         report.add("missing image", f"{folder.name}: {name}")
         return []
     try:

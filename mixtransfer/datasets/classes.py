@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ from mmengine.config import Config
 from mixtransfer.datasets.configure import class_info, leaf_datasets
 from mixtransfer.errors import UserError
 
-__all__ = ["data_info", "match_classes", "trained_classes"]
+__all__ = ["data_info", "in_order", "match_classes", "trained_classes"]
+
+#: A WordNet id, as folders of ImageNet are named.
+WORDNET = re.compile(r"n\d{8}")
 
 
 def trained_classes(content: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -51,16 +55,34 @@ def match_classes(cfg: Config, trained: Sequence[str] | None, name: str) -> None
             classes = tuple(info.get("classes") or ())
             if not classes or classes == tuple(trained):
                 continue
-            if set(classes) != set(trained) or len(classes) != len(trained):
-                raise UserError(
-                    f"{name} was trained on {len(trained)} classes ({_listed(trained, classes)}), the data has"
-                    f" {len(classes)} ({_listed(classes, trained)}); give data with the same names by --data"
-                )
+            if in_order(classes, trained, name) == classes:
+                continue
             metainfo = {**(dataset.get("metainfo") or {}), "classes": tuple(trained)}
             palette = info.get("palette")
             if isinstance(palette, (list, tuple)) and len(palette) == len(classes):
                 metainfo["palette"] = [tuple(palette[classes.index(name)]) for name in trained]
             dataset["metainfo"] = metainfo
+
+
+def in_order(classes: Sequence[str], trained: Sequence[str] | None, name: str) -> tuple[str, ...]:
+    """Return the data's classes in the order of the checkpoint ``name``.
+
+    ImageNet's folders are WordNet ids, and checkpoints name its classes in English: these lists are in one order.
+
+    Raises:
+        UserError: the data has other classes; both lists are named.
+    """
+    if trained is None:
+        return tuple(classes)
+    ids = [all(WORDNET.fullmatch(name) for name in names) for names in (classes, trained)]
+    if ids[0] != ids[1] and len(classes) == len(trained):
+        return tuple(classes)
+    if set(classes) != set(trained) or len(classes) != len(trained):
+        raise UserError(
+            f"{name} was trained on {len(trained)} classes ({_listed(trained, classes)}), the data has"
+            f" {len(classes)} ({_listed(classes, trained)}); give data with the same names by --data"
+        )
+    return tuple(trained)
 
 
 def data_info(cfg: Config, split: str = "test") -> dict:

@@ -18,11 +18,22 @@ import numpy as np
 
 from mixtransfer.errors import UserError
 
-__all__ = ["FEW", "Findings", "category_names", "find_problems", "image_names", "read_coco", "sound_content"]
+__all__ = [
+    "FEW",
+    "Findings",
+    "category_names",
+    "find_problems",
+    "image_exists",
+    "image_names",
+    "read_coco",
+    "sound_content",
+]
 
 KEYS = ("images", "annotations", "categories")
 #: Pixels by which annotated boxes may leave their image: annotation tools round.
 SLACK = 1.0
+#: No coordinate or area reaches this; not-a-number does not compare.
+LARGEST = 1e15
 #: Kinds of problems of single instances that mmdet copes with, by leaving the instance out, and the share of a file's
 #: annotations that may have them in training. COCO's own files hold a few.
 LEFT_OUT = ("box without area", "box outside its image", "polygon without area", "polygon outside its image")
@@ -100,6 +111,14 @@ def _is_id(value: object) -> bool:
 def image_names(content: dict) -> Iterator[str]:
     """Yield the file name of each image."""
     return (str(image["file_name"]) for image in content["images"])
+
+
+def image_exists(folder: Path, name: str) -> bool:
+    """Return whether an image is there; a name that no file can have is not."""
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return False
 
 
 def category_names(content: dict) -> tuple[str, ...]:
@@ -230,7 +249,7 @@ def _shape_problem(shape: object, height: int | None, width: int | None) -> tupl
 
 def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in value
+        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < LARGEST for x in value
     )
 
 

@@ -44,6 +44,8 @@ def apply_dataset(cfg: Config, folder: DatasetFolder) -> None:
     counts.apply(cfg.model)
     if "data_preprocessor" in cfg:
         counts.apply(cfg.data_preprocessor)
+    for text in sorted(counts.said):
+        notice(text)
 
 
 def require_dataset(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
@@ -175,6 +177,7 @@ class _ClassCounts:
 
     def __init__(self, folder: DatasetFolder, written_for: tuple[Mapping, str | None] | None):
         self.folder, self.count, self.written_for = folder, len(folder.classes), written_for
+        self.said: set[str] = set()
 
     def apply(self, part: object, was: int | None = None, backbone: bool = False) -> None:
         """Change ``part`` in place; a backbone's own counts only where the backbone is the classifier."""
@@ -211,9 +214,9 @@ class _ClassCounts:
             return weights
         if any(weight != 1 for weight in own):
             what = f"the config's {was} classes" if named else f"{was} classes"
-            notice(f"class_weight is of {what}, the data has {self.count} ({_some(self.folder.classes)}); all become 1")
+            self.said.add(f"class_weight is of {what}, the data has {_some(self.folder.classes)}; all weights become 1")
         return [1.0] * self.count + rest
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixtransfer.datasets.coco import category_names, image_names, read_coco
+from mixtransfer.datasets.coco import category_names, image_exists, image_names, read_coco
 from mixtransfer.datasets.scenes import GENERATOR, read_parameters, write_scenes
 from mixtransfer.datasets.stored import Unusable, read_mask
 from mixtransfer.errors import UserError, unknown_name
@@ -214,7 +214,7 @@ def _open_detection(root: Path, progress: Progress) -> DatasetFolder:
         for key in ("images", "annotations", "categories"):
             if not content[key]:
                 raise UserError(f"{file} lists no {key}; a dataset needs some, or use --data {SCENES}")
-        lost = [name for name in image_names(content) if not (images / name).is_file()]
+        lost = [name for name in image_names(content) if not image_exists(images, name)]
         if lost:
             raise UserError(
                 f"{len(lost)} of {len(content['images'])} images of {file} are not in {images}, first {lost[0]}; "

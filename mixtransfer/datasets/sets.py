@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpretrain.datasets import CustomDataset
-from mmseg.datasets import BaseSegDataset
-
 from mixtransfer.datasets.folders import class_folders, image_files
 from mixtransfer.errors import UserError
-from mixtransfer.registry import DATASETS
+from mixtransfer.registry import DATASETS, import_quietly
 
 __all__ = ["ClassFolders", "MaskFolders"]
+
+BaseSegDataset = import_quietly("mmseg.datasets").BaseSegDataset
+CustomDataset = import_quietly("mmpretrain.datasets").CustomDataset
 
 
 @DATASETS.register_module()

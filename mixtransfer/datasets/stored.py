@@ -34,7 +34,8 @@ MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, cv2.error)
 #: Formats that change pixels when they are written, by Pillow's names, and such compressions inside TIFF.
 LOSSY_FORMATS, LOSSY_COMPRESSIONS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"), ("jpeg", "tiff_jpeg", "webp")
-ORIENTATION, BITS_OF_TIFF = 0x0112, 258
+#: Tags of EXIF and TIFF, and the level at which OpenCV warns of errors only.
+ORIENTATION, BITS_OF_TIFF, OPENCV_ERRORS = 0x0112, 258, 2
 
 #: The kinds of problems of :func:`label_problem`; the last one can have another reason, and training only says it.
 EMPTY, ALONE = "every mask is void", "masks with one class only"
@@ -85,13 +86,13 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path, None, "image") as image:
         image.load()
-        level = cv2.utils.logging.getLogLevel()
+        level = cv2.getLogLevel()
         # What it warns of is said in one line below.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        cv2.setLogLevel(OPENCV_ERRORS)
         try:
             decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            cv2.setLogLevel(level)
         if decoded is None:
             raise Unusable("unreadable image", f"OpenCV reads no {image.format} of mode {image.mode}; convert it")
     size = decoded.shape[:2]

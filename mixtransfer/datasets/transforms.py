@@ -8,15 +8,15 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.config import Config, ConfigDict
-from mmseg.datasets.transforms import LoadAnnotations
 
 from mixtransfer.datasets.configure import type_name
 from mixtransfer.datasets.stored import Unusable, count_labels, read_mask, require_labels, require_size
 from mixtransfer.errors import UserError
-from mixtransfer.registry import TRANSFORMS
+from mixtransfer.registry import TRANSFORMS, import_quietly
 
 __all__ = ["CheckImage", "LoadLabels", "add_checks"]
 
+LoadAnnotations = import_quietly("mmseg.datasets.transforms").LoadAnnotations
 SEE_CHECK = "see tools/data.py check"
 
 
