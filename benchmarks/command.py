@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
     }
     results, gain = [], {}
     for case in args.case:
-        for contest in getattr(cases, case)(options):
-            results.append(measure(contest, args.rounds, device, progress_line(contest.title)))
+        for comparison in getattr(cases, case)(options):
+            results.append(measure(comparison, args.rounds, device, progress_line(comparison.title)))
             gain = speedups(results)
-            # After every contest, so that a run that is stopped leaves what it measured.
+            # After every comparison, so that a run that is stopped leaves what it measured.
             measured = {"results": [result.as_dict() for result in results], "speedups": gain}
             write_json(args.json, {"environment": about, **measured})
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
