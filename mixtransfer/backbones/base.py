@@ -25,6 +25,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from mixtransfer.backbones.formats import library_formats
 from mixtransfer.backbones.formats.key_map import KeyMap
@@ -315,7 +316,7 @@ class Backbone(BaseModule):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""
         if self.with_cp and self.training and torch.is_grad_enabled():
             contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
-            return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+            return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
         return block(*args)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -355,15 +356,17 @@ class Backbone(BaseModule):
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep running statistics as they are: recomputing a block must not count its batch a second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    saved = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    momenta, counts = [norm.momentum for norm in norms], [counter.clone() for counter in counters]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, saved, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for counter, count in zip(counters, counts, strict=True):
+            counter.copy_(count)
 
 
 def pyramid(channels: Sequence[int], stride: int = 4) -> list[tuple[int, int]]:

@@ -82,6 +82,7 @@ def residual_with_labels(
     if labels is None:
         return residual(x, lambda y: branch(y, None)[0], rate, training), None
     out, attended = branch(x, labels)
+    assert attended is not None, "a branch returns labels where it gets some"
     if training and rate:
         out = out * keep_mask(len(x), rate, x)
     return x + out, mix_labels(labels, attended)
