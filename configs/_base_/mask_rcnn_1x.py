@@ -1,4 +1,4 @@
-"""Mask R-CNN on COCO, 12 epochs."""
+"""Mask R-CNN on COCO, 12 epochs at one scale, as mmdet's and PVT's detectors."""
 
 _base_ = [
     "./models/mask_rcnn.py",

@@ -3,8 +3,10 @@
     tools/convert.py hornet_tiny_7x7.pth checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
     tools/train.py configs/det/cascade_mask_rcnn_hornet.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet, object_detection: AdamW 2e-4, layer-wise learning
-rate. Published: 51.7 box AP, 44.8 mask AP (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,
+object_detection/configs/hornet/cascade_mask_rcnn_hornet_tiny_7x7_3x_coco_in1k.py and
+mmcv_custom/layer_decay_optimizer_constructor.py: AdamW 2e-4, learning rates by layer. Published: 51.7 box AP, 44.8 mask
+AP (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/cascade_mask_rcnn_3x.py"
@@ -19,5 +21,14 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 
-# Published: 0.7 for every two blocks.
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.7**0.5))
+# As published: one layer a stage, but pairs of blocks in the third; the downsampling before it counts with them.
+layers_above = {
+    **{"downsample_layers.0": 13, "stages.0": 12, "downsample_layers.1": 11, "stages.1": 11, "downsample_layers.2": 10},
+    **{f"stages.2.{block}": 10 - block // 2 for block in range(18)},
+    **{"downsample_layers.3": 1, "stages.3": 1},
+    **{f"norm{stage}": 0 for stage in range(4)},
+}
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4),
+    paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.7, layers_above=layers_above),
+)

@@ -3,8 +3,9 @@
     tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
     tools/train.py configs/det/cascade_mask_rcnn_swin.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.2, 3x. Published: 50.4 box AP,
-43.7 mask AP with ImageNet-1k weights (SwinTransformer/Swin-Transformer-Object-Detection, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: SwinTransformer/Swin-Transformer-Object-Detection,
+configs/swin/cascade_mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py, there in mixed
+precision (--amp). Published: 50.4 box AP, 43.7 mask AP with ImageNet-1k weights (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/cascade_mask_rcnn_3x.py"

@@ -1,11 +1,11 @@
-"""Mask R-CNN, CaiT-XXS24, COCO, 12 epochs.
+"""Mask R-CNN, CaiT-XXS24, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py XXS24_224.pth checkpoints/cait_xxs24.safetensors --arch cait_xxs24
     tools/train.py configs/det/mask_rcnn_cait.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; CaiT's paper (arXiv 2103.17239) has no detector. Depths of 36 and 48 need
-model.backbone.out_indices=(35,) and (47,). Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; CaiT's paper (arXiv 2103.17239) has no detector. Depths of 36 and 48 need model.backbone.out_indices=(35,)
+and (47,). Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

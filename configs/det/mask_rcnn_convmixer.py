@@ -1,11 +1,11 @@
-"""Mask R-CNN, ConvMixer-1024/20, COCO, 12 epochs.
+"""Mask R-CNN, ConvMixer-1024/20, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py convmixer_1024_20.pth.tar checkpoints/convmixer.safetensors --arch convmixer_1024_20_ks9_p14
     tools/train.py configs/det/mask_rcnn_convmixer.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) without drop
-path, as pretrained; ConvMixer's paper (arXiv 2201.09792) has no detector. The last map, of stride 14, is rescaled to
-strides 4 to 64; BatchNorm over all GPUs. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) without drop path, as
+pretrained; ConvMixer's paper (arXiv 2201.09792) has no detector. The last map, of stride 14, is rescaled to strides 4
+to 64; BatchNorm over all GPUs. Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

@@ -1,10 +1,10 @@
-"""Mask R-CNN, DeiT-S, COCO, 12 epochs.
+"""Mask R-CNN, DeiT-S, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/det/mask_rcnn_deit.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; DeiT's paper (arXiv 2012.12877) has no detector. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; DeiT's paper (arXiv 2012.12877) has no detector. Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

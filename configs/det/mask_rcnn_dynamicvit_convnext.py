@@ -1,15 +1,15 @@
-"""Mask R-CNN, DyConvNeXt-T, COCO, 12 epochs.
+"""Mask R-CNN, DyConvNeXt-T, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py dynamic_conv-t.pth checkpoints/dynamicvit_convnext_t_07.safetensors --arch dynamicvit_convnext_t_07
     tools/train.py configs/det/mask_rcnn_dynamicvit_convnext.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; the paper (arXiv 2207.01580) detects too, but publishes no code for it, and its scores were not
-read here. In training both paths run everywhere and the decisions learn from the detector's losses alone; evaluation
-sends 70, 50 and 30 % of the third stage through the slow path. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; the paper (arXiv 2207.01580) detects too, but publishes no code for it, and its scores were not read here.
+In training both paths run everywhere and the decisions learn from the detector's losses alone; evaluation sends 70, 50
+and 30 % of the third stage through the slow path. Not reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

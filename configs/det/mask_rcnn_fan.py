@@ -1,13 +1,13 @@
-"""Mask R-CNN, FAN-T-Hybrid, COCO, 12 epochs.
+"""Mask R-CNN, FAN-T-Hybrid, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py fan_tiny_8_p4_hybrid.pth.tar checkpoints/fan_hybrid_tiny.safetensors --arch fan_hybrid_tiny
     tools/train.py configs/det/mask_rcnn_fan.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; the paper (arXiv 2204.12451) has Cascade Mask R-CNN, cascade_mask_rcnn_fan.py. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; the paper (arXiv 2204.12451) has Cascade Mask R-CNN, cascade_mask_rcnn_fan.py. Not reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

@@ -3,8 +3,8 @@
     tools/convert.py fcvit_b12.pth checkpoints/fcvit_b12.safetensors --arch fcvit_b12
     tools/train.py configs/det/mask_rcnn_fcvit.py
 
-Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT, detection: AdamW 2e-4, everything decayed, no drop path.
-Published: 42.3 box AP, 38.6 mask AP (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT, detection/configs/mask_rcnn_fcvit_b12_fpn_1x_coco.py:
+AdamW 2e-4, everything decayed, no drop path. Published: 42.3 box AP, 38.6 mask AP (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_1x.py"
@@ -20,4 +20,4 @@ model = dict(
 
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)
-optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(decay_norms=True))
+optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(undecayed=[]))

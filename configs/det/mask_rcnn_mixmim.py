@@ -1,14 +1,14 @@
-"""Mask R-CNN, MixMIM-B, COCO, 12 epochs.
+"""Mask R-CNN, MixMIM-B, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py mixmim_base.pth checkpoints/mixmim_base.safetensors --arch mixmim_base
     tools/train.py configs/det/mask_rcnn_mixmim.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with a
-layer-wise learning rate, as its fine-tuning on ImageNet has. The paper (arXiv 2205.13137) has Mask R-CNN with settings
-that the code does not hold. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with a layer-wise learning
+rate, as its fine-tuning on ImageNet has. The paper (arXiv 2205.13137) has Mask R-CNN with settings that the code does
+not hold. Not reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

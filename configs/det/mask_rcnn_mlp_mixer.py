@@ -1,11 +1,11 @@
-"""Mask R-CNN, MLP-Mixer-B/16, COCO, 12 epochs.
+"""Mask R-CNN, MLP-Mixer-B/16, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py jx_mixer_b16_224-76587d61.pth checkpoints/mixer_b16.safetensors --arch mixer_b16
     tools/train.py configs/det/mask_rcnn_mlp_mixer.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretrain/mlp_mixer.py; MLP-Mixer's paper (arXiv 2105.01601) has no detector. The weights are Google's, as timm
-publishes them; their positions are mixed at 14 × 14, to which maps are resampled. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretrain/mlp_mixer.py; MLP-Mixer's paper (arXiv 2105.01601) has no detector. The weights are Google's, as timm publishes
+them; their positions are mixed at 14 × 14, to which maps are resampled. Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

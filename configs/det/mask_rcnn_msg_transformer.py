@@ -1,14 +1,14 @@
-"""Mask R-CNN, MSG-Transformer-T, COCO, 12 epochs.
+"""Mask R-CNN, MSG-Transformer-T, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py msg_transformer_tiny.pth checkpoints/msg_transformer_tiny.safetensors --arch msg_transformer_tiny
     tools/train.py configs/det/mask_rcnn_msg_transformer.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; the paper (arXiv 2105.15168) has Cascade Mask R-CNN, cascade_mask_rcnn_msg_transformer.py. Not
-reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; the paper (arXiv 2105.15168) has Cascade Mask R-CNN, cascade_mask_rcnn_msg_transformer.py. Not reproduced
+yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

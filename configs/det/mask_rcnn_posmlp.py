@@ -1,13 +1,13 @@
-"""Mask R-CNN, PosMLP-T, COCO, 12 epochs.
+"""Mask R-CNN, PosMLP-T, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py posmlp_t.pth checkpoints/posmlp_t.safetensors --arch posmlp_t
     tools/train.py configs/det/mask_rcnn_posmlp.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; no dense recipe is published for PosMLP (arXiv 2207.07284). Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; no dense recipe is published for PosMLP (arXiv 2207.07284). Not reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

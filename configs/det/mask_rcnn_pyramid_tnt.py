@@ -1,14 +1,14 @@
-"""Mask R-CNN, PyramidTNT-S, COCO, 12 epochs.
+"""Mask R-CNN, PyramidTNT-S, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py pyramid_tnt_small.pth checkpoints/pyramid_tnt_small.safetensors --arch pyramid_tnt_small
     tools/train.py configs/det/mask_rcnn_pyramid_tnt.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining. Published: 43.4 box AP, 39.5 mask AP (arXiv 2201.00978; not confirmed here), without code or
-settings. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining. Published: 43.4 box AP, 39.5 mask AP (arXiv 2201.00978; not confirmed here), without code or settings. Not
+reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     # Pretrained on images scaled to [-1, 1].

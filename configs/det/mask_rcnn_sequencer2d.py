@@ -1,11 +1,10 @@
-"""Mask R-CNN, Sequencer2D-S, COCO, 12 epochs.
+"""Mask R-CNN, Sequencer2D-S, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/det/mask_rcnn_sequencer2d.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; the code has no detector. The last map, of stride 14, is rescaled to strides 4 to 64. Not
-reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; the code has no detector. The last map, of stride 14, is rescaled to strides 4 to 64. Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

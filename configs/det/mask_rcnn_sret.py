@@ -1,14 +1,14 @@
-"""Mask R-CNN, SReT-T, COCO, 12 epochs.
+"""Mask R-CNN, SReT-T, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py sret_tiny.pth checkpoints/sret_tiny.safetensors --arch sret_tiny
     tools/train.py configs/det/mask_rcnn_sret.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; the paper (arXiv 2111.05297) has no dense task. There are three maps, of strides 8, 16 and 32. Not
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; the paper (arXiv 2111.05297) has no dense task. There are three maps, of strides 8, 16 and 32. Not
 reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

@@ -1,13 +1,14 @@
-"""Mask R-CNN, Swin-T, COCO, 12 epochs.
+"""Mask R-CNN, Swin-T, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
     tools/train.py configs/det/mask_rcnn_swin.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.2, 1x. Published: 43.7 box AP,
-39.8 mask AP with ImageNet-1k weights (SwinTransformer/Swin-Transformer-Object-Detection, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: SwinTransformer/Swin-Transformer-Object-Detection,
+configs/swin/mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco.py, there in mixed precision (--amp).
+Published: 43.7 box AP, 39.8 mask AP with ImageNet-1k weights (there, README). Not reproduced yet.
 """
 
-_base_ = "../_base_/mask_rcnn_1x.py"
+_base_ = "../_base_/mask_rcnn_swin_1x.py"
 
 model = dict(
     backbone=dict(

@@ -1,11 +1,12 @@
-"""Mask R-CNN, Swin-T pretrained with TL-Align, COCO, 12 epochs, token-level mixing while fine-tuning.
+"""Mask R-CNN, Swin-T pretrained with TL-Align, COCO, 12 epochs with multi-scale training and crops, token-level mixing
+while fine-tuning.
 
     tools/convert.py best_checkpoint.pth checkpoints/swin_tiny_tlalign.safetensors --arch swin_tiny
     tools/train.py configs/det/mask_rcnn_swin_tlalign.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.2, 1x, as mask_rcnn_swin.py; the
-mixing is ours. Published: 43.7 box AP, 39.8 mask AP with ImageNet-1k weights, without mixing
-(SwinTransformer/Swin-Transformer-Object-Detection, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: Swin's, as mask_rcnn_swin.py; the mixing is ours. Published: 43.7 box
+AP, 39.8 mask AP with ImageNet-1k weights, without mixing (SwinTransformer/Swin-Transformer-Object-Detection, README).
+Not reproduced yet.
 """
 
 _base_ = ["./mask_rcnn_swin.py", "../_base_/token_mix_hook.py"]

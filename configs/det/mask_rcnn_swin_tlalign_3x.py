@@ -3,9 +3,9 @@
     tools/convert.py best_checkpoint.pth checkpoints/swin_tiny_tlalign.safetensors --arch swin_tiny
     tools/train.py configs/det/mask_rcnn_swin_tlalign_3x.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.2, 3x, as mask_rcnn_swin_3x.py;
-the mixing is ours. Published: 46.0 box AP, 41.6 mask AP with ImageNet-1k weights, without mixing
-(SwinTransformer/Swin-Transformer-Object-Detection, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: Swin's, as mask_rcnn_swin_3x.py; the mixing is ours. Published: 46.0
+box AP, 41.6 mask AP with ImageNet-1k weights, without mixing (SwinTransformer/Swin-Transformer-Object-Detection,
+README). Not reproduced yet.
 """
 
 _base_ = ["./mask_rcnn_swin_3x.py", "../_base_/token_mix_hook.py"]

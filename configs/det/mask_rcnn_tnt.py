@@ -1,10 +1,10 @@
-"""Mask R-CNN, TNT-S, COCO, 12 epochs.
+"""Mask R-CNN, TNT-S, COCO, 12 epochs with multi-scale training and crops.
 
     tools/convert.py tnt_s_81.5.pth.tar checkpoints/tnt_small.safetensors --arch tnt_small
     tools/train.py configs/det/mask_rcnn_tnt.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (arXiv 2103.14030, appendix A2.2, 1x) with the drop
-path of pretraining; TNT's paper (arXiv 2103.00112) has DETR and Faster R-CNN, without code. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of
+pretraining; TNT's paper (arXiv 2103.00112) has DETR and Faster R-CNN, without code. Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_levels_1x.py"

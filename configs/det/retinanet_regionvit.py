@@ -1,13 +1,18 @@
-"""RetinaNet, RegionViT-S, COCO, 12 epochs.
+"""RetinaNet, RegionViT-S, COCO, 90k iterations.
 
     tools/convert.py regionvit_small.pth checkpoints/regionvit_small.safetensors --arch regionvit_small
     tools/train.py configs/det/retinanet_regionvit.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: IBM/RegionViT, detection (detectron2): AdamW 1e-4, 90k iterations.
-Published: 42.2 box AP (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: IBM/RegionViT, detection/configs/retinanet_regionvit_FPN_1x.yaml and
+Base-RetinaNet.yaml (detectron2): AdamW 1e-4, 90k iterations, 1000 of them to warm up. Published: 42.2 box AP (there,
+README). Not reproduced yet.
 """
 
-_base_ = "../_base_/retinanet_1x.py"
+_base_ = [
+    "../_base_/models/retinanet.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "../_base_/adamw_90k.py",
+]
 
 model = dict(
     backbone=dict(
@@ -20,9 +25,10 @@ model = dict(
 )
 
 # Short side 672, long side at most 1120.
-train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[2]["scale"] = test_pipeline[1]["scale"] = (1120, 672)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_pipeline, test_pipeline = (
+    [dict(step, scale=(1120, 672)) if step.type == "Resize" else step for step in pipeline]
+    for pipeline in (_base_.train_pipeline, _base_.test_pipeline)
+)
+train_dataloader = dict(sampler=dict(type="InfiniteSampler"), dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(weight_decay=0.05), paramwise_cfg=dict(decay_norms=False))

@@ -8,8 +8,7 @@ margin. Published: 77.6 top-1 at 224 pixels without distillation (there; not con
 
 _base_ = "../_base_/imagenet_300e.py"
 
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]["scale"] = 224
+test_pipeline = [dict(step, scale=224) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 
 model = dict(
     arch="cait_xxs24",

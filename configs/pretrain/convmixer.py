@@ -9,8 +9,7 @@ or CutMix of 0.5. Published: 81.37 top-1 (there, README). Not reproduced yet.
 
 _base_ = "../_base_/imagenet_300e.py"
 
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]["scale"] = 233
+test_pipeline = [dict(step, scale=233) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 
 model = dict(
     arch="convmixer_1536_20",

@@ -8,9 +8,7 @@ each image once an epoch. Published: 81.1 top-1, against 79.8 of DeiT (there, RE
 
 _base_ = "../_base_/imagenet_300e.py"
 
-train_pipeline = _base_.train_pipeline
-# Random erasing.
-del train_pipeline[4]
+train_pipeline = [step for step in _base_.train_pipeline if step.type != "RandomErasing"]
 
 model = dict(
     arch="deit_small",

@@ -7,11 +7,10 @@ AdamW 1e-3 at batch 256, 20 epochs warmup, 10 epochs at the lowest rate, average
 once an epoch. Published: 80.7 top-1, against 79.8 of DeiT (paper, from memory). Not reproduced yet.
 """
 
-_base_ = "../_base_/imagenet_300e.py"
+_base_ = "../_base_/imagenet_timm_310e.py"
 
-train_pipeline = _base_.train_pipeline
-# Random erasing.
-del train_pipeline[4]
+train_pipeline = [step for step in _base_.train_pipeline if step.type != "RandomErasing"]
+test_pipeline = [dict(step, scale=248) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 
 model = dict(
     arch="deit_small",
@@ -21,6 +20,8 @@ model = dict(
     mixing=dict(_delete_=True, type="mixtransfer.TransMix", mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5),
 )
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 auto_scale_lr = dict(base_batch_size=256)
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.03))
@@ -28,5 +29,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
-train_cfg = dict(max_epochs=310)
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99996)]

@@ -10,9 +10,14 @@ operations, erasing and mixing. Published: 79.9 top-1, 58.2 on ImageNet-C (there
 
 _base_ = "./fan_token_labeler.py"
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[3] = dict(type="mixtransfer.CleanView", augment=dict(train_pipeline[3], type="mmpretrain.RandAugment"))
-train_pipeline[5]["algorithm_keys"] = ["clean"]
+train_pipeline = [
+    dict(type="mixtransfer.CleanView", augment=dict(step, type="mmpretrain.RandAugment"))
+    if step.type == "RandAugment"
+    else dict(step, algorithm_keys=["clean"])
+    if step.type == "PackInputs"
+    else step
+    for step in _base_.train_pipeline
+]
 
 model = dict(teacher=dict(arch="fan_hybrid_tiny_token", checkpoint="work_dirs/fan_token_labeler/epoch_360.pth"))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -7,10 +7,12 @@ Hardware: 8 GPUs × 128 images, as published. Recipe: NVlabs/STL, scripts/fan_to
 labeler itself has no printed accuracy; of its students configs/pretrain/fan_token.py has one. Not reproduced yet.
 """
 
-_base_ = "../_base_/imagenet_300e.py"
+_base_ = "../_base_/imagenet_timm_310e.py"
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[4]["erase_prob"] = 0.3
+train_pipeline = [
+    dict(step, erase_prob=0.3) if step.type == "RandomErasing" else step for step in _base_.train_pipeline
+]
+test_pipeline = [dict(step, scale=224) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 
 model = dict(
     type="mixtransfer.TokenLabelingClassifier",
@@ -18,6 +20,8 @@ model = dict(
     backbone=dict(drop_path_rate=0.05),
 )
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [

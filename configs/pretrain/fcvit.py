@@ -2,14 +2,13 @@
 
     tools/train.py configs/pretrain/fcvit.py
 
-Hardware: 8 GPUs × 128 images, as published. Recipe: ma-xu/FCViT (arXiv 2212.12552): AdamW 1e-3 at batch 1024, 10 epochs
-at the lowest rate. Published: 74.9 top-1 (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 128 images, as published. Recipe: ma-xu/FCViT, README and train.py (arXiv 2212.12552): AdamW 1e-3 at
+batch 1024, 10 epochs at the lowest rate. Published: 74.9 top-1 (there, README). Not reproduced yet.
 """
 
-_base_ = "../_base_/imagenet_300e.py"
+_base_ = "../_base_/imagenet_timm_310e.py"
 
-test_pipeline = _base_.test_pipeline
-test_pipeline[1]["scale"] = 248
+test_pipeline = [dict(step, scale=248) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 
 model = dict(
     arch="fcvit_tiny",
@@ -22,4 +21,3 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5, end=300),
 ]
-train_cfg = dict(max_epochs=310)

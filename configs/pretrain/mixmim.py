@@ -3,9 +3,9 @@
     tools/convert.py mixmim_base_pretrain.pth checkpoints/mixmim_base.safetensors --arch mixmim_base
     tools/train.py configs/pretrain/mixmim.py
 
-Hardware: 8 GPUs × 128 images, as published. Recipe: Sense-X/MixMIM, fine-tuning (arXiv 2205.13137): AdamW 2e-3 at batch
-1024, layer-wise learning rate. Published: 85.1 top-1 after 600 epochs of pretraining (there, README). Not reproduced
-yet.
+Hardware: 8 GPUs × 128 images, as published. Recipe: Sense-X/MixMIM, exp/base_600ep/finetune.sh and util/lr_decay.py
+(arXiv 2205.13137): AdamW 2e-3 at batch 1024, layer-wise learning rate. Published: 85.1 top-1 after 600 epochs of
+pretraining (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"
@@ -18,8 +18,10 @@ model = dict(
     ),
 )
 
-# As published, the head learns no faster than the last block.
-optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay_rate=0.7, head_lr_mult=0.7))
+# As published, the last norm and the head learn no faster than the last block.
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay_rate=0.7, layers_above=dict(norm=1), head_lr_mult=0.7)
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=5e-4, by_epoch=True, end=5, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5),

@@ -9,10 +9,12 @@ Mixup and by CutMix, one after the other, jitters colors and cuts squares out in
 
 _base_ = "../_base_/imagenet_300e.py"
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[1:2] = [
+crop = [
     dict(type="ResizeEdge", scale=256, edge="short", backend="pillow", interpolation="bicubic"),
     dict(type="RandomCrop", crop_size=224),
+]
+train_pipeline = [
+    part for step in _base_.train_pipeline for part in (crop if step.type == "RandomResizedCrop" else [step])
 ]
 
 model = dict(

@@ -2,11 +2,12 @@
 
     tools/train.py configs/pretrain/sequencer2d.py
 
-Hardware: 8 GPUs × 256 images, as published. Recipe: okojoalg/sequencer, README (arXiv 2205.01972): AdamW 2e-3 at batch
-2048, 20 epochs warmup, 10 epochs at the lowest rate. Published: 82.3 top-1 (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 256 images, as published. Recipe: okojoalg/sequencer, README and train.py (arXiv 2205.01972): AdamW
+2e-3 at batch 2048, 20 epochs warmup, 10 epochs at the lowest rate. Published: 82.3 top-1 (there, README). Not
+reproduced yet.
 """
 
-_base_ = "../_base_/imagenet_300e.py"
+_base_ = "../_base_/imagenet_timm_310e.py"
 
 model = dict(
     arch="sequencer2d_s",
@@ -18,6 +19,5 @@ auto_scale_lr = dict(base_batch_size=2048)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=5e-4, by_epoch=True, end=20, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20, end=300),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=20, end=300),
 ]
-train_cfg = dict(max_epochs=310)

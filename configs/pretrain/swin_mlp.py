@@ -8,9 +8,15 @@ README). Not reproduced yet.
 
 _base_ = "./swin.py"
 
-train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[1]["scale"] = test_pipeline[2]["crop_size"] = 256
-test_pipeline[1]["scale"] = 292
+train_pipeline = [dict(step, scale=256) if step.type == "RandomResizedCrop" else step for step in _base_.train_pipeline]
+test_pipeline = [
+    dict(step, scale=292)
+    if step.type == "ResizeEdge"
+    else dict(step, crop_size=256)
+    if step.type == "CenterCrop"
+    else step
+    for step in _base_.test_pipeline
+]
 
 model = dict(
     arch="swin_mlp_tiny_c24_w8_256",

@@ -3,7 +3,8 @@
     tools/convert.py fcvit_b12.pth checkpoints/fcvit_b12.safetensors --arch fcvit_b12
     tools/train.py configs/seg/semantic_fpn_fcvit.py
 
-Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT, segmentation: AdamW 2e-4, 40k iterations. Published:
+Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT,
+segmentation/configs/sem_fpn/fpn_fcvit_b12_ade20k_40k.py: AdamW 2e-4, everything decayed, 40k iterations. Published:
 43.3 mIoU (there, README). Not reproduced yet.
 """
 
@@ -17,3 +18,6 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )
+
+# Layer scales decay too.
+optim_wrapper = dict(paramwise_cfg=dict(undecayed=[]))

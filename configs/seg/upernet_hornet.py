@@ -3,8 +3,10 @@
     tools/convert.py hornet_tiny_7x7.pth checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
     tools/train.py configs/seg/upernet_hornet.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet, semantic_segmentation: AdamW 1e-4, 160k
-iterations, tested on windows. Published: 48.1 mIoU, 48.9 with flips and scales (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,
+semantic_segmentation/configs/hornet/upernet_hornet_tiny_7x7_512_160k_ade20k.py: AdamW 1e-4, learning rates by stage,
+160k iterations, tested on windows. Published: 48.1 mIoU, 48.9 with flips and scales (there, README). Not reproduced
+yet.
 """
 
 _base_ = "../_base_/upernet_160k.py"
@@ -21,9 +23,13 @@ model = dict(
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
 
-# Published: factors by stage, from 0.9^7 for the stem to 0.9^3 for the last stage, and 1 for the heads. Here the same
-# ends, with the steps between the 25 blocks.
+# As published: one layer a stage, all downsampling at the bottom, and two layers between the last stage and the heads.
+layers_above = {
+    "downsample_layers": 7,
+    **{f"stages.{stage}": 6 - stage for stage in range(4)},
+    **{f"norm{stage}": 0 for stage in range(4)},
+}
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-4 * 0.9**3, weight_decay=0.05),
-    paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.9 ** (4 / 26), head_lr_mult=0.9**-3),
+    optimizer=dict(lr=1e-4, weight_decay=0.05),
+    paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.9, layers_above=layers_above),
 )

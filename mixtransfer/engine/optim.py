@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -26,6 +27,15 @@ __all__ = ["TransferOptimWrapperConstructor"]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 FUSED = ("AdamW", "Adam", "SGD")
 IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+#: What ``paramwise_cfg`` may set, and the value otherwise.
+SETTINGS = {
+    "decay_norms": False,
+    "decay_biases": True,
+    "undecayed": None,
+    "layer_decay_rate": 1.0,
+    "layers_above": None,
+    "head_lr_mult": 1.0,
+}
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -37,7 +47,11 @@ class TransferOptimWrapperConstructor:
 
     * ``decay_norms`` (False): decay the backbone's norms too;
     * ``decay_biases`` (True): decay biases and other vectors, as Swin's dense recipes do; its classifiers do not;
+    * ``undecayed`` (None): words; exactly the parameters of the model with one of them in their names do not decay, in
+      place of the norms and of what the backbone names, as ``custom_keys`` with ``decay_mult=0`` in published files;
     * ``layer_decay_rate`` (1.0): factor on the learning rate per layer that lies above a parameter;
+    * ``layers_above`` (None): how many layers lie above the parameters at or beneath a name in the backbone, where a
+      recipe counts otherwise than ``backbone.layer_of``; the longest name decides, what none covers is counted as ever;
     * ``head_lr_mult`` (1.0): factor on the learning rate outside the backbone and in its token classifier.
 
     Args:
@@ -46,15 +60,23 @@ class TransferOptimWrapperConstructor:
         paramwise_cfg: the settings above.
 
     Raises:
-        UserError: unknown settings, or layer-wise decay for a backbone that cannot tell its layers.
+        UserError: unknown settings or values of another kind, or layer-wise decay for a backbone that cannot tell its
+            layers.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        settings = {"decay_norms": False, "decay_biases": True, "layer_decay_rate": 1.0, "head_lr_mult": 1.0}
         for name in paramwise_cfg or {}:
-            if name not in settings:
-                raise unknown_name("setting in optim_wrapper.paramwise_cfg", name, settings)
-        self.settings = {**settings, **(paramwise_cfg or {})}
+            if name not in SETTINGS:
+                raise unknown_name("setting in optim_wrapper.paramwise_cfg", name, SETTINGS)
+        self.settings = {**SETTINGS, **(paramwise_cfg or {})}
+        words, above = self.settings["undecayed"], self.settings["layers_above"]
+        if words is not None and not (isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
+            raise UserError(f"optim_wrapper.paramwise_cfg.undecayed={words!r}: give a list of words, or leave it out")
+        if above is not None and not (isinstance(above, Mapping) and all(isinstance(n, int) for n in above.values())):
+            raise UserError(
+                f"optim_wrapper.paramwise_cfg.layers_above={above!r}: give a number of layers for each name in the"
+                " backbone, or leave it out"
+            )
         self.optim_wrapper_cfg = copy.deepcopy(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -75,7 +97,7 @@ class TransferOptimWrapperConstructor:
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Return one group per pair of learning rate and weight decay, the highest rate first.
 
-        mmengine logs the first group's rate, so that is the heads' or the base rate.
+        mmengine logs the first group's rate: the heads' or the base rate, unless ``layers_above`` is negative for some.
         """
         backbone = getattr(model, "backbone", None)
         undecayed = self._undecayed(model, backbone)
@@ -90,6 +112,9 @@ class TransferOptimWrapperConstructor:
         ]
 
     def _undecayed(self, model: nn.Module, backbone: Any) -> set[str]:
+        words = self.settings["undecayed"]
+        if words is not None:
+            return {name for name, _ in model.named_parameters() if any(word in name for word in words)}
         names = set()
         if hasattr(backbone, "no_weight_decay"):
             names |= {f"backbone.{name}" for name in backbone.no_weight_decay()}
@@ -107,9 +132,15 @@ class TransferOptimWrapperConstructor:
         rate = self.settings["layer_decay_rate"]
         if rate == 1.0:
             return 1.0
+        inside = name.removeprefix("backbone.")
+        above = self.settings["layers_above"] or {}
+        parts = inside.split(".")
+        for name in (".".join(parts[:end]) for end in range(len(parts), 0, -1)):
+            if name in above:
+                return rate ** above[name]
         if not hasattr(backbone, "layer_of"):
             raise UserError(
                 f"optim_wrapper.paramwise_cfg.layer_decay_rate: {type(backbone).__name__} cannot tell its layers;"
                 " use a mixtransfer backbone or leave the rate out"
             )
-        return rate ** (backbone.depth + 1 - backbone.layer_of(name.removeprefix("backbone.")))
+        return rate ** (backbone.depth + 1 - backbone.layer_of(inside))

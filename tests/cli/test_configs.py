@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import ast
 import copy
-import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, PARAM_SCHEDULERS, TRANSFORMS
 from mmengine.structures import PixelData
+from recipes import CONFIGS, build, dataset, read, recipe
 from toys import TOYS
 
 from mixtransfer.backbones import backbone_class
-from mixtransfer.engine.config import READ_BY_RUNNER, read_config, task_of
+from mixtransfer.engine.config import READ_BY_RUNNER, task_of
 from mixtransfer.engine.fit_channels import fit_channels
-from mixtransfer.registry import MODELS
 from mixtransfer.transfer import TokenMixHook
 
-ROOT = Path(__file__).parents[2] / "configs"
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 RECIPES = [name for name in FILES if not name.startswith("_base_")]
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 #: Recipes of models that do not take any backbone; tests/pretrain/test_dynamic.py trains them.
@@ -53,40 +48,9 @@ LOADER = set(
 LOOP = set("_scope_ type by_epoch max_epochs max_iters val_interval val_begin".split())
 
 
-#: For every `_base_` in a library, mmengine looks through all of the library's tables of results.
-load_once = functools.cache(config_utils.load)
-
-
-@functools.cache
-def read(name: str) -> Config:
-    with patch.object(config_utils, "load", load_once):
-        return read_config(ROOT / name)
-
-
-def recipe(name: str) -> Config:
-    """Return a recipe's config without weights to start from, its library's scope being the default."""
-    cfg = copy.deepcopy(read(name))
-    init_default_scope(cfg.default_scope)
-    if "init_cfg" in cfg.model.setdefault("backbone", {}):
-        cfg.model.backbone.init_cfg = None
-    if task_of(cfg) == "cls":
-        cfg.model.data_preprocessor = cfg.data_preprocessor
-    return cfg
-
-
-def build(cfg: Config) -> torch.nn.Module:
-    return MODELS.build({**cfg.model, "_scope_": cfg.default_scope})
-
-
-def dataset(loader: Mapping) -> Mapping:
-    """Return the dataset inside its wrappers."""
-    found = loader["dataset"]
-    return dataset(found) if "dataset" in found else found
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_name_that_a_file_sets_is_read(name):
-    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    tree = ast.parse((CONFIGS / name).read_text(encoding="utf-8"))
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
@@ -95,7 +59,7 @@ def test_every_name_that_a_file_sets_is_read(name):
 
 @every_recipe
 def test_the_file_says_how_to_run_it(name):
-    text = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+    text = ast.get_docstring(ast.parse((CONFIGS / name).read_text(encoding="utf-8")))
     assert f"tools/train.py configs/{name}" in text
     assert "Hardware: " in text and "Recipe: " in text
     model = read(name).model
@@ -174,31 +138,6 @@ def test_a_shrunken_one_trains_and_predicts(name, monkeypatch):
     first, _ = model.eval().test_step(copy.deepcopy(data))
     found = {"seg": "pred_sem_seg", "det": "pred_instances", "cls": "pred_score"}
     assert ("restored" if cfg.model.type == "mixtransfer.MixMIM" else found[task_of(cfg)]) in first
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "last"),
-    [
-        ("seg/upernet_hornet.py", 1e-4 * 0.9**7, 1e-4),
-        ("det/mask_rcnn_hornet.py", 1e-4 * 0.95**13, 1e-4),
-        ("det/cascade_mask_rcnn_hornet.py", 2e-4 * 0.7**13, 2e-4),
-        ("pretrain/mixmim.py", 2e-3 * 0.7**25, 2e-3 * 0.7),
-    ],
-)
-def test_layer_wise_rates_go_from_the_published_first_to_the_published_last(name, first, last):
-    cfg = recipe(name)
-    with torch.device("meta"):
-        model = build(cfg)
-    rates = {}
-    for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups:
-        rates |= dict.fromkeys(group["params"], group["lr"])
-    of = {key: rates[value] for key, value in model.named_parameters() if value in rates}
-    stem = [
-        rate for key, rate in of.items() if key.startswith(("backbone.patch_embed", "backbone.downsample_layers.0"))
-    ]
-    heads = [rate for key, rate in of.items() if not key.startswith("backbone.")]
-    assert stem == pytest.approx([first] * len(stem)) and stem
-    assert heads == pytest.approx([last] * len(heads)) and heads
 
 
 def shrink(cfg: Config, monkeypatch) -> None:

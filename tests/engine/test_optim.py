@@ -69,6 +69,37 @@ def test_norms_decay_when_asked_tables_never():
     assert found[BLOCK + "attn.relative_position_bias_table"] == (1, 0)
 
 
+def test_words_spare_what_has_them_in_its_name_and_nothing_else():
+    found = settings(Model(), undecayed=["norm", "table"])
+    assert found[BLOCK + "norm1.weight"] == found[BLOCK + "attn.relative_position_bias_table"] == (1, 0)
+    assert found["decode_head.bn.weight"] == found[BLOCK + "attn.qkv.bias"] == (1, 1)
+    assert {decay for _, decay in settings(Model(), undecayed=[]).values()} == {1}
+
+
+def test_layers_counted_by_the_recipe_go_before_the_backbones():
+    above = {"layers.1": 2, "layers.1.blocks.1": -1, "layers.1.blocks": 4, "norm3": 3}
+    found = settings(Model(), layer_decay_rate=0.5, layers_above=above)
+    assert found[BLOCK + "mlp.fc1.weight"][0] == 2
+    assert found["backbone.layers.1.blocks.0.mlp.fc1.weight"][0] == 0.5**4
+    assert found["backbone.layers.1.downsample.reduction.weight"][0] == 0.5**2
+    assert found["backbone.norm3.weight"][0] == 0.5**3
+    # Not named: as the backbone counts.
+    assert found["backbone.patch_embed.proj.weight"][0] == 0.5**9
+    assert found["decode_head.conv.weight"][0] == 1
+
+
+@pytest.mark.parametrize("value", ["norm", [1], 3])
+def test_words_must_be_a_list_of_words(value):
+    with pytest.raises(UserError, match=r"paramwise_cfg\.undecayed=.*: give a list of words"):
+        build(Model(), undecayed=value)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"norm": "1"}, 3])
+def test_layers_must_be_numbers_by_name(value):
+    with pytest.raises(UserError, match=r"paramwise_cfg\.layers_above=.*: give a number of layers"):
+        build(Model(), layer_decay_rate=0.5, layers_above=value)
+
+
 def test_layer_decay_counts_blocks_from_the_top_and_heads_have_their_own_factor():
     found = settings(Model(), layer_decay_rate=0.5, head_lr_mult=10.0)
     assert found["backbone.norm3.weight"][0] == 1
@@ -121,7 +152,7 @@ def test_a_chosen_implementation_is_kept():
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(UserError, match=r"paramwise_cfg 'layer_decay'; did you mean layer_decay_rate\?"):
+    with pytest.raises(UserError, match=r"paramwise_cfg 'layer_decay'; did you mean layer_decay_rate"):
         build(Model(), layer_decay=0.9)
 
 

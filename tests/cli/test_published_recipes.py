@@ -1,0 +1,339 @@
+"""Merged values of recipes against the published files that their headers name, so that no library can move them.
+
+Tables hold what the files say; rates and decays are computed from their rules and compared for every parameter.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from recipes import build, dataset, recipe
+
+SIDES = [(side, 1333) for side in range(480, 801, 32)]
+#: DETR's augmentation as (resize, crop, resize) or one resize, each by chance.
+DETR = [[SIDES], [[(400, 1333), (500, 1333), (600, 1333)], (384, 600), SIDES]]
+
+
+def steps(loader):
+    """Return the steps of a loader's pipeline by their types."""
+    pipeline = dataset(loader).pipeline
+    assert len({step.type for step in pipeline}) == len(pipeline)
+    return {step.type.rpartition(".")[2]: step for step in pipeline}
+
+
+def values(cfg, **wanted):
+    """Return the values of a config that stand at dotted paths ("__" for a dot)."""
+    found = {}
+    for path in wanted:
+        part = cfg
+        for key in path.split("__"):
+            part = part[int(key) if key.isdigit() else key]
+        found[path] = part
+    return found
+
+
+def schedule(cfg):
+    """Return the schedulers' settings by type, without what mmengine adds."""
+    return {x.type: {k: v for k, v in x.items() if k not in ("type", "_scope_")} for x in cfg.param_scheduler}
+
+
+# Detectors -----------------------------------------------------------------------------------------------------------
+
+ADAMW = dict(optim_wrapper__optimizer__type="AdamW", optim_wrapper__optimizer__betas=(0.9, 0.999))
+HEADS = dict(model__neck__out_channels=256, model__neck__num_outs=5, model__roi_head__mask_head__num_convs=4)
+TWO_FC = dict(model__roi_head__bbox_head__type="Shared2FCBBoxHead", model__roi_head__bbox_head__fc_out_channels=1024)
+
+
+def epochs(length, *drops):
+    return {
+        "LinearLR": dict(start_factor=0.001, by_epoch=False, begin=0, end=500),
+        "MultiStepLR": dict(begin=0, end=length, by_epoch=True, milestones=list(drops), gamma=0.1),
+    }
+
+
+ONE, THREE = (12, epochs(12, 8, 11)), (36, epochs(36, 27, 33))
+#: Recipes that the papers do not have, after Swin's.
+AFTER_SWIN = (
+    "cait convmixer deit dynamicvit dynamicvit_convnext dynamicvit_swin fan hire_mlp mixmim mlp_mixer msg_transformer"
+    " posmlp pyramid_tnt sequencer2d sret swin_mlp tnt"
+).split()
+#: Recipe -> (rate, decay, drop path, images a GPU, schedule, scales, further values).
+DETECTORS = {
+    "mask_rcnn_swin": (1e-4, 0.05, 0.1, 2, ONE, DETR, {**HEADS, **TWO_FC}),
+    "mask_rcnn_swin_tlalign": (1e-4, 0.05, 0.1, 2, ONE, DETR, {**HEADS, **TWO_FC}),
+    "mask_rcnn_swin_3x": (1e-4, 0.05, 0.2, 2, THREE, DETR, {**HEADS, **TWO_FC}),
+    "mask_rcnn_swin_tlalign_3x": (1e-4, 0.05, 0.2, 2, THREE, DETR, {**HEADS, **TWO_FC}),
+    "mask_rcnn_hornet": (1e-4, 0.05, 0.6, 2, ONE, DETR, {**HEADS, **TWO_FC}),
+    "mask_rcnn_fcvit": (2e-4, 1e-4, 0.0, 4, ONE, (1333, 800), {**HEADS, **TWO_FC}),
+    "cascade_mask_rcnn_swin": (1e-4, 0.05, 0.2, 2, THREE, DETR, {}),
+    "cascade_mask_rcnn_hornet": (2e-4, 0.05, 0.4, 2, THREE, DETR, {}),
+    "cascade_mask_rcnn_fan": (1e-4, 0.05, 0.3, 1, THREE, DETR, {}),
+    **{f"mask_rcnn_{name}": (1e-4, 0.05, None, 2, ONE, DETR, {}) for name in AFTER_SWIN},
+}
+
+
+def detr(step):
+    """Return a RandomChoice of resizes and crops as DETR's augmentation is written above."""
+    branches = []
+    for transforms in step.transforms:
+        branch = []
+        for part in transforms:
+            if part.type == "RandomCrop":
+                assert (part.crop_type, part.allow_negative_crop) == ("absolute_range", True)
+                branch.append(part.crop_size)
+            else:
+                assert (part.type, part.keep_ratio) == ("RandomChoiceResize", True)
+                branch.append(part.scales)
+        branches.append(branch)
+    return branches
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors(name):
+    rate, decay, drop_path, images, (length, lr_schedule), scales, more = DETECTORS[name]
+    cfg = recipe(f"det/{name}.py")
+    wanted = {
+        **ADAMW,
+        "optim_wrapper__optimizer__lr": pytest.approx(rate),
+        "optim_wrapper__optimizer__weight_decay": decay,
+        "train_cfg__max_epochs": length,
+        "train_dataloader__batch_size": images,
+        **more,
+    }
+    assert values(cfg, **wanted) == wanted
+    if drop_path is not None:
+        assert cfg.model.backbone.get("drop_path_rate", 0.0) == drop_path
+    assert schedule(cfg) == lr_schedule
+    assert cfg.optim_wrapper.get("clip_grad") is None
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert train["RandomFlip"].prob == 0.5
+    if scales == DETR:
+        assert list(train) == ["LoadImageFromFile", "LoadAnnotations", "RandomFlip", "RandomChoice", "PackDetInputs"]
+        assert detr(train["RandomChoice"]) == DETR
+    else:
+        assert (train["Resize"].scale, train["Resize"].keep_ratio) == (scales, True)
+    assert (test["Resize"].scale, test["Resize"].keep_ratio) == ((1333, 800), True)
+
+
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn_swin", "cascade_mask_rcnn_hornet", "cascade_mask_rcnn_fan"])
+def test_cascades_have_heads_of_four_convolutions_and_one_layer(name):
+    heads = recipe(f"det/{name}.py").model.roi_head.bbox_head
+    assert [head.bbox_coder.target_stds for head in heads] == [
+        [0.1, 0.1, 0.2, 0.2],
+        [0.05, 0.05, 0.1, 0.1],
+        [0.033, 0.033, 0.067, 0.067],
+    ]
+    for head in heads:
+        assert (head.type, head.num_shared_convs, head.num_shared_fcs) == ("ConvFCBBoxHead", 4, 1)
+        assert (head.conv_out_channels, head.fc_out_channels, head.norm_cfg.type) == (256, 1024, "SyncBN")
+        assert (head.reg_class_agnostic, head.reg_decoded_bbox) == (False, True)
+        assert (head.loss_bbox.type, head.loss_bbox.loss_weight) == ("GIoULoss", 10.0)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_regionvit", "retinanet_regionvit"])
+def test_regionvit_trains_for_detectron2s_iterations(name):
+    cfg = recipe(f"det/{name}.py")
+    wanted = {
+        **ADAMW,
+        "optim_wrapper__optimizer__lr": 1e-4,
+        "optim_wrapper__optimizer__weight_decay": 0.05,
+        "train_cfg__type": "IterBasedTrainLoop",
+        "train_cfg__max_iters": 90000,
+        "train_dataloader__batch_size": 2,
+        "train_dataloader__sampler__type": "InfiniteSampler",
+        "model__backbone__drop_path_rate": 0.2,
+    }
+    assert values(cfg, **wanted) == wanted
+    assert schedule(cfg) == {
+        "LinearLR": dict(start_factor=0.001, by_epoch=False, begin=0, end=1000),
+        "MultiStepLR": dict(by_epoch=False, begin=0, end=90000, milestones=[60000, 80000], gamma=0.1),
+    }
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert steps(loader)["Resize"].scale == (1120, 672)
+
+
+# Segmentors ----------------------------------------------------------------------------------------------------------
+
+#: Recipe -> rate, decay, drop path, images a GPU, iterations, warm-up, power; then further values.
+SEGMENTORS = {
+    "upernet_hornet": (1e-4, 0.05, 0.4, 2, 160000, 1500, 1.0, dict(model__decode_head__channels=512)),
+    "semantic_fpn_fcvit": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
+    "semantic_fpn_hire_mlp": (2e-4, 0.05, 0.1, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
+    "semantic_fpn_raft_mlp": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
+    "segformer_fan": (6e-5, 0.01, 0.0, 1, 160000, 1500, 1.0, dict(model__decode_head__channels=768)),
+}
+#: Short side and step of the windows, or None for whole images.
+WINDOWS = {"upernet_hornet": (512, 341), "segformer_fan": (1024, 768)}
+#: Whether tested sides are rounded up to 32, and the scale.
+ALIGNED = {"semantic_fpn_fcvit"}
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_segmentors(name):
+    rate, decay, drop_path, images, length, warmup, power, more = SEGMENTORS[name]
+    cfg = recipe(f"seg/{name}.py")
+    wanted = {
+        "optim_wrapper__optimizer__type": "AdamW",
+        "optim_wrapper__optimizer__lr": rate,
+        "optim_wrapper__optimizer__weight_decay": decay,
+        "train_cfg__max_iters": length,
+        "train_dataloader__batch_size": images,
+        "model__decode_head__dropout_ratio": 0.1,
+        "model__decode_head__norm_cfg__type": "SyncBN",
+        **more,
+    }
+    assert values(cfg, **wanted) == wanted
+    assert cfg.model.backbone.get("drop_path_rate", 0.0) == drop_path
+    poly = {"PolyLR": dict(eta_min=0.0, power=power, by_epoch=False, begin=warmup, end=length)}
+    warm = {"LinearLR": dict(start_factor=1e-6, by_epoch=False, begin=0, end=warmup)} if warmup else {}
+    assert schedule(cfg) == {**warm, **poly}
+    crop = 1024 if name == "segformer_fan" else 512
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert (train["RandomResize"].scale, train["RandomResize"].ratio_range) == ((2048, crop), (0.5, 2.0))
+    assert (tuple(train["RandomCrop"].crop_size), train["RandomCrop"].cat_max_ratio) == ((crop, crop), 0.75)
+    assert (test["Resize"].scale, test["Resize"].keep_ratio) == ((2048, crop), True)
+    assert ("ResizeToMultiple" in test) == (name in ALIGNED)
+    if name in WINDOWS:
+        side, stride = WINDOWS[name]
+        assert cfg.model.test_cfg == dict(mode="slide", crop_size=(side, side), stride=(stride, stride))
+    else:
+        assert cfg.model.test_cfg.mode == "whole"
+
+
+# Classifiers ---------------------------------------------------------------------------------------------------------
+
+#: Recipe -> crop in training and testing, resize before the latter, interpolations, epochs, end of the cosine, last
+#: rate, warm-up, rate, decay, random erasing.
+CLASSIFIERS = {
+    "fan": (224, 224, 310, 300, 1e-6, 5, 1e-3, 0.05, 0.3),
+    "fan_token_labeler": (224, 224, 360, 350, 1e-6, 5, 2e-3, 0.05, 0.3),
+    "fan_token": (224, 224, 360, 350, 1e-6, 5, 2e-3, 0.05, 0.3),
+    "fcvit": (224, 248, 310, 300, 1e-6, 5, 1e-3, 0.05, 0.25),
+    "tnt": (224, 248, 310, 300, 1e-5, 5, 1e-3, 0.05, 0.25),
+    "pyramid_tnt": (192, 213, 310, 300, 1e-5, 20, 1e-3, 0.05, 0.25),
+    "posmlp": (224, 248, 310, 300, 1e-6, 10, 2e-3, 0.067, None),
+    "sequencer2d": (224, 256, 310, 300, 1e-6, 20, 2e-3, 0.05, 0.25),
+    "deit_transmix": (224, 248, 310, 300, 1e-5, 20, 1e-3, 0.03, None),
+    "cmt": (160, 182, 800, None, 1e-5, 20, 3.2e-3, 0.05, 0.25),
+}
+BICUBIC_ONLY = {"cmt"}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers(name):
+    crop, edge, length, end, last, warmup, rate, decay, erase = CLASSIFIERS[name]
+    cfg = recipe(f"pretrain/{name}.py")
+    wanted = {
+        "optim_wrapper__optimizer__type": "AdamW",
+        "optim_wrapper__optimizer__lr": pytest.approx(rate),
+        "optim_wrapper__optimizer__weight_decay": decay,
+        "train_cfg__max_epochs": length,
+    }
+    assert values(cfg, **wanted) == wanted
+    warm, cosine = (schedule(cfg)[kind] for kind in ("LinearLR", "CosineAnnealingLR"))
+    assert (warm["end"], cosine["begin"], cosine.get("end"), cosine["eta_min"]) == (warmup, warmup, end, last)
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert (test["ResizeEdge"].scale, test["ResizeEdge"].edge) == (edge, "short")
+    assert test["CenterCrop"].crop_size == crop
+    crops = [train["RandomResizedCrop"]] if name in BICUBIC_ONLY else [x for [x] in train["RandomChoice"].transforms]
+    kinds = ["bicubic"] if name in BICUBIC_ONLY else ["bilinear", "bicubic"]
+    assert [(x.type, x.scale, x.interpolation) for x in crops] == [("RandomResizedCrop", crop, kind) for kind in kinds]
+    if name == "posmlp":
+        assert {x.aspect_ratio_range for x in crops} == {(0.67, 1.5)}
+    assert (train["RandomErasing"].erase_prob if "RandomErasing" in train else None) == erase
+
+
+# Rates and decays of every parameter ---------------------------------------------------------------------------------
+
+
+def settings(cfg):
+    """Return parameter name -> (learning rate, weight decay) of a recipe's optimizer, and name -> number of axes."""
+    with torch.device("meta"):
+        model = build(cfg)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    of = {parameter: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter in of}
+    return {name: of[parameter] for name, parameter in named.items()}, {name: p.ndim for name, p in named.items()}
+
+
+def number(pattern, name):
+    """Return the integers that a pattern finds in a name, or None."""
+    found = re.match(pattern, name)
+    return found and [int(x) for x in found.groups()]
+
+
+def hornet_layer(name, top):
+    """Return HorNet's layer of a parameter in its ``layer_wise`` counting; ``top`` is that of norms and heads."""
+    if found := number(r"backbone\.downsample_layers\.(\d)", name):
+        return (0, 2, 3, 12)[found[0]]
+    if found := number(r"backbone\.stages\.(\d)\.(\d+)", name):
+        return (1, 2, min(3 + found[1] // 2, 11), 12)[found[0]]
+    return top
+
+
+def hornet_stage(name):
+    """Return the power of the rate that a parameter has in HorNet's ``stage_wise`` counting with six layers."""
+    if "backbone.downsample_layers." in name:
+        return 7
+    found = number(r"backbone\.stages\.(\d)", name)
+    return 6 - found[0] if found else 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "factor", "ends"),
+    [
+        ("det/mask_rcnn_hornet.py", 1e-4, lambda x: 0.95 ** (7 - hornet_layer(x, 7)), (0.698, 1.292)),
+        ("det/cascade_mask_rcnn_hornet.py", 2e-4, lambda x: 0.7 ** (13 - hornet_layer(x, 13)), (0.0097, 0.7)),
+        ("seg/upernet_hornet.py", 1e-4, lambda x: 0.9 ** hornet_stage(x), (0.478, 0.729)),
+    ],
+)
+def test_hornets_rates_by_layer(name, rate, factor, ends):
+    found, axes = settings(recipe(name))
+    assert {key: lr / rate for key, (lr, _) in found.items()} == pytest.approx({key: factor(key) for key in found})
+    # No vector decays, as timm and the published constructor have it.
+    assert {key: decay for key, (_, decay) in found.items()} == {key: 0.05 * (axes[key] > 1) for key in found}
+    probes = "backbone.downsample_layers.0.0.weight", "backbone.stages.3.1.pwconv1.weight"
+    assert [found[key][0] / rate for key in probes] == pytest.approx(ends, rel=2e-3)
+
+
+def test_mixmims_rates_by_layer():
+    """The norm and the head belong to layer 24 of 25, as the last block."""
+    cfg = recipe("pretrain/mixmim.py")
+    found, axes = settings(cfg)
+    depths = (2, 2, 18, 2)
+
+    def layer(name):
+        if name.startswith("backbone.patch_embed"):
+            return 0
+        if got := number(r"backbone\.layers\.(\d)\.blocks\.(\d+)", name):
+            return sum(depths[: got[0]]) + got[1] + 1
+        if got := number(r"backbone\.layers\.(\d)\.downsample", name):
+            return sum(depths[: got[0] + 1]) + 1
+        return 24
+
+    assert {key: lr for key, (lr, _) in found.items()} == pytest.approx(
+        {key: 2e-3 * 0.7 ** (25 - layer(key)) for key in found}
+    )
+    assert {key: decay for key, (_, decay) in found.items()} == {key: 0.05 * (axes[key] > 1) for key in found}
+    assert found["backbone.norm.weight"][0] == pytest.approx(1.4e-3)
+
+
+@pytest.mark.parametrize("name", ["det/mask_rcnn_fcvit.py", "seg/semantic_fpn_fcvit.py"])
+def test_fcvits_dense_recipes_decay_everything(name):
+    found, _ = settings(recipe(name))
+    assert any("layer_scale" in key for key in found) and any("rescale" in key for key in found)
+    assert set(found.values()) == {(2e-4, 1e-4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "decay", "heads"),
+    [("det/cascade_mask_rcnn_fan.py", 1e-4, 0.05, 1), ("seg/segformer_fan.py", 6e-5, 0.01, 10)],
+)
+def test_fans_dense_recipes_spare_what_is_called_norm(name, rate, decay, heads):
+    found, _ = settings(recipe(name))
+    head = lambda key: rate * (heads if key.startswith("decode_head.") else 1)  # noqa: E731
+    assert found == {key: (pytest.approx(head(key)), 0.0 if "norm" in key else decay) for key in found}
+    assert found["backbone.blocks.0.mlp.mlp_v.dwconv.bn.weight"][1] == decay == found["backbone.blocks.0.gamma1"][1]

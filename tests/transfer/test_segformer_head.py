@@ -1,0 +1,65 @@
+"""SegFormer's published head: its entries load, and it computes what they say."""
+
+import mmseg.registry
+import torch
+import torch.nn.functional as F
+
+WIDTHS, CHANNELS, CLASSES = (8, 16, 12, 12), 24, 5
+HEAD = dict(
+    type="mixtransfer.SegFormerHead",
+    in_channels=WIDTHS,
+    in_index=[0, 1, 2, 3],
+    channels=CHANNELS,
+    num_classes=CLASSES,
+    norm_cfg=dict(type="BN"),
+    align_corners=False,
+)
+
+
+def published_entries():
+    """Return entries with the names and shapes of NVlabs/FAN's segmentors (there ``channels`` is ``embed_dim``)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "conv_seg.weight": (CLASSES, 6, 1, 1),
+        "conv_seg.bias": (CLASSES,),
+        **{f"linear_c{level}.proj.weight": (CHANNELS, width) for level, width in enumerate(WIDTHS, 1)},
+        **{f"linear_c{level}.proj.bias": (CHANNELS,) for level in range(1, 5)},
+        "linear_fuse.conv.weight": (CHANNELS, 4 * CHANNELS, 1, 1),
+        **{f"linear_fuse.bn.{name}": (CHANNELS,) for name in ("weight", "bias", "running_mean", "running_var")},
+        "linear_pred.weight": (CLASSES, CHANNELS, 1, 1),
+        "linear_pred.bias": (CLASSES,),
+    }
+    state = {key: torch.rand(shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
+    return {**state, "linear_fuse.bn.num_batches_tracked": torch.tensor(7)}
+
+
+def test_published_entries_load_and_give_the_published_logits():
+    torch.set_default_dtype(torch.float64)
+    head = mmseg.registry.MODELS.build(HEAD).eval()
+    state = published_entries()
+    head.load_state_dict(state)
+    maps = [
+        torch.randn(2, width, *side) for width, side in zip(WIDTHS, [(12, 16), (6, 8), (3, 4), (2, 2)], strict=True)
+    ]
+
+    fused = torch.zeros(2, CHANNELS, 12, 16)
+    for place, level in enumerate((4, 3, 2, 1)):
+        weight, bias = state[f"linear_c{level}.proj.weight"], state[f"linear_c{level}.proj.bias"]
+        x = torch.einsum("bchw,ec->behw", maps[level - 1], weight) + bias[:, None, None]
+        x = F.interpolate(x, (12, 16), mode="bilinear", align_corners=False)
+        block = state["linear_fuse.conv.weight"][:, place * CHANNELS : (place + 1) * CHANNELS, 0, 0]
+        fused += torch.einsum("bchw,ec->behw", x, block)
+    norm = {
+        key: state[f"linear_fuse.bn.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+    }
+    fused = (fused - norm["running_mean"]) / (norm["running_var"] + 1e-5).sqrt() * norm["weight"] + norm["bias"]
+    weight, bias = state["linear_pred.weight"][..., 0, 0], state["linear_pred.bias"]
+    expected = torch.einsum("bchw,kc->bkhw", fused.relu(), weight) + bias[:, None, None]
+    torch.testing.assert_close(head(maps), expected)
+
+
+def test_every_parameter_learns():
+    head = mmseg.registry.MODELS.build(HEAD)
+    maps = [torch.randn(2, width, side, side) for width, side in zip(WIDTHS, (8, 4, 2, 1), strict=True)]
+    head(maps).square().sum().backward()
+    assert [name for name, value in head.named_parameters() if value.grad is None] == []
