@@ -87,15 +87,33 @@ def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: P
     if masks and not found.masks:
         raise UserError(f"{file}: no annotation has a segmentation, the model has a mask head; use one for boxes only")
     _say_left_out(found, masks, file)
-    info = class_info(dataset, cfg.get("default_scope"))
+    classes = tuple(class_info(dataset, cfg.get("default_scope")).get("classes") or ())
+    _match_categories(file, content, classes)
     prefix = dataset.get("data_prefix") or {}
     folder = Path(dataset.get("data_root") or "") / prefix.get("img", "")
-    sound = sound_content(content, tuple(info.get("classes") or ()), masks, _sizes_in_files(content, folder))
+    sound = sound_content(content, classes, masks, _sizes_in_files(content, folder))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Distributed processes write the same file at the same time.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(sound), encoding="utf-8")
     os.replace(partial, path)
+
+
+def _match_categories(file: Path, content: Mapping, classes: Sequence[str]) -> None:
+    """mmdet leaves out what is of no class that it knows, and trains classes without instances like others."""
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    if not set(names.values()) & set(classes):
+        raise UserError(
+            f"{file}: none of its categories ({', '.join(list(names.values())[:10])}) is a class of the dataset in the"
+            f" config ({', '.join(classes[:10])}); use --data, which takes them from the file"
+        )
+    strange = sorted(set(names.values()) - set(classes))
+    if strange:
+        notice(f"{file}: categories that are no class of the config's dataset are left out: {', '.join(strange[:10])}")
+    used = {names.get(annotation.get("category_id")) for annotation in content["annotations"]}
+    unused = [name for name in classes if name not in used]
+    if unused:
+        notice(f"{file}: classes without an instance: {', '.join(unused[:10])}")
 
 
 def _say_left_out(found: Findings, masks: bool, file: Path) -> None:

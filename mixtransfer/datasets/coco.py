@@ -36,7 +36,13 @@ SLACK = 1.0
 LARGEST = 1e15
 #: Kinds of problems of single instances that mmdet copes with, by leaving the instance out, and the share of a file's
 #: annotations that may have them in training. COCO's own files hold a few.
-LEFT_OUT = ("box without area", "box outside its image", "polygon without area", "polygon outside its image")
+LEFT_OUT = (
+    "box without area",
+    "box of less than a pixel",
+    "box outside its image",
+    "polygon without area",
+    "polygon outside its image",
+)
 FEW = 0.001
 #: Kinds of problems that only concern masks.
 OF_MASKS = (
@@ -165,6 +171,7 @@ def find_problems(
         missing = [key for key in ("id", "iscrowd", "bbox") if annotation.get(key) is None]
         missing += ["area"] * (area is None or (_numbers([area]) and area <= 0))
         missing += ["ignore"] * bool(annotation.get("ignore"))
+        missing += ["left"] * bool(annotation.get("ignore") or annotation.get("iscrowd"))
         for key in missing:
             filled[key] = filled.get(key, 0) + 1
         if number % 4096 == 0:
@@ -180,6 +187,8 @@ def find_problems(
     unsized = sum(size == (None, None) for size in sizes.values())
     if unsized and "image without a size" not in found.problems:
         found.notes.append(f"{file}: {unsized} images without height and width: read from the image files")
+    if filled.get("left", 0) == found.annotations > 0:
+        found.add("no instance to train on", f"{file}: all are crowds or marked 'ignore'")
     if content["annotations"] and not with_masks:
         found.notes.append(f"{file}: no masks; a model with a mask head cannot be trained or measured on it")
     return found
@@ -220,6 +229,8 @@ def _check_annotation(
         found.add("malformed box", f"{where}: {str(box)[:60]}")
     elif box[2] <= 0 or box[3] <= 0:
         found.add("box without area", f"{where}: {box}")
+    elif box[2] < 1 or box[3] < 1:
+        found.add("box of less than a pixel", f"{where}: {box}; coordinates are pixels, and mmdet leaves it out")
     elif height is not None and (
         min(box[:2]) < -SLACK or box[0] + box[2] > width + SLACK or box[1] + box[3] > height + SLACK
     ):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch.utils.data import DataLoader
 
-__all__ = ["FIRST_STEPS", "ZeroLosses", "require_learnable", "require_steps"]
+__all__ = ["FIRST_STEPS", "ZeroLosses", "build_dataset", "require_learnable", "require_steps"]
 
 #: Masks that are read before every training; all are if these leave something open.
 SAMPLE = 64
@@ -127,6 +127,33 @@ def _require_labels(training: _Masks, validation: list[_Masks]) -> None:
         if done >= len(order) and problem[0] != SHIFTED:
             raise UserError(f"{training.root}: {problem[0]}: {problem[1]}")
     notice(f"{training.root}: {problem[0]}: {problem[1]}")
+
+
+def build_dataset(settings: Mapping) -> Any:
+    """Build the dataset of a loader's settings, and read its list of samples.
+
+    Raises:
+        UserError: no sample is left, by ``filter_cfg``, ``indices`` or for want of files.
+    """
+    from mmengine.registry import DATASETS
+
+    try:
+        dataset = DATASETS.build(settings)
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
+        count = len(dataset)
+    except (ValueError, ZeroDivisionError) as error:
+        # How mmengine stores an empty list, and repeats one.
+        if "need at least one array to concatenate" not in str(error) and not isinstance(error, ZeroDivisionError):
+            raise
+        count = 0
+    if not count:
+        first = next(leaf_datasets(settings))
+        place = Path(first.get("data_root") or "") / str(first.get("ann_file") or "")
+        chosen = [key for key in ("filter_cfg", "indices") if first.get(key) is not None]
+        remedy = f"change its {' and '.join(chosen)}" if chosen else "see tools/data.py check"
+        raise UserError(f"{place}: no image is left after filtering; {remedy}")
+    return dataset
 
 
 def require_steps(loader: DataLoader) -> None:

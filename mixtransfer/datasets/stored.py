@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,17 @@ VOID = (0, 255)
 #: Pixels of the largest image that is read: Pillow's limit, which masks have too.
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 #: What Pillow and OpenCV raise for files that are truncated, damaged or no images; Pillow's plugins raise many kinds.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, cv2.error)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    cv2.error,
+)
 #: Formats that change pixels when they are written, by Pillow's names, and such compressions inside TIFF.
 LOSSY_FORMATS, LOSSY_COMPRESSIONS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"), ("jpeg", "tiff_jpeg", "webp")
 #: Tags of EXIF and TIFF, and the level at which OpenCV warns of errors only.
@@ -64,8 +75,8 @@ class Unusable(ValueError):
 def _opened(path: str | Path, content: bytes | None, kind: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            # Pillow warns from half of its limit on.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns from half of its limit on, and of tags that nobody reads.
+            warnings.simplefilter("ignore")
             with Image.open(path if content is None else io.BytesIO(content)) as image:
                 yield image
     except Unusable:

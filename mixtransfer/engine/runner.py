@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,7 +30,7 @@ from torch.utils.data import DataLoader
 from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
-from mixtransfer.datasets.learnable import require_steps
+from mixtransfer.datasets.learnable import build_dataset, require_steps
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop
 from mixtransfer.engine.resume import (
@@ -112,11 +111,7 @@ class TransferRunner(Runner):
         """Build a loader of :class:`SeededDataset` whose workers leave Ctrl-C to the main process."""
         if isinstance(dataloader, DataLoader):
             return dataloader
-        dataset = DATASETS.build(dataloader["dataset"])
-        if hasattr(dataset, "full_init"):
-            dataset.full_init()
-        if len(dataset) == 0:
-            raise UserError(f"{dataset.data_root}: no image is left after filtering; see tools/data.py check")
+        dataset = build_dataset(dataloader["dataset"])
         settings = {**dataloader, "dataset": SeededDataset(dataset, seed)}
         if isinstance(settings.get("collate_fn"), Mapping):
             # mmengine gives the function all entries but the type, also the scope that it notes for a library's config.

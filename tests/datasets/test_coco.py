@@ -114,6 +114,8 @@ REFUSED = {
         one(bbox=None, segmentation=None),
     ],
     "box without area": [one(bbox=[1, 2, 0, 4]), one(bbox=[1, 2, 3, -4])],
+    "box of less than a pixel": [one(bbox=[0.1, 0.2, 0.5, 0.5])],
+    "no instance to train on": [each(lambda n, a: a.update(iscrowd=1)), each(lambda n, a: a.update(ignore=True))],
     "box outside its image": [one(bbox=[W, 2, 20, 4]), one(bbox=[-5, 2, 20, 4])],
     "malformed polygon": [
         one(segmentation=[1, 2, 9, 2, 9, 9]),
@@ -270,6 +272,27 @@ def test_categories_of_the_splits_match_by_name(tmp_path):
     with pytest.raises(UserError, match="lacks: dog; there are ant, bee, cat"):
         open_dataset(root, "det")
     assert "categories differ between the splits" in check_folder(root)[0].problems
+
+
+def test_categories_that_the_config_does_not_know_are_not_trained_silently(tmp_path, capsys):
+    """Without ``--data`` mmdet takes the classes of its dataset, and leaves out what has another name."""
+
+    def config(*classes):
+        dataset = dict(type="CocoDataset", data_root=str(root), data_prefix=dict(img="train2017"), pipeline=[])
+        dataset |= dict(ann_file="annotations/instances_train2017.json", metainfo=dict(classes=classes))
+        model = dict(bbox_head=dict(num_classes=len(classes)))
+        cfg = dict(model=model, train_dataloader=dict(dataset=dataset), default_scope="mmdet")
+        return Config(cfg | dict(work_dir=str(tmp_path / "work")))
+
+    root = coco(tmp_path / "data")
+    with pytest.raises(UserError, match=r"none of its categories .ant, bee, cat. is a class .*person, car"):
+        prepare_data(config("person", "car"), "train")
+    cfg = config("bee", "person")
+    prepare_data(cfg, "train")
+    said = capsys.readouterr().err
+    assert "are left out: ant, cat" in said and "classes without an instance: person" in said
+    content = json.loads(open(cfg.train_dataloader.dataset.ann_file).read())
+    assert [category["name"] for category in content["categories"]] == ["bee", "person", "ant", "cat"]
 
 
 def test_numbers_are_names(tmp_path):

@@ -16,7 +16,7 @@ from mixtransfer.datasets.check import check_folder
 from mixtransfer.datasets.classes import in_order, match_classes, trained_classes
 from mixtransfer.datasets.configure import apply_dataset
 from mixtransfer.datasets.folders import open_dataset
-from mixtransfer.datasets.learnable import FIRST_STEPS, ZeroLosses, require_learnable, require_steps
+from mixtransfer.datasets.learnable import FIRST_STEPS, ZeroLosses, build_dataset, require_learnable, require_steps
 from mixtransfer.errors import UserError
 
 ENTROPY = dict(type="CrossEntropyLoss")
@@ -141,6 +141,15 @@ def test_a_class_folder_without_images_is_not_trained(tmp_path):
         path.unlink()
     with pytest.raises(UserError, match=r"train/bee holds no images of its class"):
         open_dataset(root, "cls")
+
+
+@pytest.mark.parametrize("wrapper", [dict, lambda **d: dict(type="RepeatDataset", times=2, dataset=d)])
+def test_a_dataset_that_filtering_empties_is_refused(tmp_path, wrapper):
+    root = masks(tmp_path)
+    cfg = segmentor(root)
+    assert len(build_dataset(wrapper(**cfg.train_dataloader.dataset))) in (4, 8)
+    with pytest.raises(UserError, match=f"{root}: no image is left after filtering; change its indices"):
+        build_dataset(wrapper(**cfg.train_dataloader.dataset, indices=0))
 
 
 class Batches(list):

@@ -133,7 +133,7 @@ def test_no_two_pictures_have_one_name():
         return list(picture_names([Path(file) for file in files], **options).values())
 
     assert names("a/x/0.jpg", "a/y/0.jpg") == ["x/0", "y/0"]
-    assert names("a/x/0.jpg", "b/0.jpg", root=Path("a")) == ["x/0", "_/b/0.jpg".removesuffix(".jpg")]
+    assert names("a/x/0.jpg", "b/0.jpg", root=Path("a")) == ["x/0", "_/b/0"]
     assert names("a/0.jpg", "a/0.png", "a/1.png") == ["0.jpg", "0.png", "1.png"]
     assert names("a/0.jpg", "a/0_labels.jpg") == ["0.jpg", "0_labels.jpg"]
     assert names("a/A.jpg", "a/a.jpg") == ["A.jpg", "a.jpg"]
@@ -141,9 +141,6 @@ def test_no_two_pictures_have_one_name():
 
 
 def test_dollars_are_no_formula():
-    from matplotlib.mathtext import MathTextParser
     from matplotlib.text import Text
 
-    text, formula = Text()._preprocess_math(plain_text("a $b$ c"))
-    assert (text, formula) == ("a $b$ c", False)
-    assert MathTextParser is not None
+    assert Text()._preprocess_math(plain_text("a $b$ c")) == ("a $b$ c", False)
