@@ -11,7 +11,7 @@ from mixtransfer.engine.config import LAUNCHERS, load_config
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["add_arguments", "config_of", "positive", "seed"]
+__all__ = ["add_arguments", "config_of", "positive", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,17 @@ def positive(text: str) -> int:
 def seed(text: str) -> int:
     """Read a seed that Python, NumPy and torch all take."""
     return _number(text, 0, "from 0 to 4294967295", 2**32 - 1)
+
+
+def share(text: str) -> float:
+    """Read a share of a whole."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1")
+    return value
 
 
 def _number(text: str, least: int, form: str, most: float = float("inf")) -> int:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mixtransfer.cli.options import add_arguments, config_of, seed
+from mixtransfer.cli.options import add_arguments, config_of, seed, share
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.errors import UserError
+from mixtransfer.progress import notice
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from mixtransfer.engine.interrupt import InterruptHook
+    from mixtransfer.engine.resume import Place
 
 __all__ = ["parser", "run"]
+
+
+#: What ``--resume`` may say instead of a file: the newest checkpoint if there is one, or else an error.
+AUTO, MUST = "auto", "must"
+END = """\
+exit status: 0 done; 2 something given is wrong, in one line; 130 stopped by Ctrl-C or SIGTERM; 85 stopped by SIGHUP,
+SIGUSR1 or SIGUSR2, by which schedulers take a machine back: start the same command again. After 130 and 85 the work
+directory holds the exact state, if training had begun. See docs/distributed.md."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,18 +35,31 @@ def parser() -> argparse.ArgumentParser:
         prog="mixtransfer train",
         description="Train the model of a config. Logs, checkpoints and the final config go to the work directory."
         " Ctrl-C saves and stops; --resume goes on as if nothing had happened.",
+        epilog=END,
     )
     add_arguments(options)
     options.add_argument(
         "--resume",
         nargs="?",
-        const="auto",
+        const=AUTO,
         metavar="FILE",
-        help="go on from a checkpoint of training, by default the newest in the work directory",
+        help="go on from the newest sound checkpoint in the work directory, start if there is none; 'must': there has"
+        " to be one; FILE: from this checkpoint of training",
+    )
+    options.add_argument(
+        "--overwrite", action="store_true", help="delete the checkpoints of another training in the work directory"
+    )
+    options.add_argument(
+        "--bad-images",
+        type=share,
+        default=0.001,
+        metavar="SHARE",
+        help="replace images that cannot be read by others, and stop when they are more than this share of the"
+        " dataset; 0 stops at the first (default: %(default)s)",
     )
     options.add_argument("--amp", action="store_true", help="mixed precision (float16), on a GPU")
     options.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    options.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: %(default)s)")
+    options.add_argument("--seed", type=seed, help="seed of everything random (default: the config's, or 0)")
     options.add_argument(
         "--deterministic", action="store_true", help="use deterministic operations only, where there are"
     )
@@ -36,44 +67,85 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; return 0, or 130 after an interruption that was saved."""
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: give 0 or more")
+    """Train; return 0, or the status of :class:`~mixtransfer.engine.interrupt.Interrupted`."""
     cfg = config_of(args, splits=("train", "val"))
 
+    from mixtransfer.engine.interrupt import Interrupted, InterruptHook
+    from mixtransfer.engine.work_dir import locked
+
+    interrupt = InterruptHook()
+    try:
+        with interrupt.signals(), locked(cfg.work_dir):
+            _train(args, cfg, interrupt)
+    except Interrupted as stop:
+        if stop.checkpoint is None:
+            print("stopped before training began")
+        else:
+            print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")
+        return stop.status
+    return 0
+
+
+def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> None:
     import torch
+    from mmengine.dist import get_world_size, is_main_process
 
-    from mixtransfer.datasets.classes import match_classes
-    from mixtransfer.engine.hooks import Interrupted, InterruptHook, latest_checkpoint
-    from mixtransfer.engine.resume import Place
+    from mixtransfer.engine.settings import changed_settings, describe
+    from mixtransfer.engine.work_dir import remove_training, require_unused
 
-    cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    randomness = cfg.get("randomness") or {}
+    chosen = randomness.get("seed") or 0 if args.seed is None else args.seed
+    cfg.randomness = {**randomness, "seed": chosen}
+    if args.deterministic:
+        cfg.randomness.deterministic = True
+    cfg.bad_images = args.bad_images
     if args.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU, and torch finds none; leave it out")
         cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     if args.compile:
         cfg.compile = True
-    if args.resume:
-        path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
-        if path is None:
-            raise UserError(f"--resume: no checkpoint in {cfg.work_dir}; give its file, or leave --resume out to start")
-        place = Place.of(path, args.trust)
-        if place.seed != args.seed:
-            raise UserError(f"{path} was trained with --seed {place.seed}; resume it with the same")
-        match_classes(cfg, place.classes, str(path))
+    path, place = _resumed(args, cfg)
+    if not args.overwrite:
+        require_unused(cfg.work_dir, path)
+    if path is not None:
         cfg.load_from, cfg.resume = str(path), True
+    plain = copy.deepcopy(cfg)
     with one_line_errors(args.config):
-        changes = prepare(cfg, "resume" if args.resume else "train")
+        changes = prepare(cfg, "train" if path is None else "resume")
         runner = build_runner(cfg, args.trust)
+    runner.settings = describe(plain, get_world_size())
+    if path is not None:
+        for line in changed_settings(place.settings, runner.settings, str(path)):
+            notice(f"--resume: {line}")
     for change in changes:
         runner.logger.debug(f"config: {change}")
-    interrupt = InterruptHook()
     runner.register_hook(interrupt)
-    try:
-        with interrupt.signals(), one_line_errors(args.config):
-            runner.train()
-    except Interrupted as stop:
-        print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")
-        return 130
-    return 0
+    if args.overwrite and is_main_process():
+        remove_training(cfg.work_dir)
+    with one_line_errors(args.config), interrupt.saving(runner):
+        runner.train()
+
+
+def _resumed(args: argparse.Namespace, cfg: Config) -> tuple[Path | None, Place | None]:
+    """Return the checkpoint that ``--resume`` goes on from, and where it stands; None and None for a fresh training."""
+    from mixtransfer.datasets.classes import match_classes
+    from mixtransfer.engine.resume import Place
+    from mixtransfer.engine.work_dir import newest_sound
+
+    if not args.resume:
+        return None, None
+    if args.resume in (AUTO, MUST):
+        found = newest_sound(cfg.work_dir, lambda path: Place.of(path, args.trust))
+        if found is None:
+            if args.resume == MUST:
+                raise UserError(f"--resume must: no checkpoint in {cfg.work_dir}; give its file, or leave --resume out")
+            notice(f"--resume: no checkpoint in {cfg.work_dir}; training starts")
+            return None, None
+        path, place = found
+    else:
+        path, place = Path(args.resume), Place.of(args.resume, args.trust)
+    if place.seed != cfg.randomness.seed:
+        raise UserError(f"{path} was trained with --seed {place.seed}; resume it with the same")
+    match_classes(cfg, place.classes, str(path))
+    return path, place

@@ -91,14 +91,14 @@ class Step:
 def plan() -> list[Step]:
     """Return all steps in order."""
     pretrained = WORK / "pretrain"
-    train = ("tools/train.py", SEGMENT, "--data", "scenes")
+    train = ("tools/train.py", SEGMENT, "--data", "scenes", "--overwrite")
     test = ("tools/test.py", SEGMENT)
     steps = [
         Step("scenes", "Draw the scenes", ("tools/data.py", "scenes", SCENES), Path(SCENES)),
         Step(
             "pretrain",
             "Pretrain a small Swin as a classifier, with TL-Align",
-            ("tools/train.py", PRETRAIN, "--data", "scenes", "--work-dir", str(pretrained)),
+            ("tools/train.py", PRETRAIN, "--data", "scenes", "--work-dir", str(pretrained), "--overwrite"),
             pretrained / "last_checkpoint",
         ),
         Step(
@@ -187,6 +187,6 @@ def run_step(step: Step, before: list[str], screen: Screen) -> tuple[float, int]
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint that a training in ``folder`` wrote last."""
-    from mixtransfer.engine.hooks import latest_checkpoint
+    from mixtransfer.engine.work_dir import checkpoints
 
-    return latest_checkpoint(folder)
+    return next(iter(checkpoints(folder)), None)

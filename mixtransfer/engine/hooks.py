@@ -1,35 +1,32 @@
-"""What protects a training run: checkpoints that are whole or absent, a stop at NaN, a clean end at Ctrl-C.
+"""What protects a training run: checkpoints that are whole or absent, and a stop at losses that cannot be trained with.
 
 A checkpoint is written beside its name and renamed, so that a kill or a full disk leaves the files that were there
-before. It holds tensors and plain values only, so that it can be read without running code from it.
+before. It holds tensors and plain values only, so that it can be read without running code from it, and never falls
+between the steps of one accumulation of gradients, which it could not hold.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine import hooks
-from mmengine.dist import all_reduce, is_distributed, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import Runner
 
-from mixtransfer.engine.resume import WITHOUT_STATE, stateless
+from mixtransfer.datasets.learnable import ZeroLosses
+from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
+from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS
 
-__all__ = ["AtomicBackend", "CheckpointHook", "InterruptHook", "Interrupted", "LossGuardHook", "latest_checkpoint"]
-
-LATEST = "last_checkpoint"
-INTERRUPTED = "interrupted.pth"
+__all__ = ["AtomicBackend", "CheckpointHook", "LossGuardHook"]
 
 
 @register_backend("atomic", force=True)
@@ -39,7 +36,7 @@ class AtomicBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes; raise a :class:`UserError` when the disk does not take them."""
         path = Path(filepath)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
@@ -49,7 +46,7 @@ class AtomicBackend(LocalBackend):
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            last = latest_checkpoint(path.parent)
+            last = next(iter(checkpoints(path.parent)), None)
             kept = f"; the last good checkpoint is {last}" if last else ""
             raise UserError(f"cannot write {path}: {error.strerror}; free some space and --resume{kept}") from error
 
@@ -58,25 +55,19 @@ class AtomicBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the checkpoint that ``last_checkpoint`` names, where it moved with its folder; None without one."""
-    pointer = Path(work_dir) / LATEST
-    if not pointer.is_file():
-        return None
-    path = Path(pointer.read_text(encoding="utf-8").strip())
-    return next((p for p in (path, pointer.with_name(path.name)) if p.is_file()), None)
-
-
 @HOOKS.register_module()
 class CheckpointHook(hooks.CheckpointHook):
     """mmengine's hook, made safe against a kill at any moment.
 
-    It writes through :class:`AtomicBackend`, deletes an old checkpoint only when the new one and ``last_checkpoint``
-    are in place, and refuses weights that are not finite.
+    It writes through :class:`AtomicBackend`, deletes an old checkpoint, the best one too, only when the new one and
+    ``last_checkpoint`` are in place, and refuses weights that are not finite. A checkpoint that is due while gradients
+    accumulate is written after the iteration that uses them.
     """
 
     def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any):
         super().__init__(*args, backend_args=backend_args or {"backend": "atomic"}, **kwargs)
+        #: The step of a checkpoint that waits for an accumulation of gradients to end.
+        self.due: int | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check the weights, and make everything else plain."""
@@ -86,6 +77,8 @@ class CheckpointHook(hooks.CheckpointHook):
                 f"weights are not finite after iteration {checkpoint['meta']['iter']} ({bad[0]}, {len(bad)} in all);"
                 f" nothing saved{_last_good(runner)}"
             )
+        if runner.settings is not None:
+            checkpoint["meta"][SETTINGS] = runner.settings
         if "optimizer" in checkpoint:
             checkpoint["meta"][WITHOUT_STATE] = stateless(checkpoint["optimizer"])
         hub = checkpoint["message_hub"]
@@ -108,7 +101,38 @@ class CheckpointHook(hooks.CheckpointHook):
         if hasattr(self, "best_ckpt_path_dict"):
             self.best_ckpt_path_dict = {key: here(path) for key, path in self.best_ckpt_path_dict.items()}
 
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Save where the interval says so, or as soon as the accumulation is over that a checkpoint waited for."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.due is not None and runner.optim_wrapper.should_update():
+            iteration = runner.iter + 1
+            meta = {"epoch": runner.epoch, "iter": iteration}
+            self._save_checkpoint_with_step(runner, self.due if self.by_epoch else iteration, meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        # Of the paths that mmengine knows it deletes the file before it writes the new one.
+        many = getattr(self, "best_ckpt_path_dict", None)
+        before = {"": getattr(self, "best_ckpt_path", None)} if many is None else dict(many)
+        if many is None:
+            self.best_ckpt_path = None
+        else:
+            self.best_ckpt_path_dict = dict.fromkeys(many)
+        super()._save_best_checkpoint(runner, metrics)
+        after = {"": self.best_ckpt_path} if many is None else self.best_ckpt_path_dict
+        for key, path in before.items():
+            if after[key] is None:
+                after[key] = path
+            elif path not in (None, after[key]) and is_main_process():
+                Path(path).unlink(missing_ok=True)
+        if many is None:
+            self.best_ckpt_path = after[""]
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self.due = None if runner.optim_wrapper.should_update() else step
+        if self.due is not None:
+            return
         name = self.filename_tmpl.format(step)
         expired = []
         if self.max_keep_ckpts > 0:
@@ -144,9 +168,12 @@ class CheckpointHook(hooks.CheckpointHook):
 
 @HOOKS.register_module()
 class LossGuardHook(hooks.Hook):
-    """Stop at the first loss that is NaN or infinite, before a checkpoint can be written."""
+    """Stop at the first loss that is NaN or infinite, before a checkpoint can be written, and at one that stays 0."""
 
     priority = "ABOVE_NORMAL"
+
+    def __init__(self):
+        self.first = ZeroLosses()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -163,83 +190,11 @@ class LossGuardHook(hooks.Hook):
                 f"iteration {runner.iter + 1}: {name} is {values[name]}; lower the learning rate"
                 f" (--cfg-options optim_wrapper.optimizer.lr=...) or leave out --amp{_last_good(runner)}"
             )
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal and can go on from ``checkpoint``, the state after ``iteration``."""
-
-    def __init__(self, checkpoint: str, iteration: int):
-        super().__init__(checkpoint, iteration)
-        self.checkpoint, self.iteration = checkpoint, iteration
-
-
-class InterruptHook(hooks.Hook):
-    """End training at SIGINT or SIGTERM between two iterations, with an exactly resumable checkpoint.
-
-    The running iteration is finished, as is an accumulation of gradients; a running validation is abandoned. Outside
-    the training loop, and at a second signal, the program stops at once. Distributed processes stop together.
-    """
-
-    # Before any hook that changes its state for the coming iteration.
-    priority = "HIGHEST"
-
-    def __init__(self):
-        self.requested = False
-        self.training = False
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Catch the signals inside the block; outside the main thread, where Python cannot, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.requested or not self.training:
-            raise KeyboardInterrupt
-        self.requested = True
-        if is_main_process():
-            print("\nstopping after this iteration; again to stop without saving", flush=True)
-
-    def before_train(self, runner: Runner) -> None:
-        """From here on there is something to save."""
-        self.training = True
-
-    def after_train(self, runner: Runner) -> None:
-        """The last checkpoint is written."""
-        self.training = False
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Save and stop if a signal came; the state is that after ``runner.iter`` iterations."""
-        if self._all_agree() and runner.optim_wrapper.should_update():
-            self._save_and_stop(runner)
-
-    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """As before a training iteration, for a signal that comes during validation."""
-        if self.training and self._all_agree():
-            self._save_and_stop(runner)
-
-    def _all_agree(self) -> bool:
-        if not is_distributed():
-            return self.requested
-        flag = torch.tensor(int(self.requested))
-        all_reduce(flag, "max")
-        return bool(flag)
-
-    def _save_and_stop(self, runner: Runner) -> None:
-        saver = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
-        path = saver.write(runner, INTERRUPTED, {"epoch": runner.epoch, "iter": runner.iter})
-        raise Interrupted(path, runner.iter)
+        self.first.look(values)
 
 
 def _last_good(runner: Runner) -> str:
-    last = latest_checkpoint(runner.work_dir)
+    last = next(iter(checkpoints(runner.work_dir)), None)
     return f"; the last good checkpoint is {last}" if last else "; no checkpoint was written yet"
 
 

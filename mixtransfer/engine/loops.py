@@ -1,4 +1,4 @@
-"""Training loops that resume in the middle of an epoch, and whose steps draw from generators of their own.
+"""Loops of training that resume in the middle of an epoch, and one of validation that can be abandoned.
 
 A step (dropout, stochastic depth, sampling of proposals) is seeded with (seed, rank, iteration); models that draw for
 themselves get the iteration as their ``step``.
@@ -6,18 +6,63 @@ themselves get the iteration as their ``step``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmengine.dist import get_rank
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 
-from mixtransfer.engine.sampling import ResumableLoader, seed_everything
+from mixtransfer.engine.sampling import GuardedLoader, seed_everything
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.steps import StepCounter
 
-__all__ = ["EndlessBatches", "EpochLoop", "IterLoop"]
+__all__ = ["Abandoned", "EndlessBatches", "EpochLoop", "IterLoop", "ValidationLoop"]
+
+
+class Abandoned(Exception):
+    """A validation is not worth finishing; ``then`` is called with the runner once training has its weights back."""
+
+    def __init__(self, then: Callable[[Any], None]):
+        super().__init__(then)
+        self.then = then
+
+
+class ValidationLoop(ValLoop):
+    """A validation after which training has its own weights, however it ends: ``EMAHook`` has put them back."""
+
+    def run(self) -> dict:
+        """Return the metrics; none, if a hook raised :class:`Abandoned` and training cannot stop here yet."""
+        swaps = [_Swaps(hook) for hook in self.runner.hooks if isinstance(hook, EMAHook)]
+        try:
+            return super().run()
+        except Abandoned as abandoned:
+            for swap in swaps:
+                swap.undo()
+            abandoned.then(self.runner)
+            return {}
+        finally:
+            for swap in swaps:
+                swap.undo()
+
+
+class _Swaps:
+    """Counts how often a hook exchanges weights and averages, and undoes an odd one."""
+
+    def __init__(self, hook: EMAHook):
+        self.hook, self.exchange, self.odd = hook, hook._swap_ema_parameters, False
+        hook._swap_ema_parameters = self
+
+    def __call__(self) -> None:
+        self.exchange()
+        self.odd = not self.odd
+
+    def undo(self) -> None:
+        """Exchange once more if they are exchanged; afterwards the hook does so itself again."""
+        if self.odd:
+            self()
+        vars(self.hook).pop("_swap_ema_parameters", None)
 
 
 class _SeededSteps:
@@ -37,15 +82,19 @@ class _SeededSteps:
         """Let training begin after this many epochs and iterations, as the checkpoint ``name`` says.
 
         Raises:
-            UserError: the iterations do not lie in the epoch, since the epochs were of another length.
+            UserError: training ends before, or the iterations do not lie in the epoch, since the epochs were of
+                another length.
         """
+        for done, most, option in ((iteration, self._max_iters, "max_iters"), (epoch, self._max_epochs, "max_epochs")):
+            if hasattr(self.runner.cfg.train_cfg, option) and done > most:
+                raise UserError(f"{name} stands after {done}, train_cfg.{option}={most} is less; give {done} or more")
         self._epoch, self._iter = epoch, iteration
 
 
 class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
     """Training by epochs that resumes in the middle of one."""
 
-    dataloader: ResumableLoader
+    dataloader: GuardedLoader
 
     def go_to(self, epoch: int, iteration: int, name: str) -> None:
         """Let training begin there; see the base class."""
@@ -72,7 +121,7 @@ class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
 class IterLoop(_SeededSteps, IterBasedTrainLoop):
     """Training by iterations, over epoch after epoch of a finite sampler or one endless one."""
 
-    dataloader: ResumableLoader
+    dataloader: GuardedLoader
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -82,7 +131,7 @@ class IterLoop(_SeededSteps, IterBasedTrainLoop):
 class EndlessBatches:
     """Iterate over a loader again and again; ``skip_iter`` is how mmengine's loop resumes."""
 
-    def __init__(self, loader: ResumableLoader):
+    def __init__(self, loader: GuardedLoader):
         self.loader = loader
         self.batches: Iterator | None = None
         self.epoch, self.first = 0, 0

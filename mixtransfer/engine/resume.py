@@ -28,6 +28,7 @@ from mixtransfer.datasets.classes import trained_classes
 from mixtransfer.errors import UserError
 
 __all__ = [
+    "SETTINGS",
     "WITHOUT_STATE",
     "Place",
     "average_state",
@@ -41,6 +42,8 @@ __all__ = [
 
 #: The entry of ``meta`` that lists the parameters, by number in the optimizer, that never had a gradient.
 WITHOUT_STATE = "without_optimizer_state"
+#: The entry of ``meta`` that describes a training's settings, as :func:`~mixtransfer.engine.settings.describe` does.
+SETTINGS = "settings"
 #: The parts of a checkpoint that training goes on from, beside the weights.
 PARTS = ("meta", "optimizer", "message_hub", "param_schedulers")
 #: What ``meta`` has beside numbers: the config among it, as text.
@@ -65,6 +68,8 @@ class Place:
     classes: tuple[str, ...] | None
     #: Parameters without a state of the optimizer; None in files of versions that did not note them.
     stateless: tuple[int, ...] | None
+    #: The settings of the training, as text; None in files of versions that did not note them.
+    settings: str | None = None
 
     @classmethod
     def of(cls, path: str | Path, trust: bool = False) -> Place:
@@ -98,6 +103,7 @@ def place_in(content: Mapping[str, Any], name: str) -> Place:
         numbers["seed"],
         trained_classes(content),
         None if without is None else tuple(without),
+        meta[SETTINGS] if isinstance(meta.get(SETTINGS), str) else None,
     )
 
 

@@ -21,9 +21,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -32,7 +33,7 @@ from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.datasets.learnable import build_dataset, require_steps
 from mixtransfer.engine.guarded_loading import GuardedLoading
-from mixtransfer.engine.loops import EpochLoop, IterLoop
+from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidationLoop
 from mixtransfer.engine.resume import (
     average_state,
     hub_state,
@@ -41,10 +42,13 @@ from mixtransfer.engine.resume import (
     place_in,
     scheduler_states,
 )
-from mixtransfer.engine.sampling import SeededDataset, init_worker, last_line, resumable
+from mixtransfer.engine.sampling import SeededDataset, guarded, init_worker, last_line
 from mixtransfer.errors import UserError
 
-__all__ = ["TransferRunner", "TrustingRunner"]
+__all__ = ["BAD_IMAGES", "TransferRunner", "TrustingRunner"]
+
+#: The share of a dataset's images that training replaces by others where they cannot be read.
+BAD_IMAGES = 0.001
 
 
 @contextmanager
@@ -58,6 +62,25 @@ def config_errors(entry: str) -> Iterator[None]:
         raise UserError(f"{entry}: {last_line(error)}") from error
 
 
+class _FormattedOnce(Config):
+    """A config that keeps its text until it changes: formatting takes a second."""
+
+    @classmethod
+    def of(cls, cfg: Config) -> _FormattedOnce:
+        formatted = cls.__new__(cls)
+        vars(formatted).update(vars(cfg))
+        return formatted
+
+    @property
+    def pretty_text(self) -> str:
+        content = repr(self._cfg_dict)
+        known, text = vars(self).get("_formatted", (None, ""))
+        if content != known:
+            text = super().pretty_text
+            vars(self)["_formatted"] = content, text
+        return text
+
+
 class TransferRunner(Runner):
     """The runner behind ``tools/train.py`` and ``tools/test.py``.
 
@@ -66,11 +89,22 @@ class TransferRunner(Runner):
 
     #: Whether checkpoints may run code.
     trust = False
+    #: What checkpoints tell of this training's settings, see :func:`~mixtransfer.engine.settings.describe`.
+    settings: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         with GuardedLoading(self.trust):
             super().__init__(*args, **kwargs)
         self._console.setLevel(self._console_level)
+
+    @property
+    def cfg(self) -> Config:
+        """The config; its text, which every checkpoint holds, is formatted when it is new and not each time."""
+        return self._cfg
+
+    @cfg.setter
+    def cfg(self, cfg: Config) -> None:
+        self._cfg = _FormattedOnce.of(cfg)
 
     def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
         logger = super().build_logger(*args, **kwargs)
@@ -106,9 +140,9 @@ class TransferRunner(Runner):
 
     @staticmethod
     def build_dataloader(
-        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False, resumable: bool = False
     ) -> DataLoader:
-        """Build a loader of :class:`SeededDataset` whose workers leave Ctrl-C to the main process."""
+        """Build a :class:`GuardedLoader` of :class:`SeededDataset`, for training a ``resumable`` one."""
         if isinstance(dataloader, DataLoader):
             return dataloader
         dataset = build_dataset(dataloader["dataset"])
@@ -119,7 +153,9 @@ class TransferRunner(Runner):
         with config_errors("dataloader"):
             loader = Runner.build_dataloader(settings, seed, diff_rank_seed)
         loader.worker_init_fn = partial(init_worker, then=loader.worker_init_fn)
-        return loader
+        if resumable:
+            require_steps(loader)
+        return guarded(loader, resumable)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:  # noqa: D102
         with config_errors("optim_wrapper"):
@@ -137,24 +173,36 @@ class TransferRunner(Runner):
         """Build our counterpart of mmengine's loop."""
         loop = {key: value for key, value in loop.items() if key != "_scope_"}
         kind = loop.pop("type", None) or ("EpochBasedTrainLoop" if loop.pop("by_epoch") else "IterBasedTrainLoop")
+        kind = getattr(kind, "__name__", kind)
         classes = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
         if kind not in classes:
             raise UserError(f"train_cfg.type={kind!r}: give {' or '.join(classes)}")
-        loader = self.build_dataloader(self._train_dataloader, seed=self.seed)
-        require_steps(loader)
+        loader = self.build_dataloader(self._train_dataloader, seed=self.seed, resumable=True)
+        loader.dataset.replace_unreadable(self.cfg.get("bad_images", BAD_IMAGES))
         with config_errors("train_cfg"):
             for key in ("max_iters", "max_epochs", "val_interval"):
                 if loop.get(key, 1) < 1:
                     raise UserError(f"train_cfg.{key}={loop[key]}: give a number from 1")
-            return classes[kind](self, resumable(loader), **loop)
+            return classes[kind](self, loader, **loop)
+
+    def build_val_loop(self, loop: dict) -> BaseLoop:
+        """Build our counterpart of mmengine's loop; libraries' loops are left as they are."""
+        if isinstance(loop, Mapping) and loop.get("type", "ValLoop") in ("ValLoop", ValLoop):
+            settings = {key: value for key, value in loop.items() if key not in ("type", "_scope_")}
+            loop = ValidationLoop(self, self._val_dataloader, self._val_evaluator, **settings)
+        return super().build_val_loop(loop)
 
     def train(self) -> nn.Module:
         """Train; afterwards no data worker is left."""
         try:
             with GuardedLoading(self.trust):
-                return super().train()
+                model = super().train()
         finally:
             self._stop_workers()
+        replaced = self.train_dataloader.dataset.unreadable_files()
+        for path in replaced:
+            self.logger.warning(f"{path}: cannot be loaded; other images were used in its place")
+        return model
 
     def test(self) -> dict:
         """Return the metrics on the test set; afterwards no data worker is left."""
@@ -229,8 +277,9 @@ class TransferRunner(Runner):
         name = str(filename)
         content = self.load_checkpoint(filename)
         place = place_in(content, name)
-        if place.seed != self.seed:
-            raise UserError(f"{name} was trained with the seed {place.seed}; resume it with the same, not {self.seed}")
+        seed = self._randomness_cfg["seed"]
+        if place.seed != seed:
+            raise UserError(f"{name} was trained with the seed {place.seed}; resume it with the same, not {seed}")
         self.train_loop.go_to(place.epoch, place.iteration, name)
         self.message_hub.load_state_dict(hub_state(content["message_hub"], name))
         classes = getattr(self.train_dataloader.dataset, "metainfo", {}).get("classes")

@@ -1,14 +1,21 @@
 """Loading samples so that each draws from generators that follow from its place in the training.
 
 A sample (augmentation) is seeded with (seed, rank, epoch, batch, place in the batch), whichever worker loads it. The
-batch sampler attaches that place to the index, and can start in the middle of an epoch.
+batch sampler attaches that place to the index, and can start in the middle of an epoch. An image that cannot be read
+is replaced by the next one, drawn with the same generators, as long as few are.
 """
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,15 +27,23 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mixtransfer.errors import UserError
 
 __all__ = [
+    "SIGNALS",
     "UNREADABLE",
+    "GuardedLoader",
     "ResumableBatchSampler",
-    "ResumableLoader",
     "SeededDataset",
+    "guarded",
     "init_worker",
     "last_line",
-    "resumable",
     "seed_everything",
 ]
+
+#: What stops a training, where the system has it; see :class:`~mixtransfer.engine.interrupt.InterruptHook`.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+#: Linux's ``prctl`` option: the signal that a process gets when its parent ends.
+PARENT_DEATH_SIGNAL = 1
 
 #: What loading an image raises; mmcv asserts that a file could be decoded.
 UNREADABLE = (OSError, AssertionError, cv2.error)
@@ -45,6 +60,21 @@ def seed_everything(*place: int) -> None:
         torch.cuda.manual_seed(state[2])
 
 
+def unreadable_file(info: Mapping[str, Any]) -> str | None:
+    """Return the file of a sample that is missing or cannot be decoded as an image; None if all can be."""
+    for key in ("img_path", "seg_map_path"):
+        path = info.get(key)
+        if path is None or "://" in str(path):
+            continue
+        try:
+            image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        except (OSError, cv2.error):
+            image = None
+        if image is None:
+            return str(path)
+    return None
+
+
 def last_line(error: Exception) -> str:
     """Return the last line of what an error says, or its kind if it says nothing."""
     return (str(error).strip().splitlines()[-1:] or [type(error).__name__])[0]
@@ -53,22 +83,53 @@ def last_line(error: Exception) -> str:
 class SeededDataset(Dataset):
     """A dataset whose samples are seeded by their place, if the index comes as (index, place).
 
-    A sample that cannot be loaded raises a :class:`UserError` that names its file. Everything else is the wrapped
-    dataset's.
+    An image that cannot be read raises a :class:`UserError` that names it, unless :meth:`replace_unreadable` was
+    called. Everything else is the wrapped dataset's.
     """
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
+        self.share: float = 0
+        self.unreadable: torch.Tensor | None = None
+
+    def replace_unreadable(self, share: float) -> None:
+        """Put the next sample in the place of one whose image cannot be read, up to this share of the dataset."""
+        self.share = share
+        # Of all data workers.
+        self.unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, draw: int | tuple[int, Sequence[int]]) -> Any:
         index, place = draw if isinstance(draw, tuple) else (draw, None)
-        if place is not None:
-            seed_everything(self.seed, *place)
-        try:
-            return self.dataset[index]
-        except UNREADABLE as error:
-            path = self.dataset.get_data_info(index).get("img_path", f"sample {index}")
-            raise UserError(f"{path}: cannot be loaded ({last_line(error)}); see tools/data.py check") from error
+        for following in range(len(self)):
+            number = (index + following) % len(self)
+            if place is not None:
+                seed_everything(self.seed, *place)
+            try:
+                return self.dataset[number]
+            except UNREADABLE as error:
+                self._pass_over(number, error)
+        raise UserError("no image of the dataset can be loaded; see tools/data.py check")
+
+    def _pass_over(self, number: int, error: Exception) -> None:
+        """Note that a sample cannot be read; raise a UserError if it may not be replaced, ``error`` if it is a bug."""
+        info = self.dataset.get_data_info(number)
+        path = unreadable_file(info)
+        if path is None:
+            raise error
+        message = f"{path}: cannot be loaded ({last_line(error)}); see tools/data.py check"
+        if self.unreadable is None or self.share == 0:
+            raise UserError(message) from error
+        self.unreadable[number] = True
+        bad = int(self.unreadable.sum())
+        if bad > self.share * len(self):
+            raise UserError(
+                f"{message}; {bad} of {len(self)} images cannot be, more than --bad-images {self.share:g}"
+            ) from error
+
+    def unreadable_files(self) -> list[str]:
+        """Return the images that were replaced, by any data worker."""
+        found = [] if self.unreadable is None else self.unreadable.nonzero().flatten().tolist()
+        return [str(self.dataset.get_data_info(number).get("img_path", f"sample {number}")) for number in found]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,17 +163,25 @@ class ResumableBatchSampler:
         return len(self.batches)
 
 
-class ResumableLoader(DataLoader):
-    """A loader with a :class:`ResumableBatchSampler`."""
+class GuardedLoader(DataLoader):
+    """A loader whose workers outlive neither a signal to all of a training's processes nor their parent."""
 
-    batch_sampler: ResumableBatchSampler
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        for worker in getattr(iterator, "_workers", ()):
+            # They ignore the signal that torch and Python end those with which hang.
+            worker._popen.terminate = worker._popen.kill
+        return iterator
 
 
-def resumable(loader: DataLoader) -> ResumableLoader:
-    """Return ``loader``, which loads :class:`SeededDataset`, with :class:`ResumableBatchSampler`."""
-    return ResumableLoader(
+def guarded(loader: DataLoader, resumable: bool) -> GuardedLoader:
+    """Return ``loader``, which loads :class:`SeededDataset`, with guarded workers.
+
+    A resumable one has a :class:`ResumableBatchSampler`.
+    """
+    return GuardedLoader(
         loader.dataset,
-        batch_sampler=ResumableBatchSampler(loader.batch_sampler),
+        batch_sampler=ResumableBatchSampler(loader.batch_sampler) if resumable else loader.batch_sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -125,8 +194,25 @@ def resumable(loader: DataLoader) -> ResumableLoader:
 
 
 def init_worker(worker: int, then: Any) -> None:
-    """Start a data worker: it leaves Ctrl-C to the main process; ``then`` is the loader's own function."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Start a data worker: it leaves signals to the main process and ends with it; ``then`` is the loader's own."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     if then is not None:
         then(worker)
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, in whatever state either is."""
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent.pid == os.getppid():
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() == parent.pid:
+            return
+        os._exit(1)  # it ended in between
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -285,8 +285,16 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
     "harm, words, workers",
     [
         (lambda image, mask: image.write_bytes(b"no image"), "cannot be loaded", 0),
-        (lambda image, mask: cv2.imwrite(str(mask), np.full((64, 64), 13, np.uint8)), "label 13 is outside the 12", 1),
-        (lambda image, mask: cv2.imwrite(str(mask), np.ones((32, 64), np.uint8)), "the mask has 64×32 pixels, its", 0),
+        (
+            lambda image, mask: cv2.imwrite(str(mask), np.full((64, 64), 13, np.uint8)),
+            "label outside the classes (13; 12 classes",
+            1,
+        ),
+        (
+            lambda image, mask: cv2.imwrite(str(mask), np.eye(32, 64, dtype=np.uint8) + 1),
+            "the mask has 32x64 pixels, its",
+            0,
+        ),
     ],
     ids=["unreadable", "label", "size"],
 )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
-from mixtransfer.engine.hooks import AtomicBackend, latest_checkpoint
+from mixtransfer.engine.hooks import AtomicBackend
+from mixtransfer.engine.work_dir import checkpoints
 from mixtransfer.errors import UserError
 
 
@@ -35,8 +36,8 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop
     assert f"stopped after iteration {stop_after}" in capfd.readouterr().out
     assert ProbeHook.losses == straight[:stop_after]
     assert not active_children()  # at the process's exit they would be killed, with a traceback
-    assert latest_checkpoint(tmp_path / "cut").name == "interrupted.pth"
-    torch.load(latest_checkpoint(tmp_path / "cut"), weights_only=True)
+    assert checkpoints(tmp_path / "cut")[0].name == "interrupted.pth"
+    torch.load(checkpoints(tmp_path / "cut")[0], weights_only=True)
 
     ProbeHook.reset()
     assert train(config, scenes, tmp_path / "cut", "--resume", workers=1) == 0
@@ -103,5 +104,5 @@ def test_last_checkpoint_survives_moving_its_folder(tmp_path):
     (tmp_path / "old" / "iter_3.pth").touch()
     (tmp_path / "old" / "last_checkpoint").write_text(str(tmp_path / "old" / "iter_3.pth"))
     (tmp_path / "old").rename(tmp_path / "new")
-    assert latest_checkpoint(tmp_path / "new") == tmp_path / "new" / "iter_3.pth"
-    assert latest_checkpoint(tmp_path) is None
+    assert checkpoints(tmp_path / "new") == [tmp_path / "new" / "iter_3.pth"]
+    assert checkpoints(tmp_path) == []
