@@ -33,7 +33,9 @@ APART = {"backbones", "mixing", "datasets"}
 FOLDERS = ("mixtransfer", "tools", "benchmarks", "docs")
 #: Functions that import the module that a string names.
 BY_NAME = {"import_module", "import_quietly"}
-MAX_FILE, MAX_SWIN, MAX_BACKBONES, MAX_PACKAGE = 470, 330, 7_600, 21_000
+MAX_FILE, MAX_SWIN, MAX_BACKBONES = 470, 330, 7_600
+#: The redesigned house had 20,982 lines (baa3a9a); guarded data, runs and files, and the ops of detectors, came to it.
+MAX_PACKAGE = 26_000
 EQUAL_LINES = 12
 
 

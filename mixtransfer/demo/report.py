@@ -140,7 +140,7 @@ def _prediction_rows(images: Path, masks: Path, palette: Sequence) -> list[list[
         cfg = _config(key, "predict")
         model = load_model(cfg, WORK / key / f"iter_{ITERATIONS}.pth")
         samples = predictions(cfg, model, files)
-        columns.append([color_labels(sample.pred_sem_seg.data[0].numpy(), palette) for _, sample in samples])
+        columns.append([color_labels(sample.pred_sem_seg.data[0].cpu().numpy(), palette) for _, sample in samples])
     return [
         [_read(file), color_labels(truths[path], palette), *predicted]
         for file, path, *predicted in zip(files, chosen, *columns, strict=True)

@@ -73,7 +73,7 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
     num_classes, ignore = backbone.token_classifier.num_classes, getattr(hook, "_ignore_index", 255)
 
     def maps(samples: Sequence) -> np.ndarray:
-        return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).numpy()
+        return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).cpu().numpy()
 
     seen: dict = {}
     signature = inspect.signature(model.forward)
@@ -103,9 +103,9 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
         maps(data["data_samples"]),
         restore_images(mixed, model.data_preprocessor),
         maps(seen["data_samples"]),
-        [labels.numpy() for labels in seen["aligned"]],
-        seen["classes"].numpy(),
-        [share[:, 0].numpy() for share in shares],
+        [labels.cpu().numpy() for labels in seen["aligned"]],
+        seen["classes"].cpu().numpy(),
+        [share[:, 0].cpu().numpy() for share in shares],
     )
 
 
@@ -150,10 +150,10 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
     return MixedClasses(
         restore_images(images, model.data_preprocessor),
         restore_images(mixed, model.data_preprocessor),
-        draw.partner.numpy(),
-        labels.numpy(),
-        draw.pixels(tuple(images.shape[2:])).double().expand(len(images), -1, -1).numpy(),
-        shares[torch.arange(len(images)), draw.partner].numpy(),
+        draw.partner.cpu().numpy(),
+        labels.cpu().numpy(),
+        draw.pixels(tuple(images.shape[2:])).double().expand(len(images), -1, -1).cpu().numpy(),
+        shares[torch.arange(len(images)), draw.partner].cpu().numpy(),
     )
 
 
@@ -190,7 +190,7 @@ def restore_images(images: Tensor, preprocessor: nn.Module) -> np.ndarray:
     images = images.detach().cpu()
     if getattr(preprocessor, "_enable_normalize", False):
         images = images * preprocessor.std.cpu() + preprocessor.mean.cpu()
-    return images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def save_mixed(batch: MixedBatch, palette: Palette, names: Sequence[str], path: Path, count: int = 4) -> Path:

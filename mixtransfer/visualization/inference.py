@@ -119,7 +119,7 @@ def _draw(
     """Draw one answer; ``values`` are the labels, in the dataset's masks, of the model's classes."""
     names = [plain_text(name) for name in info.get("classes") or ()]
     if "pred_sem_seg" in sample:
-        labels = sample.pred_sem_seg.data[0].numpy()
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
         save(
             values[labels] if len(values) else (labels + 1).astype(np.uint8), path.with_name(f"{path.stem}_labels.png")
         )
