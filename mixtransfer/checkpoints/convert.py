@@ -20,7 +20,7 @@ from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import identify
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.checkpoints.verify import (
     TOLERANCE,
@@ -165,7 +165,7 @@ def _convert(content: Mapping[str, Any], source: Path, options: ConvertOptions) 
         back = _prove_return(net, selected.weights, account, options.target, str(source))
         proof = {**_prove_answers(net, account, options, str(source)), **back}
     # Converted again: the proof's copy of what is reordered would stand beside two networks.
-    written = convert(account.state, arch, OURS, options.target)
+    written = rename(account.state, arch, OURS, options.target)
     origin = {
         "file": source.name,
         "bytes": source.stat().st_size,
@@ -270,7 +270,7 @@ def _network(
 ) -> tuple[Backbone, int | None]:
     """Build the network that the entries belong to, and return it with the classes of its head, if it has one."""
     family = backbone_class(arch)
-    keys = convert(weights, arch, source).state
+    keys = rename(weights, arch, source).state
     heads = [key for key in HEAD if key in keys]
     if len(heads) == 1:
         raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
@@ -313,11 +313,11 @@ def _prove_return(
     net: Backbone, weights: Mapping[str, Tensor], account: FittedState, target: str, name: str
 ) -> dict[str, str]:
     """Convert there and back, and return what that proved, or raise a UserError."""
-    written = convert(account.state, net.arch, OURS, target)
+    written = rename(account.state, net.arch, OURS, target)
     exempt = {*account.resized, *written.left_out}
     kept = {key: value for key, value in account.state.items() if key not in exempt}
-    expected = convert(kept, net.arch, OURS, account.source).state
-    back = convert(convert(written.state, net.arch, target).state, net.arch, OURS, account.source).state
+    expected = rename(kept, net.arch, OURS, account.source).state
+    back = rename(rename(written.state, net.arch, target).state, net.arch, OURS, account.source).state
     lost = [*differing(expected, weights), *differing(expected, back)]
     if lost:
         raise UserError(

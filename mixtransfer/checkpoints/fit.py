@@ -12,7 +12,7 @@ from torch import Tensor
 from mixtransfer.backbones import Backbone
 from mixtransfer.checkpoints.adapt_input import resize_input
 from mixtransfer.checkpoints.recognize import group_name
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import rule_for
 from mixtransfer.errors import UserError
 
@@ -65,7 +65,7 @@ def account_for(
         shapes = (head, backbone.embed_channels), (head,)
         for names in (HEAD, AUX_HEAD) if backbone.has_token_logits else (HEAD,):
             own |= dict(zip(names, shapes, strict=True))
-    converted = convert(weights, backbone.arch, source)
+    converted = rename(weights, backbone.arch, source)
     result = FittedState(source)
     if converted.derived:
         result.dropped["derived (recomputed)"] = converted.derived

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones import Backbone
 from mixtransfer.checkpoints.fit import HEAD, account_for, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.errors import UserError
 from mixtransfer.registry import WEIGHT_INITIALIZERS
@@ -77,7 +77,7 @@ def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
 
     def fit(source: str) -> tuple[int, int, int]:
         try:
-            keys = convert(weights, backbone.arch, source).state.keys()
+            keys = rename(weights, backbone.arch, source).state.keys()
         except ValueError:
             return -1, 0, 0
         # Norms of some outputs only speak against a format: the last one may be a classifier's there.

@@ -14,13 +14,13 @@ from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.errors import unknown_name
 
-__all__ = ["OURS", "Conversion", "convert", "convert_state_dict"]
+__all__ = ["OURS", "Renamed", "convert_state_dict", "rename"]
 
 OURS = "mixtransfer"
 
 
 @dataclass
-class Conversion:
+class Renamed:
     """A converted state dict, with every entry that did not come along.
 
     Attributes:
@@ -34,10 +34,10 @@ class Conversion:
     left_out: list[str] = field(default_factory=list)
 
 
-def convert(state: Mapping[str, Tensor], arch: str, source: str = "official", target: str = OURS) -> Conversion:
+def rename(state: Mapping[str, Tensor], arch: str, source: str = "official", target: str = OURS) -> Renamed:
     """Rename the entries of a state dict; see :func:`convert_state_dict`."""
     family = backbone_class(arch)
-    result = Conversion(dict(state))
+    result = Renamed(dict(state))
     if source != OURS:
         result.state, result.derived = _key_map(family, source).to_ours(state)
     if target != OURS:
@@ -59,7 +59,7 @@ def convert_state_dict(
     Raises:
         UserError: an unknown architecture or format.
     """
-    return convert(state_dict, arch, source, target).state
+    return rename(state_dict, arch, source, target).state
 
 
 def _key_map(family: type[Backbone], name: str) -> KeyMap:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from mixtransfer.backbones import Backbone
 from mixtransfer.checkpoints.fit import AUX_HEAD, HEAD, shorten
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.errors import UserError
 
 __all__ = [
@@ -166,7 +166,7 @@ def _compare(net, state, library, network, size, answer, dense: bool) -> tuple[f
             return f"{error.name} is not installed"
         if theirs is None:
             return none
-        _load_theirs(theirs, convert(state, net.arch, OURS, library).state, library, net)
+        _load_theirs(theirs, rename(state, net.arch, OURS, library).state, library, net)
         with _evaluating(theirs):
             other = _maps(theirs, images, net.out_indices) if dense else _vector(theirs(images))
     what = "dense maps" if dense else "logits" if head is not None else "embedding"
@@ -226,7 +226,7 @@ def _dense_counterpart(
     state = ours.resize_loaded({key: value for key, value in state.items() if key in own})
     for key in own.keys() - state.keys():
         state[key] = (torch.ones_like if key.endswith("weight") else torch.zeros_like)(own[key])
-    left_out = convert(state, net.arch, OURS, library).left_out
+    left_out = rename(state, net.arch, OURS, library).left_out
     _without_layers(ours, left_out)
     state = {key: value for key, value in state.items() if key not in left_out}
     ours.load_state_dict({key: _single(value) for key, value in state.items()}, assign=True)
@@ -247,7 +247,7 @@ def _load_theirs(theirs: nn.Module, state: Mapping[str, Tensor], library: str, n
     prefix = FILE_PREFIX.get(library, "")
     missing = []
     for key in result.missing_keys:
-        ours = next(iter(convert({key.removeprefix(prefix): torch.empty(0)}, net.arch, library).state), "")
+        ours = next(iter(rename({key.removeprefix(prefix): torch.empty(0)}, net.arch, library).state), "")
         if ours and not any(re.fullmatch(p, ours) for p in (*net.embed_only, r"head\..+")):
             missing.append(key)
     if missing or result.unexpected_keys:

@@ -8,7 +8,7 @@ from parity_records import FOLDER, assert_matches, load_official, names, publish
 
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
-from mixtransfer.checkpoints.rename import convert
+from mixtransfer.checkpoints.rename import rename
 
 SYSTEMS = sorted(path.name for path in FOLDER.iterdir())
 
@@ -38,7 +38,7 @@ def test_classifier_equals_published(system, name, dtype, tolerance):
     classes = expected["outputs"]["logits"]["shape"][1]
     net = mixtransfer.build_classifier(expected["arch"], num_classes=classes).to(dtype).eval()
     replay_orders(net.backbone, expected)
-    converted = convert(state, expected["arch"])
+    converted = rename(state, expected["arch"])
     net.load_state_dict(converted.state)
     # SMMix's second head, which only its training reads, is counted there and dropped here.
     dropped = [state[key].numel() for key in converted.derived if expected["state"][key]["kind"] == "parameter"]

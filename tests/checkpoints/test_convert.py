@@ -27,7 +27,7 @@ from mixtransfer.checkpoints.index import make_index
 from mixtransfer.checkpoints.load import load_checkpoint
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import INDEX, identify, recognize
-from mixtransfer.checkpoints.rename import convert
+from mixtransfer.checkpoints.rename import rename
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.checkpoints.verify import differing
 from mixtransfer.cli import run_command
@@ -421,14 +421,14 @@ def test_fused_projections_are_split_and_joined():
 
 @pytest.mark.parametrize("library", ["official", "timm", "torchvision", "transformers", "mmpretrain"])
 def test_files_are_recognized_by_names_and_shapes(tmp_path, classifier, library):
-    theirs = convert(classifier, ARCH, "mixtransfer", library).state
+    theirs = rename(classifier, ARCH, "mixtransfer", library).state
     path = save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "a.pth")
     match = identify(select_weights(read_header(path).content).weights, "a")
     assert (match.arch, match.format, match.certainty) == (ARCH, library, 1.0)
 
 
 def test_dense_norms_tell_detectors_from_classifiers(dense):
-    theirs = convert(dense, ARCH, "mixtransfer", "mmdet").state
+    theirs = rename(dense, ARCH, "mixtransfer", "mmdet").state
     assert identify(theirs, "a").format == "mmdet"
     classifier = {key: value for key, value in theirs.items() if not re.match(r"norm[012]", key)}
     assert identify(classifier, "a").format == "mmpretrain"
@@ -485,7 +485,7 @@ changes = st.lists(
 def test_changed_entries_never_give_success_with_something_missing(tmp_path_factory, prefix, names, suffix, changes):
     classifier = small_classifier()
     folder = tmp_path_factory.mktemp("fuzz")
-    entries = convert(classifier, ARCH, "mixtransfer", names).state
+    entries = rename(classifier, ARCH, "mixtransfer", names).state
     state = {(key if key.startswith("head.") else prefix + key): value for key, value in entries.items()}
     for what, number in changes:
         key = list(state)[number % len(state)]
@@ -570,7 +570,7 @@ def test_command_line(tmp_path, classifier, capsys):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     save({"model": classifier}, tmp_path / "in" / "a.pth")
     save({"model": {"x.y": torch.ones(1)}}, tmp_path / "in" / "b.pth.tar")
-    save(convert(classifier, ARCH, "official", "timm").state, tmp_path / "in" / "sub" / "c.bin")
+    save(rename(classifier, ARCH, "official", "timm").state, tmp_path / "in" / "sub" / "c.bin")
     out = tmp_path / "out"
     assert run_command("convert", [str(tmp_path / "in"), str(out), "--no-verify"]) == 1
     printed = capsys.readouterr()
@@ -646,7 +646,7 @@ def test_the_mark_for_compiled_graphs_is_torchs():
 def test_a_config_converts_on_load_and_strictly(tmp_path, classifier):
     from mixtransfer.registry import MODELS
 
-    theirs = convert(classifier, ARCH, "mixtransfer", "mmdet").state
+    theirs = rename(classifier, ARCH, "mixtransfer", "mmdet").state
     path = save({"state_dict": {f"backbone.{key}": value for key, value in theirs.items()}}, tmp_path / "det.pth")
     init = dict(type="mixtransfer.Pretrained", checkpoint=str(path), source="auto")
     net = MODELS.build(dict(type="mixtransfer.SwinTransformer", arch=ARCH, init_cfg=init))
