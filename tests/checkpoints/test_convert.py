@@ -611,23 +611,6 @@ def test_our_names_need_no_library_of_networks(tmp_path, classifier):
     assert done.stdout.splitlines()[-1] == "[]" and "goes back" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "run",
-    ["from mixtransfer.cli.convert import run_process; run_process(sys.argv[2:])", "main()"],
-    ids=["tool", "script"],
-)
-def test_a_process_that_only_converts_imports_no_triton(tmp_path, classifier, run):
-    """0.08 GB that torchvision would import, for compiled graphs that nothing here runs."""
-    path = save({"model": classifier}, tmp_path / "a.pth")
-    code = (
-        "import os, sys; from mixtransfer.cli import main; loaded = sys.modules;"
-        f"os._exit = lambda status: sys.exit((status, 'torchvision' in loaded, loaded['triton'])); {run}"
-    )
-    words = ["convert", path, tmp_path / "b.safetensors", "--to", "timm"]
-    done = subprocess.run([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.stderr == "(0, True, None)\n"
-
-
 def test_a_report_that_cannot_be_printed_is_one_line(tmp_path, classifier):
     path = save({"model": classifier}, tmp_path / "a.pth")
     tool = Path(__file__).parents[2] / "tools" / "convert.py"
