@@ -13,6 +13,7 @@ from mixtransfer.backbones import FAMILIES, Backbone
 from mixtransfer.checkpoints.fit import HEAD
 from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
 from mixtransfer.checkpoints.rename import OURS, rename
+from mixtransfer.checkpoints.select import matches
 from mixtransfer.checkpoints.write import replace_whole
 
 __all__ = ["make_index"]
@@ -57,7 +58,7 @@ def _add(family: type[Backbone], state, name: str, arch: str, format_: dict, lin
 
     optional = (*family.dense_only, *family.embed_only, *map(re.escape, HEAD))
     heads = under_name({key: state[key] for key in HEAD})
-    loose = under_name({key: value for key, value in state.items() if any(re.fullmatch(p, key) for p in optional)})
+    loose = under_name({key: value for key, value in state.items() if matches(optional, key)})
     found = under_name(state)
     for group in found:
         if group not in format_["groups"]:

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import HEAD, account_for, shorten
+from mixtransfer.checkpoints.fit import HEAD, account_for, misfits, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -22,7 +22,6 @@ __all__ = ["LoadReport", "Pretrained", "is_resumable", "load_checkpoint", "load_
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
 OPTIONAL = "backbone.token_classifier."
-SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -96,21 +95,18 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) ->
     own = model.state_dict()
     for old, new in getattr(model, "former_names", {}).items():
         weights = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in weights.items()}
-    missing = [key for key in own if key not in weights and not key.startswith(OPTIONAL)]
-    unexpected = [key for key in weights if key not in own and not key.startswith(OPTIONAL)]
-    misshapen = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in weights.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if keys
-    ]
+    problems = misfits(
+        missing=[key for key in own if key not in weights and not key.startswith(OPTIONAL)],
+        unexpected=[key for key in weights if key not in own and not key.startswith(OPTIONAL)],
+        misshapen=[
+            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            for key, value in weights.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    )
     if problems:
         raise UserError(
-            f"{name} does not fit the model: {', '.join(problems)}; use the config, --data and --cfg-options that it"
+            f"{name} does not fit the model: {problems}; use the config, --data and --cfg-options that it"
             " was trained with"
         )
     model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)

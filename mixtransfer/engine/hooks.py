@@ -7,7 +7,6 @@ before. It holds tensors and plain values only, so that it can be read without r
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
+from mixtransfer.checkpoints.write import replace_whole
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS
 
@@ -39,19 +39,10 @@ class AtomicBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes; raise a :class:`UserError` when the disk does not take them."""
         path = Path(filepath)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            last = latest_checkpoint(path.parent)
-            kept = f"; the last good checkpoint is {last}" if last else ""
-            raise UserError(f"cannot write {path}: {error.strerror}; free some space and --resume{kept}") from error
+        last = latest_checkpoint(path.parent)
+        kept = f"; the last good checkpoint is {last}" if last else ""
+        with replace_whole(path, f"free some space and --resume{kept}") as partial:
+            partial.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text."""

@@ -29,7 +29,7 @@ from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import INDEX, identify, recognize
 from mixtransfer.checkpoints.rename import rename
 from mixtransfer.checkpoints.select import select_weights
-from mixtransfer.checkpoints.verify import differing
+from mixtransfer.checkpoints.verify import build_without_values, differing
 from mixtransfer.cli import run_command
 from mixtransfer.errors import UserError
 from mixtransfer.layers.compiling import constant_in_graphs
@@ -172,6 +172,35 @@ def test_the_comparison_would_notice_a_wrong_permutation(tmp_path, classifier, m
     with pytest.raises(UserError, match=r"mmdet's swin_micro answers otherwise: dense maps at 160x160 differ by"):
         converted(source, tmp_path / "b.pth", arch=ARCH, target="mmdet")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_entries_are_renamed_once_and_what_was_proven_is_written(tmp_path, monkeypatch, classifier):
+    """To the target's names once, for the proof, the library's network and the file; back to ours for the proof."""
+    ways = []
+    for way in ("to_ours", "to_theirs"):
+        own = getattr(KeyMap, way)
+        monkeypatch.setattr(
+            KeyMap, way, lambda key_map, state, own=own, way=way: ways.append((way, key_map)) or own(key_map, state)
+        )
+    path = save({"model": classifier}, tmp_path / "a.pth")
+    report, _ = converted(path, tmp_path / "b.pth", arch=ARCH, source="official", target="timm")
+    assert "differ by" in report.proof["against timm"]
+    known = {id(backbone_class(ARCH).formats[name]): name for name in ("official", "timm")}
+    assert [(way, known.get(id(key_map))) for way, key_map in ways] == [
+        ("to_ours", "official"),
+        ("to_theirs", "timm"),
+        ("to_ours", "timm"),
+        ("to_theirs", "official"),
+    ]
+
+
+def test_layers_without_values_draw_nothing_and_can_be_frozen():
+    state = torch.get_rng_state()
+    with build_without_values():
+        layers = torch.nn.Linear(2, 2), torch.nn.Conv2d(3, 4, 2).requires_grad_(False), torch.nn.BatchNorm2d(2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [all(value.requires_grad for value in layer.parameters()) for layer in layers] == [True, False, True]
+    assert torch.equal(layers[2].running_var, torch.ones(2))
 
 
 def test_the_report_accounts_for_everything(tmp_path, classifier):
