@@ -2,7 +2,7 @@
 
 import sys
 
-from mixtransfer.cli.convert import run_process
+from mixtransfer.cli import run_command
 
 if __name__ == "__main__":
-    run_process(sys.argv[1:])
+    sys.exit(run_command("convert", sys.argv[1:]))

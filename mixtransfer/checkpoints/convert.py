@@ -1,43 +1,37 @@
-"""Converting checkpoint files: read, account for every entry, prove, write, report."""
+"""Converting checkpoint files: selected, named, ours, fitted, theirs, proven, written, reported.
+
+Each stage takes the value of the one before. The entries are renamed to ours once and to the target's names once; the
+object that was proven is the one that is written.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
-from mixtransfer.checkpoints.fit import HEAD, FittedState, account_for, shorten
+from mixtransfer.checkpoints.fit import HEAD, fill, fit, shorten
 from mixtransfer.checkpoints.headers import read_header
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import identify
-from mixtransfer.checkpoints.rename import OURS, convert
-from mixtransfer.checkpoints.select import Selection, select_weights
-from mixtransfer.checkpoints.verify import (
-    TOLERANCE,
-    build_without_values,
-    compare,
-    differing,
-    file_names,
-    fixed_images,
-    nonfinite,
-    run,
-)
-from mixtransfer.checkpoints.write import SUFFIXES, file_hash, json_writer, replace_whole, write_weights
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.checkpoints.rename import OURS, Renamed, absent_from, key_map, rename
+from mixtransfer.checkpoints.select import Selection, matches, select_weights
+from mixtransfer.checkpoints.verify import Candidate, build_without_values, file_names, nonfinite, prove
+from mixtransfer.checkpoints.write import SUFFIXES, file_hash, write_json, write_weights
+from mixtransfer.errors import UserError
 
 __all__ = ["ConvertOptions", "Report", "convert_file", "convert_many", "plan"]
 
 
-#: What checkpoints in a folder are called.
+MADE_BY = f"mixtransfer {mixtransfer.__version__}"
+#: Suffixes of the files that are checkpoints in a folder.
 CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".safetensors")
 
 
@@ -82,7 +76,41 @@ class ConvertOptions:
         return kept | ({"in_channels": self.in_channels} if self.in_channels != 3 else {})
 
 
-@dataclass
+@dataclass(frozen=True)
+class Named:
+    """Selected entries of which it is known whose they are.
+
+    Attributes:
+        file: the file they come from, for messages.
+        selected: the entries, under their own names.
+        arch: the architecture.
+        format: the format of the names.
+    """
+
+    file: str
+    selected: Selection
+    arch: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A conversion that may be written.
+
+    Attributes:
+        named: the entries that it began with.
+        candidate: the conversion that was proven.
+        nonfinite: entries of ours that hold NaN or infinite values.
+        proof: a sentence for each thing that was proven.
+    """
+
+    named: Named
+    candidate: Candidate
+    nonfinite: list[str]
+    proof: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a conversion read, did, proved and wrote; also the content of the JSON file beside the result."""
 
@@ -99,8 +127,8 @@ class Report:
     left_out: list[str]
     nonfinite: list[str]
     proof: dict[str, Any]
-    file: dict[str, Any] = field(default_factory=dict)
-    made_by: str = f"mixtransfer {mixtransfer.__version__}"
+    file: dict[str, Any]
+    made_by: str = MADE_BY
 
     def __str__(self) -> str:
         """Return a table of two columns."""
@@ -141,58 +169,16 @@ def convert_file(source: str | Path, target: str | Path, options: ConvertOptions
     _check_target(target, options)
     content = read_checkpoint(source, options.trust, mapped=True)
     with ReleasePages(source, content) as pages:
-        report, state = _convert(content, source, options)
-        _write(report, state, target, options, pages.release)
+        selected = select_weights(content, str(source), options.average, options.drop)
+        named = _name(selected, str(source), options)
+        ours = rename(selected.weights, named.arch, named.format)
+        proven = _prove(_fit(ours, named, options), named, options)
+        # Before anything is written, as the target may be the source.
+        origin = _origin(source, selected)
+        written = _write(proven, target, options, pages.release)
+    report = _report(proven, origin, written, options)
+    write_json(target.with_name(written["file"]).with_suffix(".json"), dataclasses.asdict(report))
     return report
-
-
-def _convert(content: Mapping[str, Any], source: Path, options: ConvertOptions) -> tuple[Report, dict[str, Tensor]]:
-    """Return the report, all but the file, and the entries to write."""
-    selected = select_weights(content, str(source), options.average, options.drop)
-    arch, names = _identify(selected, str(source), options)
-    net, head = _network(selected.weights, arch, names, options, str(source))
-    account = account_for(selected.weights, net, names, str(source), head)
-    filled = _fill(net, account)
-    bad = nonfinite(account.state)
-    if bad and not options.allow_nonfinite:
-        raise UserError(
-            f"{source}: {len(bad)} entries hold NaN or infinite values: {shorten(bad)}; the training broke down, or"
-            " pass --allow-nonfinite"
-        )
-    proof = {}
-    if options.verify:
-        back = _prove_return(net, selected.weights, account, options.target, str(source))
-        proof = {**_prove_answers(net, account, options, str(source)), **back}
-    # Converted again: the proof's copy of what is reordered would stand beside two networks.
-    written = convert(account.state, arch, OURS, options.target)
-    origin = {
-        "file": source.name,
-        "bytes": source.stat().st_size,
-        "sha256": file_hash(source),
-        "kind": read_header(source).kind,
-        "weights": _where(selected),
-    }
-    report = Report(
-        source=origin,
-        arch=arch,
-        formats=(names, options.target),
-        network=options.network(),
-        parameters=sum(value.numel() for value in account.state.values() if value.is_floating_point()),
-        counts={
-            "read": len(selected.weights) + sum(map(len, selected.dropped.values())),
-            "converted": len(written.state),
-            "resized": len(account.resized),
-            "dropped": sum(map(len, (*selected.dropped.values(), *account.dropped.values()))),
-        },
-        dropped={**selected.dropped, **account.dropped},
-        resized=account.resized,
-        new=list(account.new),
-        filled=filled,
-        left_out=written.left_out,
-        nonfinite=bad,
-        proof=proof or {"proof": "none (--no-verify)"},
-    )
-    return report, written.state
 
 
 def convert_many(
@@ -246,123 +232,84 @@ def _check_target(target: Path, options: ConvertOptions) -> None:
             raise UserError(f"{path} exists; pass --force to replace it, or give another name")
 
 
-def _identify(selected: Selection, name: str, options: ConvertOptions) -> tuple[str, str]:
-    """Return the architecture and the format of the names."""
-    if options.arch is None:
-        match = identify(selected.weights, name)
-        arch, source = match.arch, match.format
-    else:
-        arch, source = options.arch, "auto"
+def _name(selected: Selection, file: str, options: ConvertOptions) -> Named:
+    """Recognize the architecture and the format of the names, as far as the options do not say them."""
+    arch, source = options.arch, options.source
+    if arch is None:
+        match = identify(selected.weights, file)
+        arch, source = match.arch, match.format if source == "auto" else source
     family = backbone_class(arch)
-    for format_name in {options.source, options.target} - {"auto", OURS, *family.formats()}:
-        raise unknown_name(f"format of {family.family}", format_name, [OURS, *family.formats()])
-    if options.source != "auto":
-        return arch, options.source
+    for chosen in (options.source, options.target):
+        if chosen not in ("auto", OURS):
+            key_map(family, chosen)
     if source == "auto":
         with build_without_values():
             source = recognize_format(family(arch=arch, with_embedding=True), selected.weights)
-    return arch, source
+    return Named(file, selected, arch, source)
 
 
-def _network(
-    weights: Mapping[str, Tensor], arch: str, source: str, options: ConvertOptions, name: str
-) -> tuple[Backbone, int | None]:
-    """Build the network that the entries belong to, and return it with the classes of its head, if it has one."""
-    family = backbone_class(arch)
-    keys = convert(weights, arch, source).state
-    heads = [key for key in HEAD if key in keys]
+def _fit(ours: Renamed, named: Named, options: ConvertOptions) -> Candidate:
+    """Build the network that the entries belong to, fit them to it, and name them as the target does."""
+    heads = [key for key in HEAD if key in ours.state]
     if len(heads) == 1:
-        raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
-    head = len(keys[HEAD[0]]) if heads else None
+        raise UserError(f"{named.file}: holds half a classifier head: {heads[0]} alone")
+    net = _network(ours, named, options)
+    fitted = fill(fit(ours, net, named.format, named.file, len(ours.state[HEAD[0]]) if heads else None), net)
+    theirs = rename(fitted.state, named.arch, OURS, options.target)
+    return Candidate(
+        file=named.file,
+        weights=named.selected.weights,
+        fitted=fitted,
+        theirs=theirs,
+        target=options.target,
+        net=net,
+        network=options.network(),
+    )
+
+
+def _network(ours: Renamed, named: Named, options: ConvertOptions) -> Backbone:
+    arch, keys, given = named.arch, ours.state, options.network()
+    family = backbone_class(arch)
     with build_without_values():
         embedding = {
-            key for key in family(arch=arch, with_embedding=True).state_dict() if _matches(family.embed_only, key)
+            key for key in family(arch=arch, with_embedding=True).state_dict() if matches(family.embed_only, key)
         }
     # Dense files may hold a part of what a classifier needs; it is left behind.
-    absent = family.formats()[source].absent if source != OURS else ()
-    embeds = bool(heads) or all(key in keys for key in embedding if not _matches(absent, key))
+    absent = absent_from(family, named.format)
+    embeds = HEAD[0] in keys or all(key in keys for key in embedding if not matches(absent, key))
 
-    lacking = options.network().keys() - family.own_options() - {"in_channels"}
+    lacking = given.keys() - family.own_options() - {"in_channels"}
     if lacking:
         raise UserError(f"{arch} has no option {', '.join(sorted(lacking))}: nothing in it depends on that")
-    dense = not embeds or any(_matches(family.dense_only, key) for key in keys)
+    dense = not embeds or any(matches(family.dense_only, key) for key in keys)
     outputs = {} if dense or not family.dense_only else {"out_indices": ()}
     try:
         with build_without_values():
-            return family(arch=arch, with_embedding=embeds, **outputs, **options.network()), head
+            return family(arch=arch, with_embedding=embeds, **outputs, **given)
     except TypeError:
-        given = ", ".join(f"{key}={value}" for key, value in options.network().items())
-        raise UserError(f"{arch} does not take {given}; see its class for their form") from None
+        values = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise UserError(f"{arch} does not take {values}; see its class for their form") from None
 
 
-def _fill(net: Backbone, account: FittedState) -> list[str]:
-    """Give entries that the source's format has no name for the value that the network starts with; return them."""
-    absent = net.formats()[account.source].absent if account.source != OURS else ()
-    filled = [key for key in account.new if _matches(absent, key) and not _matches(net.dense_only, key)]
-    if filled:
-        own = net.state_dict()
-        with build_without_values(max(own[key].numel() for key in filled)):
-            fresh = type(net)(arch=net.arch, with_embedding=net.with_embedding).state_dict()
-        account.state |= {key: fresh[key] for key in filled}
-        account.new = tuple(key for key in account.new if key not in filled)
-    return filled
-
-
-def _prove_return(
-    net: Backbone, weights: Mapping[str, Tensor], account: FittedState, target: str, name: str
-) -> dict[str, str]:
-    """Convert there and back, and return what that proved, or raise a UserError."""
-    written = convert(account.state, net.arch, OURS, target)
-    exempt = {*account.resized, *written.left_out}
-    kept = {key: value for key, value in account.state.items() if key not in exempt}
-    expected = convert(kept, net.arch, OURS, account.source).state
-    back = convert(convert(written.state, net.arch, target).state, net.arch, OURS, account.source).state
-    lost = [*differing(expected, weights), *differing(expected, back)]
-    if lost:
+def _prove(candidate: Candidate, named: Named, options: ConvertOptions) -> Proven:
+    """Refuse values that are not finite, and prove the conversion, as far as the options ask for it."""
+    bad = nonfinite(candidate.fitted.state)
+    if bad and not options.allow_nonfinite:
         raise UserError(
-            f"{name}: {len(lost)} entries do not come back as they were: {shorten(lost)}; the file mixes names of two"
-            f" formats, or is not in {account.source} names: say --from"
+            f"{named.file}: {len(bad)} entries hold NaN or infinite values: {shorten(bad)}; the training broke down, or"
+            " pass --allow-nonfinite"
         )
-    return {"goes back": f"{len(expected)} entries with the same bytes under {account.source} names"}
+    proof = prove(candidate, options.allow_nonfinite) if options.verify else {"proof": "none (--no-verify)"}
+    return Proven(named, candidate, bad, proof)
 
 
-def _prove_answers(net: Backbone, account: FittedState, options: ConvertOptions, name: str) -> dict[str, str]:
-    """Run the network and the libraries' own, and return what that proved, or raise a UserError."""
-    size = options.img_size or getattr(net.archs[net.arch], "img_size", 224)
-    size = (size, size) if isinstance(size, int) else size
-    answer = run(net, account.state, fixed_images(size, options.in_channels))
-    what = "maps" if not net.with_embedding else "logits" if HEAD[0] in account.state else "embedding"
-    finite = all(bool(x.isfinite().all()) for x in answer)
-    if not finite and not options.allow_nonfinite:
-        raise UserError(f"{name}: {net.arch} answers with NaN or infinite {what}; these weights do not work")
-    compared = {}
-    for library in sorted({account.source, options.target} - {OURS, "official"}) if finite else ():
-        result = compare(net, account.state, library, options.network(), size, answer)
-        if isinstance(result, str):
-            compared[f"against {library}"] = f"not compared: {result}"
-            continue
-        difference, on = result
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{name}: {library}'s {net.arch} answers otherwise: {on} differ by {difference:.1e} of their standard"
-                f" deviation, {TOLERANCE:.0e} is allowed; this is a bug, nothing was written"
-            )
-        compared[f"against {library}"] = f"{on} differ by {difference:.1e} of their standard deviation"
-    return {
-        **compared,
-        "loads": "strictly, every entry",
-        "answers": f"{'finite' if finite else 'NaN or infinite'} {what} on a fixed {_size(size)} image",
-    }
-
-
-def _write(
-    report: Report, state: Mapping[str, Tensor], target: Path, options: ConvertOptions, after: Callable[[], None]
-) -> None:
-    state = file_names(state, options.target)
+def _write(proven: Proven, target: Path, options: ConvertOptions, after: Callable[[], None]) -> dict[str, Any]:
+    """Write the entries, and return the name, size and hash of the file."""
+    state = file_names(proven.candidate.theirs.state, options.target)
     container = options.container
     if container is None:
         container = "model" if options.target == "official" else "state_dict"
-    note = {"format": "pt", "arch": report.arch, "names": options.target, "made_by": report.made_by}
+    note = {"format": "pt", "arch": proven.named.arch, "names": options.target, "made_by": MADE_BY}
     staged = target.with_name(f".staged.{target.name}") if options.hashed else target
     try:
         write_weights(staged, state, note, container, after)
@@ -372,9 +319,43 @@ def _write(
     finally:
         if options.hashed:
             staged.unlink(missing_ok=True)
-    report.file = {"file": target.name, "bytes": target.stat().st_size, "sha256": digest, "entries": len(state)}
-    with replace_whole(target.with_suffix(".json")) as partial:
-        json_writer(dataclasses.asdict(report))(partial)
+    return {"file": target.name, "bytes": target.stat().st_size, "sha256": digest, "entries": len(state)}
+
+
+def _origin(source: Path, selected: Selection) -> dict[str, Any]:
+    return {
+        "file": source.name,
+        "bytes": source.stat().st_size,
+        "sha256": file_hash(source),
+        "kind": read_header(source).kind,
+        "weights": _where(selected),
+    }
+
+
+def _report(proven: Proven, origin: dict[str, Any], written: dict[str, Any], options: ConvertOptions) -> Report:
+    named, fitted, theirs = proven.named, proven.candidate.fitted, proven.candidate.theirs
+    selected = named.selected
+    return Report(
+        source=origin,
+        arch=named.arch,
+        formats=(named.format, options.target),
+        network=options.network(),
+        parameters=sum(value.numel() for value in fitted.state.values() if value.is_floating_point()),
+        counts={
+            "read": len(selected.weights) + sum(map(len, selected.dropped.values())),
+            "converted": len(theirs.state),
+            "resized": len(fitted.resized),
+            "dropped": sum(map(len, (*selected.dropped.values(), *fitted.dropped.values()))),
+        },
+        dropped={**selected.dropped, **fitted.dropped},
+        resized=fitted.resized,
+        new=list(fitted.new),
+        filled=list(fitted.filled),
+        left_out=list(theirs.left_out),
+        nonfinite=proven.nonfinite,
+        proof=proven.proof,
+        file=written,
+    )
 
 
 def _where(selected: Selection) -> str:
@@ -383,10 +364,6 @@ def _where(selected: Selection) -> str:
     prefix = f", under {selected.prefix}" if selected.prefix else ""
     other = f"; {selected.other} holds the {'raw weights' if selected.average else 'moving average'}, not taken"
     return f"{kind} in {place}{prefix}{other if selected.other else ''}"
-
-
-def _matches(patterns: Sequence[str], key: str) -> bool:
-    return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def _size(shape: Sequence[int]) -> str:

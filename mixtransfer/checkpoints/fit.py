@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from torch import Tensor
 from mixtransfer.backbones import Backbone
 from mixtransfer.checkpoints.adapt_input import resize_input
 from mixtransfer.checkpoints.recognize import group_name
-from mixtransfer.checkpoints.rename import OURS, convert
-from mixtransfer.checkpoints.select import rule_for
+from mixtransfer.checkpoints.rename import Renamed, absent_from, rename
+from mixtransfer.checkpoints.select import matches, rule_for
 from mixtransfer.errors import UserError
 
-__all__ = ["AUX_HEAD", "FLOATS", "HEAD", "FittedState", "account_for", "shorten"]
+__all__ = ["AUX_HEAD", "FLOATS", "HEAD", "FittedState", "account_for", "fill", "fit", "misfits", "shorten"]
 
 HEAD = ("head.weight", "head.bias")
 #: Entries that options add to any backbone, and no published file has.
@@ -29,9 +29,9 @@ AUX_HEAD = ("aux_head.weight", "aux_head.bias")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FittedState:
-    """What became of the entries of a checkpoint; all names are ours except the dropped ones.
+    """The entries of a checkpoint, fitted to a network; all names are ours except the dropped ones.
 
     Attributes:
         state: the entries that the network takes, complete.
@@ -39,24 +39,42 @@ class FittedState:
         resized: entry -> old and new shape.
         dropped: rule -> the entries that it left behind, by the names they came with.
         new: entries of the network that the checkpoint may lack, and does.
+        filled: entries that have no name in ``source`` and got the network's initial value.
     """
 
+    state: dict[str, Tensor]
     source: str
-    state: dict[str, Tensor] = field(default_factory=dict)
-    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    new: tuple[str, ...] = ()
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    dropped: dict[str, list[str]]
+    new: tuple[str, ...]
+    filled: tuple[str, ...] = ()
 
 
 def account_for(
     weights: Mapping[str, Tensor], backbone: Backbone, source: str, name: str, head: int | None = None
 ) -> FittedState:
-    """Sort the entries of a checkpoint for a network: a backbone, with a linear head of ``head`` classes if given.
+    """Rename the entries of a checkpoint to ours, and :func:`fit` them.
 
     Args:
         weights: entries under the names of ``source``, without container and prefix.
         backbone: the network's backbone; nothing is loaded into it.
         source: the format of the names.
+        name: the file, for messages.
+        head: see :func:`fit`.
+
+    Raises:
+        UserError: naming each missing, unexpected or misshapen entry.
+    """
+    return fit(rename(weights, backbone.arch, source), backbone, source, name, head)
+
+
+def fit(ours: Renamed, backbone: Backbone, source: str, name: str, head: int | None = None) -> FittedState:
+    """Sort the entries of a checkpoint for a network: a backbone, with a linear head of ``head`` classes if given.
+
+    Args:
+        ours: the entries under our names.
+        backbone: the network's backbone; nothing is loaded into it.
+        source: the format that they came from.
         name: the file, for messages.
         head: classes of the linear head on the embedding, and of the one on tokens where the network has it, or None
             for a network without.
@@ -64,50 +82,69 @@ def account_for(
     Raises:
         UserError: naming each missing, unexpected or misshapen entry.
     """
-    own = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    network = backbone.state_dict()
+    own = {key: tuple(value.shape) for key, value in network.items()}
     if head is not None:
         shapes = (head, backbone.embed_channels), (head,)
         for names in (HEAD, AUX_HEAD) if backbone.has_token_logits else (HEAD,):
             own |= dict(zip(names, shapes, strict=True))
-    converted = convert(weights, backbone.arch, source)
-    result = FittedState(source)
-    if converted.derived:
-        result.dropped["derived (recomputed)"] = converted.derived
-    for key, value in converted.state.items():
+    dropped = {"derived (recomputed)": list(ours.derived)} if ours.derived else {}
+    taken = {}
+    for key, value in ours.state.items():
         rule = None if key in own else _rule_of(key, backbone)
         if rule:
-            result.dropped.setdefault(rule, []).append(key)
+            dropped.setdefault(rule, []).append(key)
         else:
-            result.state[key] = value
-    before = {key: tuple(value.shape) for key, value in result.state.items()}
-    result.state = resize_input(_resized_tables(backbone, result.state, name), own)
-    uneven = _uneven(before, result.state, own)
-    changed = {key: tuple(value.shape) for key, value in result.state.items() if before.get(key) != tuple(value.shape)}
-    result.resized = {key: (before[key], shape) for key, shape in changed.items()}
-    absent = [key for key in own if key not in result.state]
-    lacking_by_format = () if source == OURS else backbone.formats()[source].absent
-    optional = (*lacking_by_format, *OPTIONS, *backbone.dense_only)
+            taken[key] = value
+    before = {key: tuple(value.shape) for key, value in taken.items()}
+    state = resize_input(_resized_tables(backbone, taken, name), own)
+    uneven = _uneven(before, state, own)
+    absent = [key for key in own if key not in state]
+    optional = (*absent_from(type(backbone), source), *OPTIONS, *backbone.dense_only)
     if head is None:
         optional += backbone.embed_only
-    result.new = tuple(key for key in absent if any(re.fullmatch(pattern, key) for pattern in optional))
-    halves = [key for key in result.new if any(_module(key) == _module(other) for other in result.state)]
-    missing = [key for key in absent if key not in result.new or key in halves]
+    halved = {_module(key) for key in state}
+    new = [key for key in absent if matches(optional, key)]
     misshapen = [
-        key for key, value in result.state.items() if key in own and (tuple(value.shape) != own[key] or key in uneven)
+        key for key, value in state.items() if key in own and (tuple(value.shape) != own[key] or key in uneven)
     ]
-    _refuse(
-        f"{name} does not fit {backbone.arch} ({source} names)",
-        OBLONG if any(re.search(r"pos(?![a-z]*_bias)", key) for key in misshapen) else "",
-        missing=missing,
-        unexpected=[key for key in result.state if key not in own],
+    problems = misfits(
+        missing=[key for key in absent if key not in new or _module(key) in halved],
+        unexpected=[key for key in state if key not in own],
         misshapen=[f"{key} {before[key]} instead of {own[key]}" for key in misshapen],
     )
-    kinds = [f"{key} ({str(value.dtype)[6:]})" for key, value in result.state.items() if value.dtype not in FLOATS]
-    whole = {key for key, value in backbone.state_dict().items() if not value.is_floating_point()}
-    odd = [text for text in kinds if text.split()[0] not in whole]
+    if problems:
+        hint = OBLONG if any(re.search(r"pos(?![a-z]*_bias)", key) for key in misshapen) else ""
+        raise UserError(f"{name} does not fit {backbone.arch} ({source} names): {problems}{hint}")
+    odd = [
+        f"{key} ({str(value.dtype)[6:]})"
+        for key, value in state.items()
+        if value.dtype not in FLOATS and (key not in network or network[key].is_floating_point())
+    ]
     if odd:
         raise UserError(f"{name}: {len(odd)} weights are no floating-point numbers: {shorten(odd)}")
-    return result
+    resized = {key: (before[key], shape) for key in state if (shape := tuple(state[key].shape)) != before[key]}
+    return FittedState(state, source, resized, dropped, tuple(new))
+
+
+def fill(fitted: FittedState, backbone: Backbone) -> FittedState:
+    """Give entries that the source's format has no name for the value that a new network starts with."""
+    nameless = absent_from(type(backbone), fitted.source)
+    filled = [key for key in fitted.new if matches(nameless, key) and not matches(backbone.dense_only, key)]
+    if not filled:
+        return fitted
+    fresh = type(backbone)(arch=backbone.arch, with_embedding=backbone.with_embedding).state_dict()
+    return replace(
+        fitted,
+        state={**fitted.state, **{key: fresh[key] for key in filled}},
+        new=tuple(key for key in fitted.new if key not in filled),
+        filled=tuple(filled),
+    )
+
+
+def misfits(**entries: Sequence[str]) -> str:
+    """Return the entries that do not fit, by kind: ``"1 missing: a; 2 unexpected: b, c"``, or ``""`` if all fit."""
+    return "; ".join(f"{len(keys)} {kind}: {shorten(keys, 12)}" for kind, keys in entries.items() if keys)
 
 
 def shorten(keys: Sequence[str], shown: int = 6) -> str:
@@ -116,14 +153,8 @@ def shorten(keys: Sequence[str], shown: int = 6) -> str:
     return ", ".join(keys[:shown]) + more
 
 
-def _refuse(what: str, hint: str, **problems: list[str]) -> None:
-    found = [f"{len(keys)} {kind}: {shorten(keys, 12)}" for kind, keys in problems.items() if keys]
-    if found:
-        raise UserError(f"{what}: {'; '.join(found)}{hint}")
-
-
 def _rule_of(key: str, backbone: Backbone) -> str | None:
-    if any(re.fullmatch(pattern, key) for pattern in (*backbone.dense_only, *backbone.embed_only)):
+    if matches((*backbone.dense_only, *backbone.embed_only), key):
         return "parts of the other use (dense or classification)"
     return rule_for(key)
 

@@ -12,7 +12,8 @@ import torch
 from mixtransfer.backbones import FAMILIES, Backbone
 from mixtransfer.checkpoints.fit import HEAD
 from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
+from mixtransfer.checkpoints.select import matches
 from mixtransfer.checkpoints.write import replace_whole
 
 __all__ = ["make_index"]
@@ -53,11 +54,11 @@ def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]
 
 def _add(family: type[Backbone], state, name: str, arch: str, format_: dict, lines: dict[str, int]) -> list[int]:
     def under_name(entries):
-        return signature({key: value.shape for key, value in convert(entries, arch, OURS, name).state.items()})
+        return signature({key: value.shape for key, value in rename(entries, arch, OURS, name).state.items()})
 
     optional = (*family.dense_only, *family.embed_only, *map(re.escape, HEAD))
     heads = under_name({key: state[key] for key in HEAD})
-    loose = under_name({key: value for key, value in state.items() if any(re.fullmatch(p, key) for p in optional)})
+    loose = under_name({key: value for key, value in state.items() if matches(optional, key)})
     found = under_name(state)
     for group in found:
         if group not in format_["groups"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, shorten
+from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, misfits, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
-from mixtransfer.checkpoints.rename import OURS, convert
+from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import Selection, select_weights
 from mixtransfer.checkpoints.verify import nonfinite
 from mixtransfer.errors import UserError
@@ -34,7 +34,6 @@ __all__ = [
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
 OPTIONAL = "backbone.token_classifier."
-SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def fit_file(
     fitted = account_for(selected.weights, backbone, source, str(path), head)
     check_numbers(fitted.state, backbone.state_dict(), str(path))
     rules = dict.fromkeys((*selected.dropped, *fitted.dropped))
-    fitted.dropped = {rule: [*selected.dropped.get(rule, ()), *fitted.dropped.get(rule, ())] for rule in rules}
-    return fitted
+    dropped = {rule: [*selected.dropped.get(rule, ()), *fitted.dropped.get(rule, ())] for rule in rules}
+    return replace(fitted, dropped=dropped)
 
 
 def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
@@ -116,7 +115,7 @@ def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
 
     def fit(source: str) -> tuple[int, int, int]:
         try:
-            keys = convert(weights, backbone.arch, source).state.keys()
+            keys = rename(weights, backbone.arch, source).state.keys()
         except ValueError:
             return -1, 0, 0
         # Norms of some outputs only speak against a format: the last one may be a classifier's there.
@@ -142,21 +141,18 @@ def fitting_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) 
         UserError: naming the missing, unexpected and misshapen entries, and those that are no finite real numbers.
     """
     own, weights = model.state_dict(), present_names(model, weights)
-    missing = [key for key in own if key not in weights and not key.startswith(OPTIONAL)]
-    unexpected = [key for key in weights if key not in own and not key.startswith(OPTIONAL)]
-    misshapen = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in weights.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if keys
-    ]
+    problems = misfits(
+        missing=[key for key in own if key not in weights and not key.startswith(OPTIONAL)],
+        unexpected=[key for key in weights if key not in own and not key.startswith(OPTIONAL)],
+        misshapen=[
+            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            for key, value in weights.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    )
     if problems:
         raise UserError(
-            f"{name} does not fit the model: {', '.join(problems)}; use the config, --data and --cfg-options that it"
+            f"{name} does not fit the model: {problems}; use the config, --data and --cfg-options that it"
             " was trained with"
         )
     kept = {key: value for key, value in weights.items() if key in own}

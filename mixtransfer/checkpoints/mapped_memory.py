@@ -15,7 +15,7 @@ __all__ = ["ReleasePages"]
 
 
 class ReleasePages(TorchFunctionMode):
-    """While entered, what an operation read of a mapped file is given back after it; a later one reads it again.
+    """While entered, pages of a mapped file are released after the operation that read them; others read them again.
 
     So a network whose weights lie in a file takes the memory of a layer, not of all weights. Nothing may have written
     to the mapped values, as that would be lost. Where the system has no list of mappings (``/proc``) memory is kept.
@@ -40,7 +40,7 @@ class ReleasePages(TorchFunctionMode):
         return result
 
     def release(self) -> None:
-        """Give back what was read so far."""
+        """Release the pages that were read so far."""
         for start, stop in self.spans:
             self.advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixtransfer.checkpoints.headers import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, check_sums, is_harmless, read_header
-from mixtransfer.checkpoints.select import EMA, RAW, is_tensor
+from mixtransfer.checkpoints.select import find_container, is_tensor
 from mixtransfer.errors import UserError
 
 __all__ = ["find_weights", "read_checkpoint", "read_file", "strip_prefix"]
@@ -89,13 +89,8 @@ def find_weights(content: Mapping[str, Any], name: str = "the checkpoint") -> di
     Raises:
         UserError: nothing in ``content`` looks like weights.
     """
-    for key in (*RAW, *EMA):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    weights = {key: value for key, value in content.items() if is_tensor(value)}
-    if not weights:
-        raise UserError(f"{name}: no weights under {', '.join((*RAW, *EMA))} or at the top level")
+    entries = find_container(content, name).entries
+    weights = {key: value for key, value in entries.items() if is_tensor(value)}
     return strip_prefix(weights, "module.")
 
 

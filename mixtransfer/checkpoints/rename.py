@@ -6,7 +6,7 @@ Ours is the backbone's own names, with the classifier's linear head as ``head.we
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,14 +14,14 @@ from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.errors import unknown_name
 
-__all__ = ["OURS", "Conversion", "convert", "convert_state_dict"]
+__all__ = ["OURS", "Renamed", "absent_from", "convert_state_dict", "key_map", "rename"]
 
 OURS = "mixtransfer"
 
 
-@dataclass
-class Conversion:
-    """A converted state dict, with every entry that did not come along.
+@dataclass(frozen=True)
+class Renamed:
+    """A state dict under the names of another format, with every entry that did not come along.
 
     Attributes:
         state: the entries under the target's names.
@@ -30,19 +30,19 @@ class Conversion:
     """
 
     state: dict[str, Tensor]
-    derived: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    derived: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def convert(state: Mapping[str, Tensor], arch: str, source: str = "official", target: str = OURS) -> Conversion:
+def rename(state: Mapping[str, Tensor], arch: str, source: str = "official", target: str = OURS) -> Renamed:
     """Rename the entries of a state dict; see :func:`convert_state_dict`."""
     family = backbone_class(arch)
-    result = Conversion(dict(state))
+    derived, left_out = [], []
     if source != OURS:
-        result.state, result.derived = _key_map(family, source).to_ours(state)
+        state, derived = key_map(family, source).to_ours(state)
     if target != OURS:
-        result.state, result.left_out = _key_map(family, target).to_theirs(result.state)
-    return result
+        state, left_out = key_map(family, target).to_theirs(state)
+    return Renamed(dict(state), tuple(derived), tuple(left_out))
 
 
 def convert_state_dict(
@@ -59,10 +59,16 @@ def convert_state_dict(
     Raises:
         UserError: an unknown architecture or format.
     """
-    return convert(state_dict, arch, source, target).state
+    return rename(state_dict, arch, source, target).state
 
 
-def _key_map(family: type[Backbone], name: str) -> KeyMap:
+def key_map(family: type[Backbone], name: str) -> KeyMap:
+    """Return a family's names of a format other than ours; raises a UserError if it does not list the format."""
     if name not in family.formats():
         raise unknown_name(f"format of {family.family}", name, [OURS, *family.formats()])
     return family.formats()[name]
+
+
+def absent_from(family: type[Backbone], name: str) -> tuple[str, ...]:
+    """Return regular expressions of our entries that a format has no name for; none for our own format."""
+    return () if name == OURS else key_map(family, name).absent

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mixtransfer.checkpoints.headers import Entry
 from mixtransfer.errors import UserError
 
-__all__ = ["DROPPED", "Selection", "is_tensor", "rule_for", "select_weights"]
+__all__ = [
+    "DROPPED",
+    "Container",
+    "Selection",
+    "find_container",
+    "is_tensor",
+    "matches",
+    "rule_for",
+    "select_weights",
+]
 
 #: Names under which published files keep their weights, in the order in which they are looked for.
 RAW = ("model", "state_dict", "module", "model_state_dict", "model_state", "net", "network", "checkpoint", "student")
@@ -39,41 +48,63 @@ DROPPED: dict[str, str] = {
     "transformer decoder of a detector": r"(encoder|decoder|memory_trans_fc|memory_trans_norm|query_embedding"
     r"|dn_query_generator|positional_encoding)\..+|level_embed",
     "input normalization": r"data_preprocessor\..+|pixel_mean|pixel_std",
-    "pretraining decoder": r"(decoder|decoder_\w+|target_generator|momentum_encoder|encoder_k)\..+|mask_token"
+    "pretraining decoder": r"(decoder_\w+|target_generator|momentum_encoder|encoder_k)\..+|mask_token"
     r"|decoder_\w+",
     "pretraining queue": r"queue(_ptr|_2|_ptr_2)?",
     "counters": r"n_averaged|steps|step|num_updates",
 }
 
 
-@dataclass
+@dataclass(frozen=True)
+class Container:
+    """Where a checkpoint holds weights.
+
+    Attributes:
+        path: the keys that lead there, e.g. ``("state_dict",)``; empty for a flat file.
+        entries: what lies there, weights and other values.
+        average: whether the weights are a moving average.
+        other: the other container that holds weights, if any: raw where the average was taken, or the reverse.
+    """
+
+    path: tuple[str, ...]
+    entries: Mapping[str, Any]
+    average: bool
+    other: str
+
+
+@dataclass(frozen=True)
 class Selection:
     """The weights of one network.
 
     Attributes:
         weights: the entries, without wrappers and prefix; a classifier's heads beside its backbone keep ``head.``
             and ``aux_head.``.
-        container: the path to them in the file, e.g. ``("state_dict",)``; empty for a flat file.
-        prefix: what was cut off the names of the backbone.
-        average: whether they are a moving average.
-        other: the other container that holds weights, if any: raw where the average was taken, or the reverse.
-        dropped: entries that a rule left behind, by rule.
         names: the name in the file of each entry of ``weights``.
+        dropped: entries that a rule left behind, by rule.
+        container: the path to them in the file, see :class:`Container`.
+        prefix: the part that was cut off the names of the backbone.
+        average: whether they are a moving average.
+        other: the other container that holds weights, if any.
     """
 
     weights: dict[str, Any]
-    container: tuple[str, ...] = ()
-    prefix: str = ""
-    average: bool = False
-    other: str = ""
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str]
+    dropped: dict[str, list[str]]
+    container: tuple[str, ...]
+    prefix: str
+    average: bool
+    other: str
 
 
 def is_tensor(value: Any) -> bool:
     """Tell whether ``value`` is a tensor, or the outline of one."""
     torch = sys.modules.get("torch")
     return isinstance(value, Entry) or (torch is not None and isinstance(value, torch.Tensor))
+
+
+def matches(patterns: Iterable[str], key: str) -> bool:
+    """Tell whether one of several regular expressions describes the whole of ``key``."""
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def rule_for(key: str) -> str | None:
@@ -95,6 +126,39 @@ def select_weights(
     Raises:
         UserError: there are no such weights, or two entries claim one name.
     """
+    found = find_container(content, name, average)
+    odd = [str(key) for key, value in found.entries.items() if not is_tensor(value) and "." in str(key)]
+    if odd:
+        raise UserError(f"{name}: {len(odd)} entries are no tensors: {', '.join(odd[:6])}")
+    plain = [str(key) for key, value in found.entries.items() if not is_tensor(value) and key != "__metadata__"]
+    dropped = {"not weights": plain} if plain else {}
+    bare, prefix = _without_fronts([key for key, value in found.entries.items() if is_tensor(value)])
+    inside = next((p for p in INSIDE if _is_inside(p, bare.values(), drop)), "")
+    weights, names = {}, {}
+    for key, new in bare.items():
+        own = new.startswith((inside, "head.", "aux_head."))
+        rule = "--drop" if matches(drop, new) else "counters" if matches([DROPPED["counters"]], new) else None
+        rule = rule or (None if own else rule_for(new))
+        if rule is None and not own:
+            raise UserError(
+                f"{name}: {key} lies outside {inside[:-1]} and no rule names it; say --drop '{re.escape(new)}'"
+            )
+        if rule:
+            dropped.setdefault(rule, []).append(key)
+            continue
+        new = new.removeprefix(inside)
+        if new in weights:
+            raise UserError(f"{name}: {key} and {names[new]} both name {new}")
+        weights[new], names[new] = found.entries[key], key
+    return Selection(weights, names, dropped, found.path, prefix + inside, found.average, found.other)
+
+
+def find_container(content: Any, name: str = "the checkpoint", average: bool | None = None) -> Container:
+    """Return where a checkpoint holds the weights of a network or of a whole model; see :func:`select_weights`.
+
+    Raises:
+        UserError: there are no such weights.
+    """
     if not isinstance(content, Mapping):
         raise UserError(f"{name}: holds a {type(content).__name__}, not named weights")
     raw, ema = _find(content, RAW), _find(content, EMA)
@@ -106,11 +170,8 @@ def select_weights(
             kinds = ("moving average", "drop --ema") if average else ("raw weights", "pass --ema")
             raise UserError(f"{name}: holds no {kinds[0]}; {kinds[1]}")
         raise UserError(f"{name}: no weights under {', '.join((*RAW, *EMA))} or at the top level")
-    container, entries = wanted
     other = raw if wanted is ema else ema
-    result = Selection({}, container, average=wanted is ema, other=".".join(other[0]) if other else "")
-    _fill(result, entries, name, drop)
-    return result
+    return Container(*wanted, average=wanted is ema, other=".".join(other[0]) if other else "")
 
 
 def _find(content: Mapping, containers: tuple[str, ...], depth: int = 0) -> tuple[tuple[str, ...], Mapping] | None:
@@ -126,46 +187,20 @@ def _find(content: Mapping, containers: tuple[str, ...], depth: int = 0) -> tupl
     return None
 
 
-def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -> None:
-    odd = [str(key) for key, value in entries.items() if not is_tensor(value) and "." in str(key)]
-    if odd:
-        raise UserError(f"{name}: {len(odd)} entries are no tensors: {', '.join(odd[:6])}")
-    plain = [str(key) for key, value in entries.items() if not is_tensor(value) and key != "__metadata__"]
-    if plain:
-        result.dropped["not weights"] = plain
-    names = {key: _without_wrappers(key) for key, value in entries.items() if is_tensor(value)}
+def _without_fronts(keys: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Return the names without wrappers and without the prefix of all of them, by key, and that prefix."""
+    names, cut = {key: _without_wrappers(key) for key in keys}, ""
     while front := next((p for p in FRONT if _all_behind(p, names.values())), None):
-        names = {key: new[len(front) :] if new.startswith(front) else new for key, new in names.items()}
-        result.prefix += front
-    inside = next((p for p in INSIDE if _is_inside(p, names.values(), drop)), "")
-    result.prefix += inside
-    for key, new in names.items():
-        if any(re.fullmatch(pattern, new) for pattern in drop):
-            result.dropped.setdefault("--drop", []).append(key)
-            continue
-        if re.fullmatch(DROPPED["counters"], new):
-            result.dropped.setdefault("counters", []).append(key)
-            continue
-        if new.startswith(inside):
-            new = new[len(inside) :]
-        elif not new.startswith(("head.", "aux_head.")):
-            rule = rule_for(new)
-            if rule is None:
-                raise UserError(
-                    f"{name}: {key} lies outside {inside[:-1]} and no rule names it; say --drop '{re.escape(new)}'"
-                )
-            result.dropped.setdefault(rule, []).append(key)
-            continue
-        if new in result.weights:
-            raise UserError(f"{name}: {key} and {result.names[new]} both name {new}")
-        result.weights[new], result.names[new] = entries[key], key
+        names = {key: new.removeprefix(front) for key, new in names.items()}
+        cut += front
+    return names, cut
 
 
 def _is_inside(prefix: str, names: Collection[str], drop: Sequence[str]) -> bool:
     outside = [new for new in names if not new.startswith(prefix)]
     if len(outside) == len(names) or prefix == INSIDE[0]:
         return len(outside) < len(names)
-    return all(rule_for(new) or any(re.fullmatch(p, new) for p in drop) for new in outside)
+    return all(rule_for(new) or matches(drop, new) for new in outside)
 
 
 def _without_wrappers(key: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mixtransfer.checkpoints.headers import SAFETENSORS
 from mixtransfer.errors import UserError
 
-__all__ = ["SUFFIXES", "file_hash", "replace_whole", "write_weights"]
+__all__ = ["SUFFIXES", "file_hash", "replace_whole", "write_json", "write_weights"]
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 BLOCK = 1 << 20
@@ -52,10 +52,8 @@ def write_weights(
             compact = {key: _contiguous(value) for key, value in state.items()}
             try:
                 torch.save({"meta": dict(note), container: compact} if container else compact, stream)
-            except RuntimeError:  # what its zip writer makes of a full disk
+            except RuntimeError:  # of its zip writer, on a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @dataclass
@@ -73,8 +71,12 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def replace_whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` to write to; it becomes ``path`` at the end, or is removed when anything fails.
+def replace_whole(path: Path, remedy: str = "nothing was left behind") -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to; it is flushed to disk and renamed to ``path``, or removed on failure.
+
+    Args:
+        path: the file.
+        remedy: the end of the error's message.
 
     Raises:
         UserError: the disk does not take the file.
@@ -84,11 +86,19 @@ def replace_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON; raises a UserError when the disk does not take the file."""
+    with replace_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def file_hash(path: Path) -> str:
@@ -133,9 +143,3 @@ def _contiguous(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
     return value if whole else value.clone()
-
-
-def json_writer(content: Any) -> Callable[[Path], None]:
-    """Return a function that writes ``content`` as JSON."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return lambda path: path.write_text(text, encoding="utf-8") and None

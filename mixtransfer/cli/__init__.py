@@ -54,9 +54,8 @@ def run_main(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch ``mixtransfer COMMAND ...``; without ``argv`` this is all that the process does."""
-    whole_process = argv is None
-    argv = list(sys.argv[1:] if whole_process else argv)
+    """Dispatch ``mixtransfer COMMAND ...``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: mixtransfer COMMAND ...\n\ncommands:")
         print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
@@ -65,6 +64,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"mixtransfer: error: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
         return 2
-    if whole_process and argv[0] == "convert":
-        importlib.import_module("mixtransfer.cli.convert").run_process(argv[1:])
     return run_command(argv[0], argv[1:])

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mixtransfer.cli import run_command
 from mixtransfer.cli.options import positive
 from mixtransfer.errors import UserError
 
@@ -83,18 +78,6 @@ def run(args: argparse.Namespace) -> int:
         print(convert_file(sources[0], args.dst, options))
         return 0
     return _many([path for source in sources for path in _listed(source)], Path(args.dst), options)
-
-
-def run_process(argv: Sequence[str]) -> NoReturn:
-    """Run ``convert`` as all that this process does, in as little memory as it can, and end the process."""
-    # torch's compiler, which torchvision imports, imports triton: 0.08 GB that nothing here runs.
-    sys.modules.setdefault("triton", None)
-    # By default glibc keeps what large tensors leave: up to 0.1 GB. The option is its M_MMAP_THRESHOLD.
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 20)
-    # On the interpreter's own way out CUDA's libraries read 0.13 GB of their pages, which takes 0.4 s.
-    os._exit(run_command("convert", argv))
 
 
 def _regex(text: str) -> str:

@@ -7,7 +7,6 @@ between the steps of one accumulation of gradients, which it could not hold.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import Runner
 
+from mixtransfer.checkpoints.write import replace_whole
 from mixtransfer.datasets.learnable import ZeroLosses
 from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
 from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
@@ -36,19 +36,10 @@ class AtomicBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes; raise a :class:`UserError` when the disk does not take them."""
         path = Path(filepath)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            last = next(iter(checkpoints(path.parent)), None)
-            kept = f"; the last good checkpoint is {last}" if last else ""
-            raise UserError(f"cannot write {path}: {error.strerror}; free some space and --resume{kept}") from error
+        last = next(iter(checkpoints(path.parent)), None)
+        kept = f"; the last good checkpoint is {last}" if last else ""
+        with replace_whole(path, f"free some space and --resume{kept}") as partial:
+            partial.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text."""

@@ -17,7 +17,7 @@ from parity_records import (
 
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
-from mixtransfer.checkpoints.rename import convert
+from mixtransfer.checkpoints.rename import rename
 
 
 def replay_orders(net: Backbone, expected: dict) -> None:
@@ -34,7 +34,7 @@ def test_classifier_equals_published(system, name, dtype, tolerance):
     classes = expected["outputs"]["logits"]["shape"][1]
     net = mixtransfer.build_classifier(expected["arch"], classes, backbone=img_size(expected)).to(dtype).eval()
     replay_orders(net.backbone, expected)
-    converted = convert(state, expected["arch"])
+    converted = rename(state, expected["arch"])
     net.load_state_dict(converted.state)
     # SMMix's second head, which only its training reads, is counted there and dropped here.
     dropped = [state[key].numel() for key in converted.derived if expected["state"][key]["kind"] == "parameter"]

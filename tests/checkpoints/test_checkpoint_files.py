@@ -284,7 +284,7 @@ def test_a_mapped_file_does_not_stay_in_memory(tmp_path, name):
     with ReleasePages(path, content) as pages:
         assert torch.equal(mapped, weight) and resident(path) < 100_000
         assert torch.equal(torch.linalg.norm(mapped), torch.linalg.norm(weight))
-        write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.give_back)
+        write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.release)
         assert resident(path) < 100_000
     assert torch.equal(read_checkpoint(tmp_path / f"b{path.suffix}")["a.weight"], weight)
 

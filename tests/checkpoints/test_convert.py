@@ -27,9 +27,9 @@ from mixtransfer.checkpoints.index import make_index
 from mixtransfer.checkpoints.load import load_checkpoint
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.recognize import INDEX, identify, recognize
-from mixtransfer.checkpoints.rename import convert
+from mixtransfer.checkpoints.rename import rename
 from mixtransfer.checkpoints.select import select_weights
-from mixtransfer.checkpoints.verify import differing
+from mixtransfer.checkpoints.verify import build_without_values, differing
 from mixtransfer.cli import run_command
 from mixtransfer.errors import UserError
 from mixtransfer.layers.compiling import constant_in_graphs
@@ -172,6 +172,35 @@ def test_the_comparison_would_notice_a_wrong_permutation(tmp_path, classifier, m
     with pytest.raises(UserError, match=r"mmdet's swin_micro answers otherwise: dense maps at 160x160 differ by"):
         converted(source, tmp_path / "b.pth", arch=ARCH, target="mmdet")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_entries_are_renamed_once_and_what_was_proven_is_written(tmp_path, monkeypatch, classifier):
+    """To the target's names once, for the proof, the library's network and the file; back to ours for the proof."""
+    ways = []
+    for way in ("to_ours", "to_theirs"):
+        own = getattr(KeyMap, way)
+        monkeypatch.setattr(
+            KeyMap, way, lambda key_map, state, own=own, way=way: ways.append((way, key_map)) or own(key_map, state)
+        )
+    path = save({"model": classifier}, tmp_path / "a.pth")
+    report, _ = converted(path, tmp_path / "b.pth", arch=ARCH, source="official", target="timm")
+    assert "differ by" in report.proof["against timm"]
+    known = {id(backbone_class(ARCH).formats()[name]): name for name in ("official", "timm")}
+    assert [(way, known.get(id(key_map))) for way, key_map in ways] == [
+        ("to_ours", "official"),
+        ("to_theirs", "timm"),
+        ("to_ours", "timm"),
+        ("to_theirs", "official"),
+    ]
+
+
+def test_layers_without_values_draw_nothing_and_can_be_frozen():
+    state = torch.get_rng_state()
+    with build_without_values():
+        layers = torch.nn.Linear(2, 2), torch.nn.Conv2d(3, 4, 2).requires_grad_(False), torch.nn.BatchNorm2d(2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [all(value.requires_grad for value in layer.parameters()) for layer in layers] == [True, False, True]
+    assert torch.equal(layers[2].running_var, torch.ones(2))
 
 
 def test_the_report_accounts_for_everything(tmp_path, classifier):
@@ -421,14 +450,14 @@ def test_fused_projections_are_split_and_joined():
 
 @pytest.mark.parametrize("library", ["official", "timm", "torchvision", "transformers", "mmpretrain"])
 def test_files_are_recognized_by_names_and_shapes(tmp_path, classifier, library):
-    theirs = convert(classifier, ARCH, "mixtransfer", library).state
+    theirs = rename(classifier, ARCH, "mixtransfer", library).state
     path = save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "a.pth")
     match = identify(select_weights(read_header(path).content).weights, "a")
     assert (match.arch, match.format, match.certainty) == (ARCH, library, 1.0)
 
 
 def test_dense_norms_tell_detectors_from_classifiers(dense):
-    theirs = convert(dense, ARCH, "mixtransfer", "mmdet").state
+    theirs = rename(dense, ARCH, "mixtransfer", "mmdet").state
     assert identify(theirs, "a").format == "mmdet"
     classifier = {key: value for key, value in theirs.items() if not re.match(r"norm[012]", key)}
     assert identify(classifier, "a").format == "mmpretrain"
@@ -485,7 +514,7 @@ changes = st.lists(
 def test_changed_entries_never_give_success_with_something_missing(tmp_path_factory, prefix, names, suffix, changes):
     classifier = small_classifier()
     folder = tmp_path_factory.mktemp("fuzz")
-    entries = convert(classifier, ARCH, "mixtransfer", names).state
+    entries = rename(classifier, ARCH, "mixtransfer", names).state
     state = {(key if key.startswith("head.") else prefix + key): value for key, value in entries.items()}
     for what, number in changes:
         key = list(state)[number % len(state)]
@@ -570,7 +599,7 @@ def test_command_line(tmp_path, classifier, capsys):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     save({"model": classifier}, tmp_path / "in" / "a.pth")
     save({"model": {"x.y": torch.ones(1)}}, tmp_path / "in" / "b.pth.tar")
-    save(convert(classifier, ARCH, "official", "timm").state, tmp_path / "in" / "sub" / "c.bin")
+    save(rename(classifier, ARCH, "official", "timm").state, tmp_path / "in" / "sub" / "c.bin")
     out = tmp_path / "out"
     assert run_command("convert", [str(tmp_path / "in"), str(out), "--no-verify"]) == 1
     printed = capsys.readouterr()
@@ -611,23 +640,6 @@ def test_our_names_need_no_library_of_networks(tmp_path, classifier):
     assert done.stdout.splitlines()[-1] == "[]" and "goes back" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "run",
-    ["from mixtransfer.cli.convert import run_process; run_process(sys.argv[2:])", "main()"],
-    ids=["tool", "script"],
-)
-def test_a_process_that_only_converts_imports_no_triton(tmp_path, classifier, run):
-    """0.08 GB that torchvision would import, for compiled graphs that nothing here runs."""
-    path = save({"model": classifier}, tmp_path / "a.pth")
-    code = (
-        "import os, sys; from mixtransfer.cli import main; loaded = sys.modules;"
-        f"os._exit = lambda status: sys.exit((status, 'torchvision' in loaded, loaded['triton'])); {run}"
-    )
-    words = ["convert", path, tmp_path / "b.safetensors", "--to", "timm"]
-    done = subprocess.run([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.stderr == "(0, True, None)\n"
-
-
 def test_a_report_that_cannot_be_printed_is_one_line(tmp_path, classifier):
     path = save({"model": classifier}, tmp_path / "a.pth")
     tool = Path(__file__).parents[2] / "tools" / "convert.py"
@@ -646,7 +658,7 @@ def test_the_mark_for_compiled_graphs_is_torchs():
 def test_a_config_converts_on_load_and_strictly(tmp_path, classifier):
     from mixtransfer.registry import MODELS
 
-    theirs = convert(classifier, ARCH, "mixtransfer", "mmdet").state
+    theirs = rename(classifier, ARCH, "mixtransfer", "mmdet").state
     path = save({"state_dict": {f"backbone.{key}": value for key, value in theirs.items()}}, tmp_path / "det.pth")
     init = dict(type="mixtransfer.Pretrained", checkpoint=str(path), source="auto")
     net = MODELS.build(dict(type="mixtransfer.SwinTransformer", arch=ARCH, init_cfg=init))
