@@ -3,8 +3,8 @@
     tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/det/mask_rcnn_pvt_v2.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 2e-4, everything decayed. Published:
-38.2 box AP, 36.2 mask AP (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection/configs/mask_rcnn_pvt_v2_b0_fpn_1x_coco.py:
+AdamW 2e-4, everything decayed. Published: 38.2 box AP, 36.2 mask AP (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_1x.py"

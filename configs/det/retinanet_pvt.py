@@ -3,8 +3,8 @@
     tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
     tools/train.py configs/det/retinanet_pvt.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 1e-4. Published: 36.7 box AP (there,
-README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection/configs/retinanet_pvt_t_fpn_1x_coco.py: AdamW
+1e-4. Published: 36.7 box AP (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"

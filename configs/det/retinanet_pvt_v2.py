@@ -3,8 +3,8 @@
     tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/det/retinanet_pvt_v2.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection: AdamW 1e-4. Published: 37.2 box AP (there,
-README). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection/configs/retinanet_pvt_v2_b0_fpn_1x_coco.py:
+AdamW 1e-4. Published: 37.2 box AP (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"

@@ -3,8 +3,9 @@
     tools/convert.py raft_mlp_s.pth checkpoints/raft_mlp_s.safetensors --arch raft_mlp_s
     tools/train.py configs/det/retinanet_raft_mlp.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: okojoalg/raft-mlp: AdamW 1e-4, everything decayed. No score is in the
-code; the paper (arXiv 2108.04384) reports weak results. Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: okojoalg/raft-mlp,
+configs/detection/retinanet_raftmlp_s_fpn_1x_coco.py: AdamW 1e-4, everything decayed. No score is in the code; the paper
+(arXiv 2108.04384) reports weak results. Not reproduced yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"

@@ -3,8 +3,9 @@
     tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
     tools/train.py configs/seg/semantic_fpn_pvt.py
 
-Hardware: 8 GPUs × 4 images, as published. Recipe: whai362/PVT, segmentation: AdamW 2e-4, 40k iterations. Published:
-36.6 mIoU (there, README), 35.7 in the paper (arXiv 2102.12122). Not reproduced yet.
+Hardware: 8 GPUs × 4 images, as published. Recipe: whai362/PVT,
+segmentation/configs/sem_fpn/PVT/fpn_pvt_t_ade20k_40k.py: AdamW 2e-4, 40k iterations. Published: 36.6 mIoU (there,
+README), 35.7 in the paper (arXiv 2102.12122). Not reproduced yet.
 """
 
 _base_ = "../_base_/semantic_fpn_40k.py"

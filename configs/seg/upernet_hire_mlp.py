@@ -3,9 +3,10 @@
     tools/convert.py hire_mlp_small.pth checkpoints/hire_mlp_small.safetensors --arch hire_mlp_small
     tools/train.py configs/seg/upernet_hire_mlp.py
 
-Hardware: 8 GPUs × 4 images, as published. Recipe: ggjy/Hire-Wave-MLP.pytorch, mmseg-v0.11/configs/upernet: AdamW
-1.2e-4, 80k iterations, BatchNorm over all GPUs, norms decay. Published: 46.1 mIoU, 47.1 with flips and scales (arXiv
-2108.13341; not confirmed here). Not reproduced yet.
+Hardware: 8 GPUs × 4 images, as published. Recipe: ggjy/Hire-Wave-MLP.pytorch,
+mmseg-v0.11/configs/upernet/hire_mlp_small_512x512_ade20k.py: AdamW 1.2e-4, 80k iterations, BatchNorm over all GPUs,
+norms decay. Published: 46.1 mIoU, 47.1 with flips and scales (arXiv 2108.13341; not confirmed here). Not reproduced
+yet.
 """
 
 _base_ = "../_base_/upernet_160k.py"

@@ -3,9 +3,9 @@
     tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
     tools/train.py configs/seg/upernet_swin.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: Swin, arXiv 2103.14030, appendix A2.3: AdamW, 160k iterations.
-Published: 44.51 mIoU with ImageNet-1k weights (SwinTransformer/Swin-Transformer-Semantic-Segmentation, README). Not
-reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: SwinTransformer/Swin-Transformer-Semantic-Segmentation,
+configs/swin/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k.py: AdamW, 160k iterations. Published: 44.51 mIoU with
+ImageNet-1k weights (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/upernet_160k.py"

@@ -44,6 +44,7 @@ def schedule(cfg):
 
 ADAMW = dict(optim_wrapper__optimizer__type="AdamW", optim_wrapper__optimizer__betas=(0.9, 0.999))
 HEADS = dict(model__neck__out_channels=256, model__neck__num_outs=5, model__roi_head__mask_head__num_convs=4)
+RETINANET = dict(model__neck__add_extra_convs="on_input", model__neck__num_outs=5, model__bbox_head__stacked_convs=4)
 TWO_FC = dict(model__roi_head__bbox_head__type="Shared2FCBBoxHead", model__roi_head__bbox_head__fc_out_channels=1024)
 
 
@@ -68,6 +69,12 @@ DETECTORS = {
     "mask_rcnn_swin_tlalign_3x": (1e-4, 0.05, 0.2, 2, THREE, DETR, {**HEADS, **TWO_FC}),
     "mask_rcnn_hornet": (1e-4, 0.05, 0.6, 2, ONE, DETR, {**HEADS, **TWO_FC}),
     "mask_rcnn_fcvit": (2e-4, 1e-4, 0.0, 4, ONE, (1333, 800), {**HEADS, **TWO_FC}),
+    "mask_rcnn_pvt": (2e-4, 1e-4, 0.1, 2, ONE, (1333, 800), {**HEADS, **TWO_FC}),
+    "mask_rcnn_pvt_v2": (2e-4, 1e-4, 0.1, 2, ONE, (1333, 800), {**HEADS, **TWO_FC}),
+    "mask_rcnn_raft_mlp": (1e-4, 1e-4, 0.0, 2, ONE, (1333, 800), {**HEADS, **TWO_FC}),
+    "retinanet_pvt": (1e-4, 1e-4, 0.1, 2, ONE, (1333, 800), RETINANET),
+    "retinanet_pvt_v2": (1e-4, 1e-4, 0.1, 2, ONE, (1333, 800), RETINANET),
+    "retinanet_raft_mlp": (1e-4, 1e-4, 0.0, 2, ONE, (1333, 800), RETINANET),
     "cascade_mask_rcnn_swin": (1e-4, 0.05, 0.2, 2, THREE, DETR, {}),
     "cascade_mask_rcnn_hornet": (2e-4, 0.05, 0.4, 2, THREE, DETR, {}),
     "cascade_mask_rcnn_fan": (1e-4, 0.05, 0.3, 1, THREE, DETR, {}),
@@ -157,9 +164,14 @@ def test_regionvit_trains_for_detectron2s_iterations(name):
 
 # Segmentors ----------------------------------------------------------------------------------------------------------
 
+UPERNET = dict(model__decode_head__channels=512, model__auxiliary_head__channels=256)
 #: Recipe -> rate, decay, drop path, images a GPU, iterations, warm-up, power; then further values.
 SEGMENTORS = {
-    "upernet_hornet": (1e-4, 0.05, 0.4, 2, 160000, 1500, 1.0, dict(model__decode_head__channels=512)),
+    "upernet_hornet": (1e-4, 0.05, 0.4, 2, 160000, 1500, 1.0, UPERNET),
+    "upernet_swin": (6e-5, 0.01, 0.3, 2, 160000, 1500, 1.0, UPERNET),
+    "upernet_swin_tlalign": (6e-5, 0.01, 0.3, 2, 160000, 1500, 1.0, UPERNET),
+    "upernet_hire_mlp": (1.2e-4, 0.01, 0.2, 4, 80000, 800, 1.0, UPERNET),
+    "semantic_fpn_pvt": (2e-4, 1e-4, 0.1, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
     "semantic_fpn_fcvit": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
     "semantic_fpn_hire_mlp": (2e-4, 0.05, 0.1, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
     "semantic_fpn_raft_mlp": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
@@ -167,8 +179,8 @@ SEGMENTORS = {
 }
 #: Short side and step of the windows, or None for whole images.
 WINDOWS = {"upernet_hornet": (512, 341), "segformer_fan": (1024, 768)}
-#: Whether tested sides are rounded up to 32, and the scale.
-ALIGNED = {"semantic_fpn_fcvit"}
+#: Recipes that round the sides of tested images up to 32.
+ALIGNED = {"semantic_fpn_fcvit", "semantic_fpn_pvt"}
 
 
 @pytest.mark.parametrize("name", SEGMENTORS)
@@ -321,11 +333,35 @@ def test_mixmims_rates_by_layer():
     assert found["backbone.norm.weight"][0] == pytest.approx(1.4e-3)
 
 
-@pytest.mark.parametrize("name", ["det/mask_rcnn_fcvit.py", "seg/semantic_fpn_fcvit.py"])
-def test_fcvits_dense_recipes_decay_everything(name):
+@pytest.mark.parametrize(
+    ("name", "rate", "decay"),
+    [
+        ("det/mask_rcnn_fcvit.py", 2e-4, 1e-4),
+        ("seg/semantic_fpn_fcvit.py", 2e-4, 1e-4),
+        ("det/mask_rcnn_pvt.py", 2e-4, 1e-4),
+        ("det/retinanet_pvt_v2.py", 1e-4, 1e-4),
+        ("det/retinanet_raft_mlp.py", 1e-4, 1e-4),
+        ("seg/semantic_fpn_hire_mlp.py", 2e-4, 0.05),
+        ("seg/upernet_hire_mlp.py", 1.2e-4, 0.01),
+    ],
+)
+def test_plain_adamw_decays_everything(name, rate, decay):
     found, _ = settings(recipe(name))
-    assert any("layer_scale" in key for key in found) and any("rescale" in key for key in found)
-    assert set(found.values()) == {(2e-4, 1e-4)}
+    assert found and set(found.values()) == {(rate, decay)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "decay"),
+    [
+        ("det/mask_rcnn_swin.py", 1e-4, 0.05),
+        ("det/cascade_mask_rcnn_swin.py", 1e-4, 0.05),
+        ("seg/upernet_swin.py", 6e-5, 0.01),
+    ],
+)
+def test_swins_dense_recipes_spare_norms_and_tables(name, rate, decay):
+    found, _ = settings(recipe(name))
+    spared = ("norm", "absolute_pos_embed", "relative_position_bias_table")
+    assert found == {key: (rate, 0.0 if any(word in key for word in spared) else decay) for key in found}
 
 
 @pytest.mark.parametrize(
