@@ -1,6 +1,5 @@
-"""Transfer to dense tasks: mixing while fine-tuning, and heads that a paper brings along."""
+"""Transfer to dense tasks: mixing while fine-tuning, and heads, which the registry imports when a config names one."""
 
-from mixtransfer.transfer.hornet_heads import HorFPN, HorUPerHead
 from mixtransfer.transfer.token_mix_hook import TokenMixHook
 
-__all__ = ["HorFPN", "HorUPerHead", "TokenMixHook"]
+__all__ = ["TokenMixHook"]
