@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from benchmarks.families import families
@@ -15,12 +20,16 @@ from benchmarks.speed import Comparison
 from benchmarks.steps import Options, evaluation_step, require_close, set_mode, training_step
 from mixtransfer.backbones import SwinTransformer
 from mixtransfer.checkpoints.rename import convert_state_dict
+from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
 from mixtransfer.pretrain.classifier import MixingClassifier
 
-__all__ = ["Options", "families", "optimizer", "swin", "tlalign"]
+__all__ = ["Options", "families", "optimizer", "swin", "tlalign", "upernet"]
 
 DROP_PATH_RATES = (0.0, 0.3)
+#: The same segmentor by us and by mmseg, from the root of the checkout and in the installed mmseg.
+OUR_UPERNET = "configs/seg/upernet_swin.py"
+MMSEG_UPERNET = ".mim/configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
 
 
 def swin(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
@@ -92,6 +101,46 @@ def optimizer(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]
     yield Comparison(f"{arch}, optimizer step", steps, options.max_ratio())
 
 
+def upernet(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
+    """Our UPerNet against mmseg's: its head alone, a training step with the optimizer's, and the test of an image."""
+    from mmseg.structures import SegDataSample
+
+    if options.compile:
+        raise UserError("case upernet: --compile has no effect on it; leave it out")
+    nets, wrappers = upernet_networks(arch)
+    set_mode({name: net.to(options.device) for name, net in nets.items()}, training=True)
+    for net in nets.values():
+        # A norm of one value a channel refuses to train with one image.
+        net.decode_head.psp_modules[0].eval()
+    for batch, size in options.shapes((1, 512), (2, 256)):
+        images = torch.randn(batch, 3, size, size, device=options.device)
+        truth = torch.randint(150, (batch, 1, size, size), device=options.device)
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=classes)) for classes in truth]
+        steps = {name: _segmentation(net, wrappers[name], images, samples, options) for name, net in nets.items()}
+        losses = {}
+        for name, step in steps.items():
+            torch.manual_seed(0)
+            losses[name] = step()
+        require_close("mmseg", "loss", losses["mmseg"], losses["ours"], options.dtype)
+        title = f"UPerNet {arch}, {batch} × {size}²"
+        yield Comparison(f"{title}, training step", steps, options.max_ratio(mmseg=0.70))
+
+        with torch.no_grad():
+            maps = [x.requires_grad_() for x in nets["mmseg"].backbone(images)]
+        heads = {name: net.decode_head for name, net in nets.items()}
+        calls = {name: lambda x, head=head: (head(x),) for name, head in heads.items()}
+        steps = {name: training_step(head, calls[name], maps, options) for name, head in heads.items()}
+        yield Comparison(f"{title}, head, forward and backward", steps)
+    set_mode(nets, training=False)
+    with torch.no_grad():
+        logits = {name: net.encode_decode(images[:1], [{"img_shape": images.shape[2:]}]) for name, net in nets.items()}
+    require_close("mmseg", "logits", logits["mmseg"], logits["ours"], torch.float32)
+    for size in dict.fromkeys(size for _, size in options.shapes((1, 512))):
+        images = torch.randn(1, 3, size, size, device=options.device)
+        steps = {name: evaluation_step(net.predict, images, options) for name, net in nets.items()}
+        yield Comparison(f"UPerNet {arch}, 1 × {size}², test", steps, options.max_ratio(mmseg=0.70))
+
+
 class TimmMaps(nn.Module):
     """timm's Swin as a dense backbone: its maps with a norm each, channels first, as the others return them."""
 
@@ -145,15 +194,54 @@ def swin_networks(arch: str, size: int, drop_path_rate: float) -> dict[str, nn.M
             window_size=spec.window,
             drop_path_rate=drop_path_rate,
         )
-        theirs = convert_state_dict(state, arch, source="mixtransfer", target=name)
-        index = {
-            key: value for key, value in nets[name].state_dict().items() if key.endswith("relative_position_index")
-        }
-        nets[name].load_state_dict({**theirs, **index})
+        load_converted(nets[name], state, arch, name)
     nets["timm"] = TimmMaps(arch, size, drop_path_rate)
     norms = {key: value for key, value in state.items() if key.startswith("norm")}
     nets["timm"].load(convert_state_dict(state, arch, source="mixtransfer", target="timm"), norms)
     return nets
+
+
+def load_converted(net: nn.Module, state: Mapping[str, Tensor], arch: str, library: str) -> None:
+    """Load our Swin's weights into a library's, whose index tables stay its own."""
+    theirs = convert_state_dict(state, arch, source="mixtransfer", target=library)
+    index = {key: value for key, value in net.state_dict().items() if key.endswith("relative_position_index")}
+    net.load_state_dict({**theirs, **index})
+
+
+def upernet_networks(arch: str) -> tuple[dict[str, nn.Module], dict[str, OptimWrapper]]:
+    """Return our segmentor and mmseg's with the same random weights, and their optimizers at a learning rate of 0."""
+    import mmseg
+    from mmseg.registry import MODELS
+
+    spec, nets, wrappers = SwinTransformer.archs[arch], {}, {}
+    channels = [spec.channels * 2**stage for stage in range(4)]
+    sizes = {
+        "ours": {"arch": arch},
+        "mmseg": {
+            "embed_dims": spec.channels,
+            "depths": spec.depths,
+            "num_heads": spec.heads,
+            "window_size": spec.window,
+        },
+    }
+    files = {
+        "ours": Path(__file__).parents[1] / OUR_UPERNET,
+        "mmseg": Path(mmseg.__file__).parent / MMSEG_UPERNET,
+    }
+    for name, file in files.items():
+        torch.manual_seed(0)
+        cfg = read_config(file)
+        cfg.model.backbone.update(sizes[name], drop_path_rate=0.0, init_cfg=None)
+        cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = channels, channels[2]
+        cfg.optim_wrapper.optimizer.lr = 0.0
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            nets[name] = revert_sync_batchnorm(MODELS.build(cfg.model))
+            wrappers[name] = build_optim_wrapper(nets[name], cfg.optim_wrapper)
+    ours, theirs = nets.values()
+    load_converted(theirs.backbone, ours.backbone.state_dict(), arch, "mmseg")
+    for part in ("decode_head", "auxiliary_head"):
+        getattr(theirs, part).load_state_dict(getattr(ours, part).state_dict())
+    return nets, wrappers
 
 
 def tlalign_networks(arch: str, size: int) -> dict[str, MixingClassifier]:
@@ -201,6 +289,18 @@ def _classification(net: MixingClassifier, images: Tensor, labels: Tensor, optio
         with options.autocast():
             value = net.loss(images, labels)["loss"]
         value.backward()
+        return value.detach()
+
+    return step
+
+
+def _segmentation(
+    net: nn.Module, wrapper: OptimWrapper, images: Tensor, samples: list[Any], options: Options
+) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        with options.autocast():
+            value, _ = net.parse_losses(net.loss(images, samples))
+        wrapper.update_params(value)
         return value.detach()
 
     return step

@@ -22,6 +22,7 @@ CASES = {
     "swin": "our Swin-T against mmseg's, mmdet's and timm's, evaluation and training",
     "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
     "optimizer": "merged groups with fused AdamW against mmengine's group for each parameter",
+    "upernet": "our UPerNet on Swin-T against mmseg's: head, training step, test of an image",
     "families": "each family against its published code's way of computing it, evaluation and training",
 }
 

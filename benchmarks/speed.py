@@ -64,12 +64,14 @@ class Result:
     Attributes:
         title: as in :class:`Comparison`.
         seconds: name -> the seconds of one step in every round; the first is ours.
+        cpu_seconds: the same in the process's CPU time, over all threads, which other processes disturb less.
         max_ratio: as in :class:`Comparison`.
         family: as in :class:`Comparison`.
     """
 
     title: str
     seconds: dict[str, list[float]]
+    cpu_seconds: dict[str, list[float]]
     max_ratio: Mapping[str, float]
     family: str | None = None
 
@@ -90,6 +92,12 @@ class Result:
             name: Ratio.of(self.seconds[self.ours], times) for name, times in self.seconds.items() if name != self.ours
         }
 
+    @property
+    def cpu_ratios(self) -> dict[str, Ratio]:
+        """Our CPU time divided by each opponent's."""
+        ours = self.cpu_seconds[self.ours]
+        return {name: Ratio.of(ours, times) for name, times in self.cpu_seconds.items() if name != self.ours}
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data for JSON."""
         return {
@@ -98,7 +106,9 @@ class Result:
             "ours": self.ours,
             "median_seconds": self.medians,
             "ratios": {name: {**vars(ratio), "bar": self.max_ratio.get(name)} for name, ratio in self.ratios.items()},
+            "cpu_ratios": {name: vars(ratio) for name, ratio in self.cpu_ratios.items()},
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
         }
 
 
@@ -118,32 +128,35 @@ def measure(
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(2):
-        fastest = min(_seconds(step, 1, wait) for step in comparison.steps.values())
+        fastest = min(_seconds(step, 1, wait)[0] for step in comparison.steps.values())
     # The same number of calls for all, so that contestants that draw at random see the same draws.
     calls = math.ceil(MIN_SECONDS / max(fastest, 1e-6))
     names = list(comparison.steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in names}
     for done in range(rounds):
         start = done % len(names)
         for name in names[start:] + names[:start]:
-            seconds[name].append(_seconds(comparison.steps[name], calls, wait))
+            wall, cpu = _seconds(comparison.steps[name], calls, wait)
+            seconds[name].append(wall)
+            cpu_seconds[name].append(cpu)
         progress(done + 1, rounds)
-    return Result(comparison.title, seconds, comparison.max_ratio, comparison.family)
+    return Result(comparison.title, seconds, cpu_seconds, comparison.max_ratio, comparison.family)
 
 
 def table(results: list[Result]) -> str:
     """Return the results as a Markdown table: a row for us, then one for each opponent."""
     lines = [
-        "| comparison | contestant | median, ms | ours / theirs | quartiles | bar |",
-        "|---|---|---:|---:|---|---:|",
+        "| comparison | contestant | median, ms | ours / theirs | quartiles | CPU time | bar |",
+        "|---|---|---:|---:|---|---:|---:|",
     ]
     for result in results:
-        lines.append(f"| {result.title} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | |")
+        lines.append(f"| {result.title} | {result.ours} | {1e3 * result.medians[result.ours]:.1f} | | | | |")
         for name, ratio in result.ratios.items():
             bar = f"{result.max_ratio[name]:.2f} |" if name in result.max_ratio else "|"
             lines.append(
                 f"| | {name} | {1e3 * result.medians[name]:.1f} | {ratio.median:.2f} "
-                f"| {ratio.low:.2f}–{ratio.high:.2f} | {bar}"
+                f"| {ratio.low:.2f}–{ratio.high:.2f} | {result.cpu_ratios[name].median:.2f} | {bar}"
             )
     return "\n".join(lines)
 
@@ -168,13 +181,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _seconds(step: Callable[[], Any], calls: int, wait: Callable[[], None]) -> float:
+def _seconds(step: Callable[[], Any], calls: int, wait: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds and the seconds of CPU time of one call."""
     wait()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for _ in range(calls):
         step()
     wait()
-    return (time.perf_counter() - start) / calls
+    return (time.perf_counter() - start) / calls, (time.process_time() - cpu_start) / calls
 
 
 def _processor() -> str:

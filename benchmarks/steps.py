@@ -85,7 +85,7 @@ def evaluation_step(call: Callable, images: Tensor, options: Options) -> Callabl
 def training_step(net: nn.Module, call: Callable, images: Tensor, options: Options) -> Callable[[], None]:
     """Return a step that runs ``call``, which runs ``net``, and its backward pass from a gradient of each map."""
     with torch.no_grad(), options.autocast():
-        gradients = [torch.randn_like(x) for x in net(images)]
+        gradients = [torch.randn_like(x) for x in call(images)]
 
     def step() -> None:
         net.zero_grad()

@@ -2,8 +2,9 @@
 
 Importing this module is enough to make them known to any OpenMMLab tool
 (``custom_imports = dict(imports=["mixtransfer.registry"])``); the modules that hold the classes are imported at the
-first look-up. It also makes ``mmcv.ops`` importable where mmcv came without compiled ops, since the detectors'
-modules import it, and mmpretrain, which mmdet and mmseg import, beside transformers 5.
+first look-up, those of necks and heads when one of their names is looked up. It also makes ``mmcv.ops`` importable
+where mmcv came without compiled ops, since the detectors' modules import it, and mmpretrain, which mmdet and mmseg
+import, beside transformers 5.
 """
 
 import contextlib
@@ -30,14 +31,32 @@ __all__ = [
 ]
 
 SCOPE = "mixtransfer"
+#: Necks and heads that extend mmdet's and mmseg's, with their modules, which import such a library: seconds of a start.
+HEADS = {
+    "HorFPN": "transfer.hornet_heads",
+    "HorUPerHead": "transfer.hornet_heads",
+    "SegFormerHead": "transfer.segformer_head",
+    "UPerHead": "transfer.uper_head",
+}
 T = TypeVar("T")
 
 mmcv_ops.install()
 transformers5.install()
 
 
-def _child(parent: root.Registry, *locations: str) -> root.Registry:
-    return root.Registry(parent.name, parent=parent, scope=SCOPE, locations=[f"mixtransfer.{x}" for x in locations])
+class _Models(root.Registry):
+    """A registry that imports the modules of :data:`HEADS` when one of their names is looked up."""
+
+    def get(self, key: str) -> type | None:
+        """Return the class of this name; None where there is none."""
+        module = HEADS.get(key.removeprefix(f"{SCOPE}."))
+        if module is not None:
+            importlib.import_module(f"mixtransfer.{module}")
+        return super().get(key)
+
+
+def _child(parent: root.Registry, *locations: str, kind: type[root.Registry] = root.Registry) -> root.Registry:
+    return kind(parent.name, parent=parent, scope=SCOPE, locations=[f"mixtransfer.{x}" for x in locations])
 
 
 def import_quietly(module: str) -> ModuleType:
@@ -46,7 +65,7 @@ def import_quietly(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
-MODELS = _child(root.MODELS, "backbones", "pretrain", "transfer", "mixing")
+MODELS = _child(root.MODELS, "backbones", "pretrain", "mixing", kind=_Models)
 HOOKS = _child(root.HOOKS, "engine.hooks", "transfer", "pretrain")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "engine.optim", "pretrain")
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load")

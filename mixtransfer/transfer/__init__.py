@@ -1,7 +1,5 @@
-"""Transfer to dense tasks: mixing while fine-tuning, and the dense heads that a paper publishes."""
+"""Transfer to dense tasks: mixing while fine-tuning, and heads, which the registry imports when a config names one."""
 
-from mixtransfer.transfer.hornet_heads import HorFPN, HorUPerHead
-from mixtransfer.transfer.segformer_head import SegFormerHead
 from mixtransfer.transfer.token_mix_hook import TokenMixHook
 
-__all__ = ["HorFPN", "HorUPerHead", "SegFormerHead", "TokenMixHook"]
+__all__ = ["TokenMixHook"]

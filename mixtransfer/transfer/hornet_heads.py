@@ -18,13 +18,13 @@ from typing import Any
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmdet.models.necks import FPN
-from mmseg.models.decode_heads import UPerHead
 from torch import Tensor
 
 from mixtransfer.backbones.hornet import GlobalLocalFilter, GnConv
 from mixtransfer.layers.channels_last import Pointwise
 from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.registry import MODELS
+from mixtransfer.transfer.uper_head import UPerHead
 
 __all__ = ["GatedFusion", "HorFPN", "HorUPerHead"]
 
@@ -115,7 +115,7 @@ class HorFPN(FPN):
 
 @MODELS.register_module()
 class HorUPerHead(UPerHead):
-    """mmseg's UPerHead whose levels are fused by a :class:`GatedFusion` with the head's norm and activation.
+    """Our UPerHead whose levels are fused by a :class:`GatedFusion` with the head's norm and activation.
 
     Args:
         kernel_size: side of the depthwise kernel; the published heads take 7.

@@ -35,8 +35,9 @@ def test_ratios_are_taken_within_rounds():
 
 
 def test_table_puts_the_bar_beside_the_ratio():
-    lines = table([Result("step", {"ours": [0.001, 0.001], "theirs": [0.002, 0.002]}, {"theirs": 0.67})]).splitlines()
-    assert lines[2:] == ["| step | ours | 1.0 | | | |", "| | theirs | 2.0 | 0.50 | 0.50–0.50 | 0.67 |"]
+    seconds, cpu_seconds = {"ours": [0.001, 0.001], "theirs": [0.002, 0.002]}, {"ours": [0.001], "theirs": [0.004]}
+    lines = table([Result("step", seconds, cpu_seconds, {"theirs": 0.67})]).splitlines()
+    assert lines[2:] == ["| step | ours | 1.0 | | | | |", "| | theirs | 2.0 | 0.50 | 0.50–0.50 | 0.25 | 0.67 |"]
 
 
 @pytest.mark.parametrize("size", [128, 80], ids=["timm agrees", "timm pads elsewhere"])
@@ -85,6 +86,18 @@ def test_tlalign_case_runs(change):
     assert comparison.max_ratio == ({"plain CutMix": 1.05} if not change else {})
     for step in comparison.steps.values():
         assert step().isfinite()
+
+
+def test_upernet_contestants_are_equal_and_all_of_them_run():
+    titles = []
+    for contest in cases.upernet(cases.Options(batch=1, size=64), arch="swin_micro"):
+        titles.append(contest.title)
+        for step in contest.steps.values():
+            step()
+    assert list(contest.steps) == ["ours", "mmseg"]
+    assert titles == [
+        f"UPerNet swin_micro, 1 × 64², {what}" for what in ("training step", "head, forward and backward", "test")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_missing_dataset_is_one_line_before_torch_is_imported(tmp_path):
         (["param_scheduler.0.end=0"], "param_scheduler: end should be larger than begin"),
         (["default_hooks.logger.interval=0"], "default_hooks or custom_hooks: interval must be greater than 0"),
         (["train_cfg.val_interval=0"], "train_cfg.val_interval=0: give a number from 1"),
-        (["model.backbone.out_indices=[3]"], "in_index=[0, 1] of UPerHead: the backbone returns 1 outputs"),
+        (["model.backbone.out_indices=[3]"], "in_index=[0, 1] of mixtransfer.UPerHead: the backbone returns 1 outputs"),
         (["model.backbone.in_channels=4"], "data_preprocessor.mean is of images with 3 channels"),
     ],
 )

@@ -1,5 +1,5 @@
 """UPerNet with the heads of Swin's segmentors: 512 channels, an FCN of weight 0.4 on the third map; the recipe adds the
-backbone.
+backbone. Checkpoints of mixtransfer.UPerHead are those of mmseg's UPerHead, and the other way round.
 """
 
 _base_ = "mmseg::_base_/models/upernet_swin.py"
@@ -9,6 +9,6 @@ model = dict(
     # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
     # channels that follow from it. From random weights: model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
-    decode_head=dict(num_classes=150),
+    decode_head=dict(type="mixtransfer.UPerHead", num_classes=150),
     auxiliary_head=dict(num_classes=150),
 )
