@@ -222,7 +222,7 @@ def test_an_image_that_cannot_be_drawn_on_is_named(trained, scenes, tmp_path, er
     config, checkpoint = trained
     (tmp_path / "no.jpg").write_bytes(b"no image")
     command = ["predict", str(config), str(checkpoint), str(tmp_path / "no.jpg"), "--data", str(scenes)]
-    assert run_command("visualize", [*command, "--work-dir", str(tmp_path / "pictures")]) == 2
+    assert run_command("visualize", [*command, "--work-dir", str(tmp_path / "pictures")]) == 1
     assert f"{tmp_path / 'no.jpg'}: cannot be loaded (failed to load image" in error()
 
 
@@ -287,7 +287,7 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
         (lambda image, mask: image.write_bytes(b"no image"), "cannot be loaded", 0),
         (
             lambda image, mask: cv2.imwrite(str(mask), np.full((64, 64), 13, np.uint8)),
-            "label outside the classes (13; 12 classes",
+            "outside the classes (13; 12 classes",
             1,
         ),
         (
@@ -340,6 +340,7 @@ def test_compiled_training_has_the_losses_of_training(task, options, scenes, tmp
 
 
 def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
+    from mmcv.transforms import LoadImageFromFile
     from mmpretrain.structures import DataSample
     from mmpretrain.visualization import UniversalVisualizer
 
@@ -353,5 +354,19 @@ def test_pictures_of_images_with_the_same_name_in_two_class_folders(tmp_path):
         samples.append(sample.set_gt_label(label).set_pred_label(0).set_pred_score(torch.tensor([0.9, 0.1])))
     visualizer = UniversalVisualizer()
     visualizer.dataset_meta = {"classes": ("ball", "box")}
-    PredictionPictures(tmp_path / "out").after_test_iter(SimpleNamespace(visualizer=visualizer), 0, outputs=samples)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball_0.png", "box_0.png"]
+
+    class Folders(list):
+        pipeline = SimpleNamespace(transforms=[LoadImageFromFile()])
+
+        def get_data_info(self, index):
+            return {"img_path": self[index].img_path}
+
+    loader = SimpleNamespace(dataset=Folders(samples))
+    runner = SimpleNamespace(visualizer=visualizer, cfg=SimpleNamespace(model={}), test_dataloader=loader)
+    hook = PredictionPictures(tmp_path / "out")
+    hook.before_test_epoch(runner)
+    hook.after_test_iter(runner, 0, outputs=samples)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "out").rglob("*.png")) == [
+        "out/ball/0.png",
+        "out/box/0.png",
+    ]
