@@ -21,7 +21,8 @@ from mmengine.structures import PixelData
 from toys import TOYS
 
 from mixtransfer.backbones import backbone_class
-from mixtransfer.engine.config import READ_BY_RUNNER, read_config, task_of
+from mixtransfer.engine.cfg_options import READ_BY_RUNNER
+from mixtransfer.engine.config import read_config, task_of
 from mixtransfer.engine.fit_channels import fit_channels
 from mixtransfer.registry import MODELS
 from mixtransfer.transfer import TokenMixHook
