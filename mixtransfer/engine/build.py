@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from mixtransfer.engine.config import differences, drop_pretrained, first_line, require_pretrained
+from mixtransfer.engine.cfg_options import first_line
+from mixtransfer.engine.config import differences, drop_pretrained, require_pretrained
 from mixtransfer.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -44,19 +45,23 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         UserError: pretrained weights are missing; head, neck or token classifier cannot follow the backbone.
     """
     from mixtransfer.datasets.before import prepare_data
+    from mixtransfer.datasets.configure import type_name
     from mixtransfer.engine.fit_channels import fit_channels
 
     if purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, PURPOSES)
     before = cfg.to_dict()
+    _import_custom(cfg)
     for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
         if loader and not loader.get("num_workers"):
             # torch refuses workers that persist where there are none.
             loader.persistent_workers = False
-    # The libraries' hook draws nothing unless asked, and says so at every start.
-    if "visualization" in cfg.get("default_hooks", {}):
-        cfg.default_hooks.pop("visualization")
+    hooks = cfg.setdefault("default_hooks", {})
+    pictures = hooks.get("visualization") or {}
+    if not pictures.get("draw") and not pictures.get("enable"):
+        # The libraries' hook draws nothing then, and says so at every start.
+        hooks.pop("visualization", None)
     if purpose in ("train", "draw"):
         require_pretrained(cfg.model)
         require_pretrained({"load_from": cfg.get("load_from")}, "")
@@ -66,15 +71,15 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
     if purpose in ("train", "resume"):
         cfg.default_hooks.checkpoint = {
             "max_keep_ckpts": 3,
-            **cfg.default_hooks.get("checkpoint", {}),
+            **(cfg.default_hooks.get("checkpoint") or {}),
             "type": "mixtransfer.CheckpointHook",
         }
-        cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="mixtransfer.LossGuardHook")]
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mixtransfer.LossGuardHook")]
     if purpose == "test":
         evaluator = cfg.test_evaluator
         for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
-            metric["type"] = BY_CLASS.get(str(metric["type"]).rpartition(".")[2], metric["type"])
-        cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("TokenMixHook")]
+            metric["type"] = BY_CLASS.get(type_name(metric), metric["type"])
+        cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "TokenMixHook"]
     if purpose.startswith("draw"):
         for split in ("val", "test"):
             for part in ("dataloader", "cfg", "evaluator"):
@@ -84,6 +89,22 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": 0}
     fit_channels(cfg)
     return differences(before, cfg.to_dict())
+
+
+def _import_custom(cfg: Config) -> None:
+    """Import the modules that a config names, which register classes of their own."""
+    from mixtransfer.registry import import_quietly
+
+    custom = cfg.get("custom_imports") or {}
+    names = custom.get("imports") or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            import_quietly(name)
+        except ImportError as error:
+            if not custom.get("allow_failed_imports"):
+                raise UserError(
+                    f"custom_imports: {name}: {first_line(error)}; put the folder of the module into PYTHONPATH"
+                ) from error
 
 
 def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:

@@ -5,12 +5,13 @@ Everything that can be wrong with the input is checked before anything slow is b
 
 from __future__ import annotations
 
-import argparse
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtransfer.engine.cfg_options import apply_options, first_line
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.progress import progress_line
 
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIGS",
     "LAUNCHERS",
-    "READ_BY_RUNNER",
-    "apply_options",
     "differences",
     "drop_pretrained",
-    "first_line",
     "load_config",
     "make_folder",
     "read_config",
@@ -33,13 +31,6 @@ __all__ = [
 ]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-#: The top-level names of a config that a runner reads; everything else is a variable of the config file.
-READ_BY_RUNNER = (
-    "model data_preprocessor train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr"
-    " optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks load_from env_cfg"
-    " log_processor log_level visualizer default_scope randomness compile sync_bn find_unused_parameters"
-    " model_wrapper_cfg activation_checkpointing efficient_conv_bn_eval"
-).split()
 TASKS = {"mmseg": "seg", "mmdet": "det", "mmpretrain": "cls"}
 #: What :func:`differences` shows for an entry that one of the configs lacks, and the longest value it shows in full.
 ABSENT, SHOWN = "(absent)", 80
@@ -48,6 +39,12 @@ FORMER_TYPES = {"OneOf": "RandomChoice"}
 FORMER_OPTIONS = {"token": "cell_size"}
 CELLED = ("TokenMixHook", "MixingClassifier", "TokenLabelingClassifier", "DynamicClassifier", "OAMixer")
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: Launcher -> what it tells every process that it starts.
+STARTED_BY = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR"),
+}
 
 
 def load_config(
@@ -64,7 +61,7 @@ def load_config(
     Args:
         path: the config file.
         splits: the splits that will be read, "train", "val" or "test"; their data must be there.
-        options: ``KEY=VALUE`` changes, see :func:`apply_options`.
+        options: ``KEY=VALUE`` changes, see :func:`~mixtransfer.engine.cfg_options.apply_options`.
         data: dataset folder to use instead of the config's, or ``"scenes"``.
         work_dir: where results go; by default ``work_dirs/<name of the config>``.
         launcher: how distributed processes were started, one of ``LAUNCHERS``.
@@ -72,11 +69,10 @@ def load_config(
     Raises:
         UserError: the file, an option, the dataset or the folder is not as it should be.
     """
+    check_launcher(launcher)
     cfg = read_config(path)
     apply_options(cfg, options, str(path))
-    if cfg.get("custom_imports"):
-        # Importing is left to the registries, which do it when a class is looked up.
-        cfg.pop("custom_imports")
+    check_windows(cfg)
     if "test" in splits and not cfg.get("test_dataloader"):
         raise UserError(f"{path}: nothing to measure: it has no test_dataloader (pretraining without labels)")
     use_data(cfg, data, splits)
@@ -127,53 +123,6 @@ def accept_former_names(part: Any) -> None:
         accept_former_names(value)
 
 
-def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
-    """Apply ``KEY=VALUE`` options, in mmengine's notation, to entries that exist.
-
-    New entries are allowed as arguments of something that has a ``type``, which checks them when it is built.
-
-    Raises:
-        UserError: an option that changes nothing or is not written as it should be; near names are listed.
-    """
-    from mmengine.config import DictAction
-
-    for option in options:
-        if "=" not in option:
-            raise UserError(f"--cfg-options {option}: write KEY=VALUE, e.g. train_dataloader.batch_size=4")
-        _check_key(cfg, option.partition("=")[0], name)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("options", nargs="*", action=DictAction)
-    try:
-        values = parser.parse_args(list(options)).options or {}
-        cfg.merge_from_dict(values)
-    except (AssertionError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"--cfg-options {' '.join(options)}: {first_line(error)}") from error
-
-
-def _check_key(cfg: Config, key: str, name: str) -> None:
-    parts, place, path = key.split("."), cfg, []
-    for number, part in enumerate(parts):
-        here = ".".join(path) or name
-        if isinstance(place, Mapping) or number == 0:
-            known = list(place) if number else [key for key in place if key in READ_BY_RUNNER]
-            new = number == len(parts) - 1 and ("type" in place if number else part in READ_BY_RUNNER)
-            if number == 0 and part in place and part not in READ_BY_RUNNER:
-                raise UserError(
-                    f"--cfg-options {key}: {part!r} is a variable of the config file, changing it now has no effect;"
-                    f" change where it is used, below {', '.join(known[:6])}, …"
-                )
-            if part not in known and not new:
-                raise unknown_name(f"--cfg-options entry of {here}", part, known)
-            place = place.get(part)
-        elif isinstance(place, (list, tuple)):
-            if not (part.isdigit() and int(part) < len(place)):
-                raise UserError(f"--cfg-options {key}: {here} is a list; give a number from 0 to {len(place) - 1}")
-            place = place[int(part)]
-        else:
-            raise UserError(f"--cfg-options {key}: {here} is {place!r} and has no entries; set it as a whole")
-        path.append(part)
-
-
 def task_of(cfg: Config) -> str:
     """Return what a config is for: "seg", "det" or "cls"."""
     scope = cfg.get("default_scope")
@@ -207,6 +156,32 @@ def check_schedule(cfg: Config) -> None:
                 f"param_scheduler.{number} begins at {unit} {part.begin} and training ends at {unit} {last}; begin it"
                 f" earlier: --cfg-options param_scheduler.{number}.begin=… and the same for what ends there"
             )
+
+
+def check_windows(cfg: Config) -> None:
+    """Make sure that a segmentor that is tested window by window knows their size and how far apart they are.
+
+    Raises:
+        UserError: ``model.test_cfg`` lacks one of them.
+    """
+    test = cfg.model.get("test_cfg")
+    if isinstance(test, Mapping) and test.get("mode") == "slide" and not {"crop_size", "stride"} <= test.keys():
+        raise UserError(
+            "model.test_cfg.mode=slide needs the windows too: --cfg-options model.test_cfg.mode=slide"
+            " 'model.test_cfg.crop_size=(512,512)' 'model.test_cfg.stride=(341,341)'"
+        )
+
+
+def check_launcher(launcher: str) -> None:
+    """Make sure that the processes that a launcher starts know of each other.
+
+    Raises:
+        UserError: this process was not started by it.
+    """
+    missing = [key for key in STARTED_BY.get(launcher, ()) if key not in os.environ]
+    if missing:
+        start = {"pytorch": "torchrun", "slurm": "srun", "mpi": "mpirun, with MASTER_ADDR exported"}[launcher]
+        raise UserError(f"--launcher {launcher}: no {missing[0]} in the environment; start it with {start}")
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:
@@ -281,12 +256,6 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
         return [line for number, (a, b) in pairs for line in differences(a, b, f"{path}.{number}")]
     same = before is after or (type(before) is type(after) and before == after)
     return [] if same else [f"{path}: {_short(before)} -> {_short(after)}"]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's kind if it has none."""
-    text = str(error.args[0] if error.args and isinstance(error, KeyError) else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
+from mixtransfer.datasets.configure import type_name
 from mixtransfer.errors import UserError
 from mixtransfer.registry import MODELS
 
@@ -47,7 +48,7 @@ def fit_channels(cfg: Config) -> None:
             except IndexError:
                 text = f"in_index={index} of {head.get('type')}: the backbone returns {len(channels)} outputs"
                 raise UserError(f"{text}, numbered from 0") from None
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "mixtransfer.TokenMixHook"]
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) == "TokenMixHook"]
     if not any(hook.get("prob", 1) and hook.get("loss_weight", 1) for hook in hooks):
         backbone.token_classifier = None
     token_classifier: Any = backbone.get("token_classifier")

@@ -14,7 +14,6 @@ the number of workers. Weights are read without running code from the file, and 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +31,7 @@ from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.datasets.learnable import build_dataset, require_steps
+from mixtransfer.engine.config import check_launcher
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidationLoop
 from mixtransfer.engine.resume import (
@@ -53,13 +53,23 @@ BAD_IMAGES = 0.001
 
 @contextmanager
 def config_errors(entry: str) -> Iterator[None]:
-    """Say in one line which value in an entry of the config is refused by what is built from it."""
+    """Say in one line which value in an entry of the config a library refuses; an error of our own code is a bug."""
     try:
         yield
     except UserError:
         raise
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        if _where(error).startswith("mixtransfer"):
+            raise
         raise UserError(f"{entry}: {last_line(error)}") from error
+
+
+def _where(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
 
 
 class _FormattedOnce(Config):
@@ -115,11 +125,14 @@ class TransferRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up what processes share; without a GPU they meet through gloo, whatever backend the config names."""
-        if self.launcher == "pytorch":
-            if "RANK" not in os.environ:
-                raise UserError("--launcher pytorch: no RANK in the environment; start it with torchrun")
-            if not torch.cuda.is_available() and not torch.distributed.is_initialized():
+        check_launcher(self.launcher)
+        if not torch.cuda.is_available() and not torch.distributed.is_initialized():
+            if self.launcher == "pytorch":
                 torch.distributed.init_process_group("gloo")
+            elif self.launcher != "none":
+                raise UserError(
+                    f"--launcher {self.launcher} needs a GPU for each process; without any, use --launcher pytorch"
+                )
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mixtransfer.engine.config import READ_BY_RUNNER, differences, drop_pretrained
+from mixtransfer.engine.cfg_options import READ_BY_RUNNER
+from mixtransfer.engine.config import differences, drop_pretrained
 from mixtransfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,4 +64,11 @@ def _plain(text: str) -> dict[str, Any]:
     content = json.loads(text)
     config = {key: value for key, value in content["config"].items() if key not in WITHOUT_EFFECT}
     drop_pretrained(config["model"])  # a checkpoint brings all weights
-    return {"processes": content["processes"], **config}
+    return {"processes": content["processes"], **_without_none(config)}
+
+
+def _without_none(part: Any) -> Any:
+    """Return a config without the entries that are None, which is what most are where they are absent."""
+    if isinstance(part, dict):
+        return {key: _without_none(value) for key, value in part.items() if value is not None}
+    return [_without_none(item) for item in part] if isinstance(part, list) else part

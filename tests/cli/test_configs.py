@@ -18,7 +18,8 @@ from recipes import CONFIGS, build, dataset, read, recipe
 from toys import TOYS
 
 from mixtransfer.backbones import backbone_class
-from mixtransfer.engine.config import READ_BY_RUNNER, task_of
+from mixtransfer.engine.cfg_options import READ_BY_RUNNER
+from mixtransfer.engine.config import task_of
 from mixtransfer.engine.fit_channels import fit_channels
 from mixtransfer.transfer import TokenMixHook
 

@@ -1,0 +1,143 @@
+"""``--cfg-options``: changes of a config's entries, of those that it has and those that what is built from it takes."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixtransfer.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+__all__ = ["READ_BY_RUNNER", "apply_options", "first_line"]
+
+#: The top-level names of a config that a runner reads; everything else is a variable of the config file.
+READ_BY_RUNNER = (
+    "model data_preprocessor train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr"
+    " optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks load_from env_cfg"
+    " log_processor log_level visualizer default_scope randomness compile sync_bn find_unused_parameters"
+    " model_wrapper_cfg activation_checkpointing efficient_conv_bn_eval"
+).split()
+
+#: Places of a config without a ``type`` that would check what is put there -> the entries that are read there.
+TAKEN = {
+    "*_dataloader": "batch_size num_workers persistent_workers drop_last pin_memory prefetch_factor timeout collate_fn"
+    " sampler batch_sampler dataset worker_init_fn",
+    "randomness": "seed deterministic diff_rank_seed",
+    "env_cfg": "cudnn_benchmark mp_cfg dist_cfg resource_limit",
+    "env_cfg.mp_cfg": "mp_start_method opencv_num_threads",
+    "env_cfg.dist_cfg": "backend timeout",
+    "auto_scale_lr": "enable base_batch_size",
+    "optim_wrapper": "type constructor optimizer clip_grad accumulative_counts paramwise_cfg dtype loss_scale",
+    "optim_wrapper.clip_grad": "type max_norm norm_type error_if_nonfinite clip_value",
+    "train_cfg": "type by_epoch max_epochs max_iters val_begin val_interval dynamic_intervals",
+    "val_cfg": "type fp16",
+    "test_cfg": "type fp16",
+    "default_hooks": "runtime_info timer sampler_seed logger param_scheduler checkpoint visualization",
+    "model.test_cfg": "mode crop_size stride",
+    "model.test_cfg.rpn": "nms_pre max_per_img min_bbox_size nms",
+    "model.test_cfg.rcnn": "score_thr nms max_per_img mask_thr_binary",
+}
+#: Places that a config need not have.
+ABSENT = ("randomness", "env_cfg", "env_cfg.mp_cfg", "env_cfg.dist_cfg", "auto_scale_lr", "optim_wrapper.clip_grad")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's kind if it has none."""
+    text = str(error.args[0] if error.args and isinstance(error, KeyError) else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
+    """Apply ``KEY=VALUE`` options to a config, in place.
+
+    A value is written as in Python, with ``dict(...)`` too, or as mmengine takes it: ``a,b`` is a list, other words
+    are text. New entries are allowed as arguments of something that has a ``type``, which checks them when it is
+    built, and where it is known what is read.
+
+    Raises:
+        UserError: an option that changes nothing or is not written as it should be; near names are listed.
+    """
+    values = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise UserError(f"--cfg-options {option}: write KEY=VALUE, e.g. train_dataloader.batch_size=4")
+        _check_key(cfg, key, name)
+        values[key] = _value(option, text)
+    try:
+        cfg.merge_from_dict(values)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"--cfg-options {' '.join(options)}: {first_line(error)}") from error
+
+
+def _value(option: str, text: str) -> Any:
+    from mmengine.config import DictAction
+
+    text = text.strip()
+    try:
+        value = _literal(ast.parse(text, mode="eval").body)
+        return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        pass
+    try:
+        closed = text[:1] not in ("(", "[") or text[-1:] in (")", "]")
+        if closed and "{" not in text and "dict(" not in text:
+            return DictAction._parse_iterable(text)
+    except (AssertionError, RecursionError):  # brackets that do not close
+        pass
+    raise UserError(
+        f"--cfg-options {option}: the value cannot be read; write it as in Python and quote it for the shell, e.g."
+        " \"custom_hooks=[dict(type='EMAHook')]\""
+    )
+
+
+def _literal(node: ast.AST) -> Any:
+    """Return the value of a literal in which ``dict(key=value)`` is one too; raise a ValueError for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    return ast.literal_eval(node)
+
+
+def _check_key(cfg: Config, key: str, name: str) -> None:
+    parts, place, path = key.split("."), cfg, []
+    for number, part in enumerate(parts):
+        here = ".".join(path) or name
+        if isinstance(place, Mapping) or number == 0:
+            known = [key for key in place if number or key in READ_BY_RUNNER] + _taken(path, place)
+            leaf = number == len(parts) - 1
+            new = leaf and ("type" in place if number else part in READ_BY_RUNNER)
+            if number == 0 and part in place and part not in READ_BY_RUNNER:
+                raise UserError(
+                    f"--cfg-options {key}: {part!r} is a variable of the config file, changing it now has no effect;"
+                    f" change where it is used, below {', '.join(known[:6])}, …"
+                )
+            if not leaf and ".".join([*path, part]) in ABSENT and place.get(part) is None:
+                place[part] = {}
+            if part not in known and part not in place and not new:
+                raise unknown_name(f"--cfg-options entry of {here}", part, known)
+            if not leaf and part not in place:
+                raise UserError(f"--cfg-options {key}: {here} has no {part}; set it as a whole")
+            place = place.get(part)
+        elif isinstance(place, (list, tuple)):
+            if not (part.isdigit() and int(part) < len(place)):
+                raise UserError(f"--cfg-options {key}: {here} is a list; give a number from 0 to {len(place) - 1}")
+            place = place[int(part)]
+        else:
+            raise UserError(f"--cfg-options {key}: {here} is {place!r} and has no entries; set it as a whole")
+        path.append(part)
+
+
+def _taken(path: Sequence[str], place: Mapping) -> list[str]:
+    """Return the entries that are read at a path of a config, as far as that is known."""
+    if path == ["model", "test_cfg"] and "mode" not in place:
+        return []  # a detector's
+    key = "*_dataloader" if len(path) == 1 and path[0].endswith("_dataloader") else ".".join(path)
+    return TAKEN.get(key, "").split()
