@@ -17,9 +17,9 @@ after the other (:meth:`Backbone.trunk`), and the embedding from the same layers
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from mmengine.model import BaseModule
@@ -116,6 +116,7 @@ class Backbone(BaseModule):
     #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
     #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
     has_token_logits: bool = False
+    encode: Callable[..., Any]
 
     def __init__(
         self,
@@ -276,6 +277,12 @@ class Backbone(BaseModule):
                 if label is not None:
                     aligned.append(label)
         return tuple(maps), tuple(aligned)
+
+    @overload
+    def embed(self, images: Tensor, token_labels: None = None) -> Tensor: ...
+
+    @overload
+    def embed(self, images: Tensor, token_labels: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def embed(self, images: Tensor, token_labels: Tensor | None = None):
         """Return the image embedding, with ``token_labels`` the pair (embedding, label).

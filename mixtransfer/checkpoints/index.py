@@ -22,8 +22,8 @@ __all__ = ["make_index"]
 def make_index(families: Sequence[type[Backbone]] = FAMILIES, archs: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the signatures of all networks, or of ``archs``, from builds without memory."""
     lines: dict[str, int] = {}
-    families = {family.family: _family(family, archs or list(family.archs), lines) for family in families}
-    return {"families": families, "lines": list(lines)}
+    found = {family.family: _family(family, archs or list(family.archs), lines) for family in families}
+    return {"families": found, "lines": list(lines)}
 
 
 def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]) -> dict[str, Any]:

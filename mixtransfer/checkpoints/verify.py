@@ -283,13 +283,13 @@ def _comparable_size(candidate: Candidate, dense: bool, pads: bool) -> tuple[int
     with build_without_values():
         strides = type(net)(arch=net.arch).strides
     unit = window * max(strides) or min(strides)
-    larger = tuple(-(-side // unit) * unit for side in size)
+    larger = -(-size[0] // unit) * unit, -(-size[1] // unit) * unit
     if window:
         side = 2 * unit if dense else max(larger)
         return side, side
     # Our networks, too, either pad to whole patches or drop the rest; tables tell.
     if larger != size and _shapes(net, {**network, **net.at_size(larger)}) != _shapes(net, network):
-        return tuple(max(side // unit, 1) * unit for side in size)
+        return max(size[0] // unit, 1) * unit, max(size[1] // unit, 1) * unit
     return larger
 
 
@@ -349,8 +349,9 @@ def file_names(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
 
 
 def _maps(network: nn.Module, images: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
-    if hasattr(network, "forward_intermediates"):
-        return tuple(network.forward_intermediates(images, indices=list(indices), intermediates_only=True))
+    intermediates = getattr(network, "forward_intermediates", None)
+    if intermediates is not None:
+        return tuple(intermediates(images, indices=list(indices), intermediates_only=True))
     return tuple(network(images))
 
 
