@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,15 @@ class ToyModel(BaseModel):
 class ToyDataset(torch.utils.data.Dataset):
     data_root, metainfo = "toy", {"classes": ("a", "b")}
 
+    def __init__(self, size=SIZE):
+        self.size = size
+
     def __getitem__(self, index):
         # A worker whose parent is gone waits for ever to hand over more than a pipe holds.
         return {"x": torch.randn(3) + index, "rest": bytes(2**17)}
 
     def __len__(self):
-        return SIZE
+        return self.size
 
 
 @METRICS.register_module()
@@ -94,18 +98,33 @@ def loader(batch, shuffle, workers=0):
     return dict(batch_size=batch, num_workers=workers, dataset=dict(type="mixtransfer.ToyDataset"), sampler=sampler)
 
 
-def toy(work_dir, *more, resume=None, accumulate=1, by_epoch=False, workers=0, length=12, **checkpoint):
+def toy(
+    work_dir,
+    *more,
+    resume=None,
+    accumulate=1,
+    by_epoch=False,
+    workers=0,
+    length=12,
+    launcher="none",
+    uneven=False,
+    **checkpoint,
+):
     """Return the runner of a toy training of 12 iterations, validated every 5, and its InterruptHook."""
     for manager in (MessageHub, MMLogger, Visualizer):
         manager._instance_dict.clear()
     schedule = dict(max_epochs=2, val_interval=1) if by_epoch else dict(max_iters=length, val_interval=5)
     checkpoint = {"type": "mixtransfer.CheckpointHook", "interval": 5, "by_epoch": by_epoch, **checkpoint}
+    validation = loader(1 if uneven else 3, False)
+    validation["sampler"]["round_up"] = not uneven
+    validation["dataset"]["size"] = 9 if uneven else SIZE
     cfg = Config(
         dict(
             model=dict(type="mixtransfer.ToyModel"),
             work_dir=str(work_dir),
             train_dataloader=loader(2, True, workers),
-            val_dataloader=loader(3, False),
+            val_dataloader=validation,
+            launcher=launcher,
             train_cfg=dict(by_epoch=by_epoch, **schedule),
             val_cfg=dict(),
             val_evaluator=dict(type="mixtransfer.ToyMetric"),
@@ -258,6 +277,46 @@ def test_data_workers_leave_signals_to_their_parent_and_end_with_it(number, tmp_
     assert status == (130 if number == signal.SIGTERM else -number)
     saved = [path.name for path in checkpoints(tmp_path)]
     assert saved == (["interrupted.pth"] if number == signal.SIGTERM else [])
+
+
+#: Two processes with five and four batches of validation, of which the second one gets a signal in a validation.
+TWO = """
+import os, signal, sys
+from test_runs import At, run, Interrupted
+second = os.environ["RANK"] == "1"
+hooks = [At("val", 10, lambda: os.kill(os.getpid(), signal.SIGUSR2))] if second else []
+try:
+    run(sys.argv[1], *hooks, launcher="pytorch", uneven=True)
+except Interrupted as stop:
+    print("stopped after", stop.iteration)
+    sys.exit(stop.status)
+"""
+
+
+def test_two_processes_validate_unevenly_and_stop_together(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(tmp_path)],
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [REQUEUE, REQUEUE], "".join(printed)
+    assert all("stopped after 10" in text for text in printed)
+    assert checkpoints(tmp_path)[0].name == "interrupted.pth"
 
 
 class Pictures:
