@@ -292,7 +292,7 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
             1,
         ),
         (
-            lambda image, mask: cv2.imwrite(str(mask), np.ones((32, 64), np.uint8)),
+            lambda image, mask: cv2.imwrite(str(mask), np.tile(np.uint8([1, 2]), (32, 32))),
             "the mask has 32x64 pixels, its image 64x64",
             0,
         ),
