@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,15 @@ def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: P
     prefix = dataset.get("data_prefix") or {}
     folder = Path(dataset.get("data_root") or "") / prefix.get("img", "")
     sound = sound_content(content, classes, masks, _sizes_in_files(content, folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Distributed processes write the same file at the same time.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(sound), encoding="utf-8")
-    os.replace(partial, path)
+    # Distributed processes, maybe on several machines, write the same file at the same time.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(sound), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --work-dir") from error
 
 
 def _match_categories(file: Path, content: Mapping, classes: Sequence[str]) -> None:

@@ -291,8 +291,8 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
             1,
         ),
         (
-            lambda image, mask: cv2.imwrite(str(mask), np.eye(32, 64, dtype=np.uint8) + 1),
-            "the mask has 32x64 pixels, its",
+            lambda image, mask: cv2.imwrite(str(mask), np.tile(np.uint8([1, 2]), (32, 32))),
+            "the mask has 32x64 pixels, its image 64x64",
             0,
         ),
     ],
