@@ -2,12 +2,12 @@
 
     tools/train.py configs/pretrain/convmixer.py
 
-Hardware: 10 GPUs × 64 images, as published. Recipe: locuslab/convmixer, README (arXiv 2201.09792): AdamW 1e-2 at batch
-640, almost no decay, a rate that rises for 60 epochs and falls to a twentieth by epoch 120 and to 0 at the end, Mixup
-or CutMix of 0.5. Published: 81.37 top-1 (there, README). Not reproduced yet.
+Hardware: 10 GPUs × 64 images, as published. Recipe: locuslab/convmixer, README and pytorch-image-models/train.py (arXiv
+2201.09792): AdamW 1e-2 at batch 640, almost no decay, a rate that rises for 60 epochs and falls to a twentieth by epoch
+120 and to 0 at the end, Mixup or CutMix of 0.5. Published: 81.37 top-1 (there, README). Not reproduced yet.
 """
 
-_base_ = "../_base_/imagenet_300e.py"
+_base_ = "../_base_/imagenet_timm_310e.py"
 
 test_pipeline = [dict(step, scale=233) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline]
 

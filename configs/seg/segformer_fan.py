@@ -5,8 +5,9 @@
 
 Hardware: 8 GPUs × 1 image, as published. Recipe: NVlabs/FAN,
 segmentation/local_configs/fan/fan_hybrid/fan_hybrid_tiny.1024x1024.city.160k.py: AdamW 6e-5, heads ten times that, 160k
-iterations, no drop path, tested on windows. Published: 81.2 mIoU, 57.1 on Cityscapes-C (there, README). Not reproduced
-yet.
+iterations, no drop path, tested on windows. Published: 81.2 mIoU, 57.1 on Cityscapes-C (there, README). A published
+segmentor's head is taken by model.decode_head.init_cfg=dict(type="Pretrained", checkpoint=FILE, prefix="decode_head.").
+Not reproduced yet.
 """
 
 _base_ = [

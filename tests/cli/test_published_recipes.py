@@ -258,6 +258,27 @@ def test_classifiers(name):
     assert (train["RandomErasing"].erase_prob if "RandomErasing" in train else None) == erase
 
 
+def test_convmixer_rises_falls_and_ends_at_nothing():
+    cfg = recipe("pretrain/convmixer.py")
+    wanted = {
+        "optim_wrapper__optimizer__lr": 1e-2,
+        "optim_wrapper__optimizer__weight_decay": 2e-5,
+        "optim_wrapper__optimizer__eps": 1e-3,
+        "optim_wrapper__clip_grad__max_norm": 1.0,
+        "train_cfg__max_epochs": 150,
+        "train_dataloader__batch_size": 64,
+    }
+    assert values(cfg, **wanted) == wanted
+    assert [(x.get("begin", 0), x.end, x.get("end_factor", 1.0)) for x in cfg.param_scheduler] == [
+        (0, 60, 1.0),
+        (60, 120, 0.05),
+        (120, 150, 0.0),
+    ]
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert [crop.interpolation for [crop] in train["RandomChoice"].transforms] == ["bilinear", "bicubic"]
+    assert (test["ResizeEdge"].scale, test["CenterCrop"].crop_size) == (233, 224)
+
+
 # Rates and decays of every parameter ---------------------------------------------------------------------------------
 
 

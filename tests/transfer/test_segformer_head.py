@@ -4,6 +4,8 @@ import mmseg.registry
 import torch
 import torch.nn.functional as F
 
+from mixtransfer.engine.guarded_loading import GuardedLoading
+
 WIDTHS, CHANNELS, CLASSES = (8, 16, 12, 12), 24, 5
 HEAD = dict(
     type="mixtransfer.SegFormerHead",
@@ -56,6 +58,21 @@ def test_published_entries_load_and_give_the_published_logits():
     weight, bias = state["linear_pred.weight"][..., 0, 0], state["linear_pred.bias"]
     expected = torch.einsum("bchw,kc->bkhw", fused.relu(), weight) + bias[:, None, None]
     torch.testing.assert_close(head(maps), expected)
+
+
+def test_a_config_starts_the_head_from_a_published_segmentor(tmp_path):
+    state = published_entries()
+    file = tmp_path / "published.pth"
+    torch.save({"state_dict": {"backbone.x": torch.ones(2), **{f"decode_head.{k}": v for k, v in state.items()}}}, file)
+    head = mmseg.registry.MODELS.build(
+        HEAD | {"init_cfg": dict(type="Pretrained", checkpoint=str(file), prefix="decode_head.")}
+    )
+    with GuardedLoading(trust=False):
+        head.init_weights()
+    loaded = head.state_dict()
+    assert loaded.keys() == {key for key in state if not key.startswith("conv_seg.")}
+    for key, value in loaded.items():
+        torch.testing.assert_close(value, state[key], check_dtype=False)
 
 
 def test_every_parameter_learns():
