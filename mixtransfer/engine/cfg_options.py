@@ -94,12 +94,13 @@ def _value(option: str, text: str) -> Any:
     )
 
 
-def _literal(node: ast.AST) -> Any:
+def _literal(node: ast.expr) -> Any:
     """Return the value of a literal in which ``dict(key=value)`` is one too; raise a ValueError for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Dict):
+        keys = [key for key in node.keys if key is not None]
+        return {_literal(key): _literal(value) for key, value in zip(keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
@@ -107,10 +108,11 @@ def _literal(node: ast.AST) -> Any:
 
 
 def _check_key(cfg: Config, key: str, name: str) -> None:
-    parts, place, path = key.split("."), cfg, []
+    place: Any = cfg
+    parts, path = key.split("."), []
     for number, part in enumerate(parts):
         here = ".".join(path) or name
-        if isinstance(place, Mapping) or number == 0:
+        if isinstance(place, dict) or number == 0:
             known = [key for key in place if number or key in READ_BY_RUNNER] + _taken(path, place)
             leaf = number == len(parts) - 1
             new = leaf and ("type" in place if number else part in READ_BY_RUNNER)

@@ -111,7 +111,7 @@ def read_config(path: str | Path) -> Config:
 
 def accept_former_names(part: Any) -> None:
     """Put today's names of types and options in place of those of earlier versions, throughout a config, in place."""
-    if isinstance(part, Mapping):
+    if isinstance(part, dict):
         kind = str(part.get("type", "")).rpartition(".")[2]
         if kind in FORMER_TYPES:
             part["type"] = FORMER_TYPES[kind]

@@ -55,7 +55,7 @@ class GuardedLoading:
         def load(file: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(file, str | os.PathLike):
                 self.file = os.fspath(file)
-                return read_file(file, self.trust)
+                return read_file(self.file, self.trust)
             return original(file, *args, **{**kwargs, "weights_only": not self.trust})
 
         def complete(module: nn.Module, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from mixtransfer.checkpoints.write import replace_whole
 from mixtransfer.datasets.learnable import ZeroLosses
 from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
+from mixtransfer.engine.parts import optim_wrapper_of
 from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS
@@ -29,7 +30,6 @@ from mixtransfer.registry import HOOKS
 __all__ = ["AtomicBackend", "CheckpointHook", "LossGuardHook"]
 
 
-@register_backend("atomic", force=True)
 class AtomicBackend(LocalBackend):
     """Files that appear whole or not at all: written beside the final name, flushed to disk, renamed."""
 
@@ -44,6 +44,9 @@ class AtomicBackend(LocalBackend):
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text."""
         self.put(obj.encode(encoding), filepath)
+
+
+register_backend("atomic", AtomicBackend, force=True)
 
 
 @HOOKS.register_module()
@@ -68,8 +71,9 @@ class CheckpointHook(hooks.CheckpointHook):
                 f"weights are not finite after iteration {checkpoint['meta']['iter']} ({bad[0]}, {len(bad)} in all);"
                 f" nothing saved{_last_good(runner)}"
             )
-        if runner.settings is not None:
-            checkpoint["meta"][SETTINGS] = runner.settings
+        settings = getattr(runner, "settings", None)
+        if settings is not None:
+            checkpoint["meta"][SETTINGS] = settings
         if "optimizer" in checkpoint:
             checkpoint["meta"][WITHOUT_STATE] = stateless(checkpoint["optimizer"])
         hub = checkpoint["message_hub"]
@@ -86,7 +90,7 @@ class CheckpointHook(hooks.CheckpointHook):
 
         def here(path: str | None) -> str | None:
             name = Path(path or "").name
-            return self.file_backend.join_path(self.out_dir, name) if name.startswith("best_") else None
+            return str(self.file_backend.join_path(self.out_dir, name)) if name.startswith("best_") else None
 
         self.best_ckpt_path = here(getattr(self, "best_ckpt_path", None))
         if hasattr(self, "best_ckpt_path_dict"):
@@ -97,7 +101,7 @@ class CheckpointHook(hooks.CheckpointHook):
     ) -> None:
         """Save where the interval says so, or as soon as the accumulation is over that a checkpoint waited for."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if self.due is not None and runner.optim_wrapper.should_update():
+        if self.due is not None and optim_wrapper_of(runner).should_update():
             iteration = runner.iter + 1
             meta = {"epoch": runner.epoch, "iter": iteration}
             self._save_checkpoint_with_step(runner, self.due if self.by_epoch else iteration, meta)
@@ -121,7 +125,7 @@ class CheckpointHook(hooks.CheckpointHook):
             self.best_ckpt_path = after[""]
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        self.due = None if runner.optim_wrapper.should_update() else step
+        self.due = None if optim_wrapper_of(runner).should_update() else step
         if self.due is not None:
             return
         name = self.filename_tmpl.format(step)
@@ -132,7 +136,7 @@ class CheckpointHook(hooks.CheckpointHook):
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
             runner.message_hub.update_info("keep_ckpt_ids", kept)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        self.last_ckpt = str(self.file_backend.join_path(self.out_dir, name))
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         self.write(runner, name, meta)
         if is_main_process():
@@ -151,7 +155,7 @@ class CheckpointHook(hooks.CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        path = self.file_backend.join_path(self.out_dir, name)
+        path = str(self.file_backend.join_path(self.out_dir, name))
         if is_main_process():
             self.file_backend.put_text(path, Path(runner.work_dir) / LATEST)
         return path

@@ -205,6 +205,8 @@ def init_worker(worker: int, then: Any) -> None:
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, in whatever state either is."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
     if sys.platform == "linux" and parent.pid == os.getppid():
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() == parent.pid:

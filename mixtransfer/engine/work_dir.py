@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixtransfer.errors import UserError
 from mixtransfer.progress import notice
@@ -16,7 +16,7 @@ from mixtransfer.progress import notice
 try:
     import fcntl
 except ImportError:  # Windows has no locks that end with their process and leave the file readable
-    fcntl = None
+    fcntl: Any = None
 
 __all__ = ["INTERRUPTED", "LATEST", "checkpoints", "locked", "newest_sound", "remove_training", "require_unused"]
 
@@ -37,9 +37,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
     damaged, the names of the files tell.
     """
     folder = Path(folder)
-    files = {path: NUMBERED.fullmatch(path.name) for path in folder.glob("*.pth")}
-    numbered = sorted((p for p, match in files.items() if match), key=lambda p: int(files[p][1]), reverse=True)
-    stopped = [folder / INTERRUPTED] if folder / INTERRUPTED in files else []
+    matches = {path: NUMBERED.fullmatch(path.name) for path in folder.glob("*.pth")}
+    steps = {path: int(match[1]) for path, match in matches.items() if match}
+    numbered = sorted(steps, key=steps.__getitem__, reverse=True)
+    stopped = [folder / INTERRUPTED] if folder / INTERRUPTED in matches else []
     return list(dict.fromkeys([*_named(folder), *stopped, *numbered]))
 
 
