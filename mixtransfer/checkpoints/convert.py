@@ -33,7 +33,7 @@ from mixtransfer.checkpoints.verify import (
     run,
 )
 from mixtransfer.checkpoints.write import SUFFIXES, file_hash, json_writer, replace_whole, write_weights
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.errors import UserError, unknown_name, visible
 
 __all__ = ["ConvertOptions", "Report", "convert_file", "convert_many", "plan"]
 
@@ -122,6 +122,7 @@ class Report:
             *self.proof.items(),
             ("written", f"{self.file['file']} (sha256 {self.file['sha256'][:12]}…)"),
         ]
+        rows = [(visible(name), visible(text)) for name, text in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -274,7 +275,7 @@ def _network(
     heads = [key for key in HEAD if key in keys]
     if len(heads) == 1:
         raise UserError(f"{name}: holds half a classifier head: {heads[0]} alone")
-    head = len(keys[HEAD[0]]) if heads else None
+    head = (*keys[HEAD[0]].shape, 0)[0] if heads else None
     with build_without_values():
         embedding = {
             key for key in family(arch=arch, with_embedding=True).state_dict() if _matches(family.embed_only, key)

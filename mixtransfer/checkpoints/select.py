@@ -11,10 +11,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixtransfer.checkpoints.headers import Entry
+from mixtransfer.checkpoints.stand_ins import Entry
 from mixtransfer.errors import UserError
 
-__all__ = ["DROPPED", "Selection", "is_tensor", "rule_for", "select_weights"]
+__all__ = [
+    "DROPPED",
+    "Selection",
+    "all_behind",
+    "is_tensor",
+    "named_tensors",
+    "rule_for",
+    "select_weights",
+    "without_wrappers",
+]
 
 #: Names under which published files keep their weights, in the order in which they are looked for.
 RAW = ("model", "state_dict", "module", "model_state_dict", "model_state", "net", "network", "checkpoint", "student")
@@ -132,8 +141,8 @@ def _fill(result: Selection, entries: Mapping, name: str, drop: Sequence[str]) -
     plain = [str(key) for key, value in entries.items() if not is_tensor(value) and key != "__metadata__"]
     if plain:
         result.dropped["not weights"] = plain
-    names = {key: _without_wrappers(key) for key, value in entries.items() if is_tensor(value)}
-    while front := next((p for p in FRONT if _all_behind(p, names.values())), None):
+    names = {key: without_wrappers(key) for key in named_tensors(entries, name)}
+    while front := next((p for p in FRONT if all_behind(p, names.values())), None):
         names = {key: new[len(front) :] if new.startswith(front) else new for key, new in names.items()}
         result.prefix += front
     inside = next((p for p in INSIDE if _is_inside(p, names.values(), drop)), "")
@@ -167,13 +176,27 @@ def _is_inside(prefix: str, names: Collection[str], drop: Sequence[str]) -> bool
     return all(rule_for(new) or any(re.fullmatch(p, new) for p in drop) for new in outside)
 
 
-def _without_wrappers(key: str) -> str:
+def named_tensors(entries: Mapping, name: str) -> dict[str, Any]:
+    """Return the tensors among ``entries``.
+
+    Raises:
+        UserError: one is not named by a text.
+    """
+    found = {key: value for key, value in entries.items() if is_tensor(value)}
+    odd = [repr(key)[:20] for key in found if not isinstance(key, str)]
+    if odd:
+        raise UserError(f"{name}: {len(odd)} tensors have names that are no text: {', '.join(odd[:6])}")
+    return found
+
+
+def without_wrappers(key: str) -> str:
+    """Return the name of an entry without what wrappers of modules put into it."""
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
     return key
 
 
-def _all_behind(prefix: str, names: Collection[str]) -> bool:
+def all_behind(prefix: str, names: Collection[str]) -> bool:
     """Tell whether every name starts with ``prefix``, counters of averaging aside."""
     counted = [new for new in names if not re.fullmatch(DROPPED["counters"], new)]
     return bool(counted) and all(new.startswith(prefix) for new in counted)

@@ -138,4 +138,5 @@ def _contiguous(value: Tensor) -> Tensor:
 def json_writer(content: Any) -> Callable[[Path], None]:
     """Return a function that writes ``content`` as JSON."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return lambda path: path.write_text(text, encoding="utf-8") and None
+    # Names of files may hold bytes that are no text; JSON's escape of them is Python's.
+    return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace") and None

@@ -6,7 +6,7 @@ import argparse
 
 from mixtransfer.cli.options import add_arguments, config_of, seed
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["parser", "run"]
 
@@ -72,6 +72,6 @@ def run(args: argparse.Namespace) -> int:
         with interrupt.signals(), one_line_errors(args.config):
             runner.train()
     except Interrupted as stop:
-        print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")
+        print(f"stopped after iteration {stop.iteration}, saved {visible(stop.checkpoint)}; go on with --resume")
         return 130
     return 0

@@ -25,7 +25,7 @@ from mixtransfer.datasets.folders import (
     read_class_names,
     read_coco,
 )
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.errors import UserError, unknown_name, visible
 
 __all__ = ["Report", "check_folder"]
 
@@ -66,7 +66,7 @@ class Report:
             lines += ["", f"{problem}: {len(places)}", *(f"  {place}" for place in places[:SHOWN])]
             if len(places) > SHOWN:
                 lines.append(f"  and {len(places) - SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def check_folder(root: str | Path, task: str | None = None, progress: Progress | None = None) -> list[Report]:

@@ -42,7 +42,7 @@ from mixtransfer.engine.resume import (
     scheduler_states,
 )
 from mixtransfer.engine.sampling import SeededDataset, init_worker, last_line, resumable
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["TransferRunner", "TrustingRunner"]
 
@@ -56,6 +56,12 @@ def config_errors(entry: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"{entry}: {last_line(error)}") from error
+
+
+def _shown(record: logging.LogRecord) -> bool:
+    """Let a record show what a terminal would act on: names and paths in it may come from anywhere."""
+    record.msg, record.args = visible(record.getMessage(), keep="\n\t"), None
+    return True
 
 
 class TransferRunner(Runner):
@@ -74,6 +80,8 @@ class TransferRunner(Runner):
 
     def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
         logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            handler.addFilter(_shown)
         self._console = next(h for h in logger.handlers if not isinstance(h, logging.FileHandler))
         self._console_level = self._console.level
         self._console.setLevel(max(self._console_level, logging.WARNING))

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mixtransfer.checkpoints.describe import describe
-from mixtransfer.checkpoints.headers import Entry, read_header
+from mixtransfer.checkpoints.headers import read_header
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
+from mixtransfer.checkpoints.stand_ins import Entry
 from mixtransfer.checkpoints.write import replace_whole, write_weights
 from mixtransfer.errors import UserError
 
@@ -284,7 +285,7 @@ def test_a_mapped_file_does_not_stay_in_memory(tmp_path, name):
     with ReleasePages(path, content) as pages:
         assert torch.equal(mapped, weight) and resident(path) < 100_000
         assert torch.equal(torch.linalg.norm(mapped), torch.linalg.norm(weight))
-        write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.give_back)
+        write_weights(tmp_path / f"b{path.suffix}", {"a.weight": mapped}, {}, "", pages.release)
         assert resident(path) < 100_000
     assert torch.equal(read_checkpoint(tmp_path / f"b{path.suffix}")["a.weight"], weight)
 

@@ -140,7 +140,7 @@ def runner_of(model, iteration=0, max_iters=100):
 
 
 def attach(model, region=HALF, **options):
-    hook = TokenMixHook(region, **{"prob": 1.0, "token": 8, **options})
+    hook = TokenMixHook(region, **{"prob": 1.0, "cell_size": 8, **options})
     hook.before_train(runner_of(model))
     return hook
 
@@ -300,6 +300,22 @@ def test_a_resumed_run_goes_on_with_the_image_before_it(kind, tmp_path):
     resumed.after_load_checkpoint(runner_of(model), torch.load(tmp_path / "checkpoint.pth", weights_only=True))
     resumed.before_train(runner_of(model))
     assert [step(model, batch(i), resumed, i) for i in (2, 3)] == losses[2:]
+
+
+@pytest.mark.parametrize("place", [(), ("image",), ("truth",), ("truth", "valid"), ("truth", "maps", "gt_sem_seg")])
+@pytest.mark.parametrize("value", [None, 3, "x", {}, (), (9, "x"), torch.ones(3), torch.full((3, 4, 4), torch.nan)])
+def test_an_image_that_the_hook_does_not_write_is_refused(place, value):
+    model, checkpoint = Recorder(), {}
+    hook = attach(model, dict(type="TokenBox"), seed=3)
+    step(model, seg_batch(1), hook, 0)
+    hook.before_save_checkpoint(None, checkpoint)
+    hook.after_load_checkpoint(runner_of(model), checkpoint)
+    around, last = checkpoint, "token_mix_hook"
+    for key in place:
+        around, last = around[last], key
+    around[last] = {"data": value} if last == "gt_sem_seg" else value
+    with pytest.raises(UserError, match="no image with its ground truth"):
+        hook.after_load_checkpoint(runner_of(model), checkpoint)
 
 
 def test_draws_follow_from_seed_rank_and_iteration(monkeypatch):
