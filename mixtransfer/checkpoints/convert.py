@@ -25,7 +25,7 @@ from mixtransfer.checkpoints.rename import OURS, Renamed, absent_from, key_map, 
 from mixtransfer.checkpoints.select import Selection, matches, select_weights
 from mixtransfer.checkpoints.verify import Candidate, build_without_values, file_names, nonfinite, prove
 from mixtransfer.checkpoints.write import SUFFIXES, file_hash, write_json, write_weights
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["ConvertOptions", "Report", "convert_file", "convert_many", "plan"]
 
@@ -149,6 +149,7 @@ class Report:
             *self.proof.items(),
             ("written", f"{self.file['file']} (sha256 {self.file['sha256'][:12]}…)"),
         ]
+        rows = [(visible(name), visible(text)) for name, text in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -253,8 +254,9 @@ def _fit(ours: Renamed, named: Named, options: ConvertOptions) -> Candidate:
     heads = [key for key in HEAD if key in ours.state]
     if len(heads) == 1:
         raise UserError(f"{named.file}: holds half a classifier head: {heads[0]} alone")
+    classes = (*ours.state[HEAD[0]].shape, 0)[0] if heads else None
     net = _network(ours, named, options)
-    fitted = fill(fit(ours, net, named.format, named.file, len(ours.state[HEAD[0]]) if heads else None), net)
+    fitted = fill(fit(ours, net, named.format, named.file, classes), net)
     theirs = rename(fitted.state, named.arch, OURS, options.target)
     return Candidate(
         file=named.file,

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtransfer.checkpoints.headers import Entry, Foreign, Header, is_harmless, read_header
+from mixtransfer.checkpoints.headers import Header, read_header
 from mixtransfer.checkpoints.recognize import Match, recognize
 from mixtransfer.checkpoints.select import EMA, RAW, Selection, select_weights
+from mixtransfer.checkpoints.stand_ins import Entry, Foreign, is_harmless
+from mixtransfer.errors import visible
 
 __all__ = ["Description", "describe"]
 
@@ -43,8 +45,9 @@ class Description:
 
     def __str__(self) -> str:
         """Return the table."""
-        width = max(len(name) for name, _ in self.rows)
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in self.rows)
+        rows = [(visible(name), visible(text)) for name, text in self.rows]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
 def describe(path: str | Path, average: bool | None = None) -> Description:
@@ -71,7 +74,7 @@ def _code(outline: Header) -> str:
     if not outline.wants:
         return "none: tensors and plain values only"
     odd = [name for name in outline.wants if not is_harmless(name, outline.wants)]
-    return f"wants {', '.join(odd)}; read with --trust only if you know its author" if odd else "none that would be run"
+    return f"wants {_some(odd)}; read with --trust only if you know its author" if odd else "none that would be run"
 
 
 def _network(selected: Selection, matches: list[Match]) -> Iterator[tuple[str, str]]:
@@ -96,7 +99,7 @@ def _network(selected: Selection, matches: list[Match]) -> Iterator[tuple[str, s
 
 
 def _use(selected: Selection) -> str:
-    heads = [value for key, value in selected.weights.items() if HEAD.fullmatch(key)]
+    heads = [value for key, value in selected.weights.items() if HEAD.fullmatch(key) and value.shape]
     parts = [f"classifier of {heads[0].shape[0]} classes"] if heads else []
     dense = [rule for rule in selected.dropped if rule in ("neck and dense heads", "transformer decoder of a detector")]
     if dense:
@@ -123,7 +126,10 @@ def _weights(selected: Selection, content: Any) -> Iterator[tuple[str, str]]:
 def _others(content: Mapping, selected: Selection) -> Iterator[tuple[str, str]]:
     if not selected.container:
         if isinstance(content.get("__metadata__"), Mapping):
-            yield "metadata", ", ".join(f"{key}={value}" for key, value in list(content["__metadata__"].items())[:6])
+            yield (
+                "metadata",
+                ", ".join(f"{_short(k)}={_short(v)}" for k, v in list(content["__metadata__"].items())[:6]),
+            )
         return
     for key, value in content.items():
         if key in (*RAW, *EMA):
@@ -166,9 +172,8 @@ def _plain(value: Any) -> Any:
     """Return the number in a pickled numpy scalar, and anything else as it is."""
     if isinstance(value, Foreign) and value.path.endswith("multiarray.scalar") and len(value.args) == 2:
         kind, data = value.args
-        code = (
-            {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}.get(str(kind.args[0])) if isinstance(kind, Foreign) else None
-        )
+        named = kind.args[0] if isinstance(kind, Foreign) and kind.args else None
+        code = {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}.get(named) if isinstance(named, str) else None
         if code and isinstance(data, bytes) and len(data) == struct.calcsize(code):
             return struct.unpack(f"<{code}", data)[0]
     return value
@@ -177,8 +182,11 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     if isinstance(value, Foreign):
         return f"a {value.path}"
-    if isinstance(value, (Mapping, list, tuple)):
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return f"{len(value)} items"
+    if callable(value):
+        return "a class or function"
+    value = value[:200] if isinstance(value, (str, bytes)) else value
     text = " ".join(str(value).split())
     return text if len(text) <= 40 else text[:39] + "…"
 

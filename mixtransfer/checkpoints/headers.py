@@ -6,89 +6,34 @@ tensors become their type and shape. The same walk checks that the file is whole
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import math
-import pickle
 import re
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mixtransfer.checkpoints.pickle_outline import TENSORS, PickleOutline
+from mixtransfer.checkpoints.stand_ins import DAMAGED, SIZES, Entry, Once, check_values, too_much
 from mixtransfer.errors import UserError
 
-__all__ = ["Entry", "Foreign", "Header", "check_sums", "is_harmless", "is_url", "read_header"]
+__all__ = ["Header", "check_sums", "is_url", "read_header"]
 
-#: Bytes of an element: of torch's types, then of the names that safetensors gives them.
-SIZES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
-    "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16,
-}  # fmt: skip
+#: Names that safetensors gives torch's types.
 SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
-STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
-}  # fmt: skip
-#: What torch.save itself names, beyond storages and types.
-TORCH = {
-    "collections.OrderedDict", "collections.Counter", "torch.Size", "torch.Tensor", "torch.device",
-    "torch.nn.parameter.Parameter", "torch.serialization._get_layout", "_codecs.encode", "builtins.set",
-    "builtins.complex", "builtins.bytearray", "torch._tensor._rebuild_from_type_v2",
-    *(f"torch._utils._rebuild_{name}" for name in ("parameter", "parameter_with_state", "tensor", "tensor_v2",
-      "tensor_v3", "sparse_tensor", "qtensor", "meta_tensor_no_storage", "device_tensor_from_cpu_tensor")),
-}  # fmt: skip
-
-#: Bags of settings that training scripts save beside the weights; they are read as plain dicts or blank objects.
-BAGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "addict.addict.Dict", "collections.defaultdict")
-BLANKS = (
-    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath", "builtins.dict", "builtins.int", "builtins.float", "builtins.list",
-)  # fmt: skip
-#: What mmengine's message hub is made of, which a training resumes from: its buffers, and numbers of numpy.
-HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
-NUMPY = re.compile(r"numpy\.(ndarray|dtype|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))")
 
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 #: What Python's zipfile raises on a damaged file.
 ZIP_ERRORS = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, LookupError, struct.error, zlib.error)
-HEADER_LIMIT = 100_000_000
-REFUSED = {
-    code[0]
-    for code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
-}
-DAMAGED = "damaged or no checkpoint, fetch it again"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor: its type, its shape, and the storage that its values lie in (shared by tied weights)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    storage: str = ""
-
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        return self.count * SIZES[self.dtype]
+#: Bytes of a header of safetensors, and of the list of a zip file's members.
+HEADER_LIMIT = 2**24
 
 
 @dataclass(frozen=True)
@@ -107,56 +52,6 @@ class Header:
     size: int
     content: Any
     wants: tuple[str, ...] = ()
-
-
-def is_harmless(name: str, wants: Sequence[str]) -> bool:
-    """Tell whether a class or function, one of those that a file wants, is read without trust in the file."""
-    if name == "builtins.getattr":  # of a history buffer's statistics, and of nothing else
-        return HISTORY in wants
-    return name in (*BAGS, *BLANKS, HISTORY) or NUMPY.fullmatch(name) is not None
-
-
-class Foreign:
-    """Stand-in for a class or function, and for what a pickle makes with it; keeps the arguments, runs nothing."""
-
-    path = ""
-
-    def __new__(cls, *args: Any) -> Foreign:
-        """Keep the arguments; a pickle may make an object without calling ``__init__``."""
-        made = super().__new__(cls)
-        made.args, made.state, made.items = args, None, []
-        return made
-
-    def __init__(self, *_: Any):
-        """Take what ``__new__`` kept."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def append(self, value: Any) -> None:
-        """Take an item as a list does."""
-        self.items.append(value)
-
-    extend = add = update = append
-
-
-@dataclass(frozen=True)
-class _Storage:
-    dtype: str
-    key: str
-    count: int
-
-
-class _Once(OrderedDict):
-    """A dict that refuses a second value for a key."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if key in self:
-            raise UserError(f"names the entry {str(key)[:80]!r} twice; it was damaged or forged, fetch it again")
-        super().__setitem__(key, value)
 
 
 def read_header(path: str | Path) -> Header:
@@ -212,9 +107,12 @@ def _read_safetensors(file: BinaryIO, size: int) -> Header:
         raise UserError(f"its header claims {length} bytes of a {size}-byte file; {DAMAGED}")
     try:
         header = json.loads(file.read(length), object_pairs_hook=_once)
+        check_values(header)
         metadata = header.pop("__metadata__", {})
         content = {key: _safetensors_entry(key, value) for key, value in header.items()}
         spans = sorted(value["data_offsets"] for value in header.values())
+        if len(content) > TENSORS:
+            raise too_much(TENSORS, "tensors")
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -230,7 +128,7 @@ def _read_safetensors(file: BinaryIO, size: int) -> Header:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
-    result = _Once()
+    result = Once()
     for key, value in pairs:
         result[key] = value
     return result
@@ -250,13 +148,15 @@ def _safetensors_entry(key: str, value: dict) -> Entry:
 
 
 def _read_zip(file: BinaryIO, size: int) -> Header:
+    _check_directory(file, size)
     try:
         archive = zipfile.ZipFile(file)
     except ZIP_ERRORS:
         raise UserError(f"its zip directory is missing or damaged: the file was cut; {DAMAGED}") from None
     members = archive.infolist()
     names = [member.filename for member in members]
-    if len(set(names)) < len(names):
+    # torch looks members up without regard to case, and takes the first one's folder for all.
+    if len({name.lower() for name in names}) < len(names):
         raise UserError(f"holds two zip members of one name; {DAMAGED}")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError("holds compressed members, which torch.save never writes: a zip bomb, or another kind of file")
@@ -264,9 +164,13 @@ def _read_zip(file: BinaryIO, size: int) -> Header:
         raise UserError(f"its zip members overlap; {DAMAGED}")
     if any(name.endswith(("/constants.pkl", "model.json")) for name in names):
         raise UserError("a TorchScript program, not named weights; save its state_dict() instead")
-    root = next((name[: -len("data.pkl")] for name in names if name.endswith("data.pkl")), None)
-    if root is None:
+    if all(member.header_offset for member in members):
+        raise UserError(f"its zip members do not begin the file; {DAMAGED}")
+    root = names[0].partition("/")[0] + "/" if names else ""
+    if f"{root}data.pkl" not in names:
         raise UserError("a zip file without weights; give a .safetensors or torch.save file")
+    if any(not name.startswith(root) for name in names):
+        raise UserError(f"its zip members lie in several folders; {DAMAGED}")
     sizes = {member.filename: member.file_size for member in members}
 
     def storage_bytes(key: str) -> int:
@@ -277,9 +181,26 @@ def _read_zip(file: BinaryIO, size: int) -> Header:
         data = archive.read(f"{root}data.pkl")
     except ZIP_ERRORS:
         raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
-    reader = _Reader(io.BytesIO(data), size, storage_bytes)
-    content = reader.read()
+    reader = PickleOutline(io.BytesIO(data), size, storage_bytes)
+    content = reader.read_whole()
     return Header("torch zip", size, content, reader.wants())
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Make sure that the list of members is short, and the last thing in the file, where every reader finds it."""
+    tail = 22 + 20 + 56
+    file.seek(max(size - tail, 0))
+    end = file.read(tail)
+    signature, length = end[-22:-18], end[-10:-6]
+    if size < 22 or signature != b"PK\x05\x06" or end[-2:] != b"\0\0":
+        raise UserError(f"its zip directory is missing or damaged: the file was cut; {DAMAGED}")
+    (listed,) = struct.unpack("<L", length)
+    if len(end) == tail and end[56:60] == b"PK\x06\x07":
+        (listed,) = struct.unpack("<Q", end[40:48])
+        if struct.unpack("<Q", end[64:72]) != (size - tail,):
+            raise UserError(f"its zip directory does not lie where it says; {DAMAGED}")
+    if listed > HEADER_LIMIT:
+        raise UserError(f"lists its zip members in {listed} bytes, which no checkpoint does; {DAMAGED}")
 
 
 def check_sums(path: str | Path) -> None:
@@ -307,116 +228,14 @@ def _forgive_absent_sums(archive: zipfile.ZipFile) -> None:
 def _read_legacy(file: BinaryIO, size: int) -> Header:
     file.seek(0)
     for _ in range(3):  # magic number, protocol, machine
-        _Reader(file, size).read()
-    reader = _Reader(file, size)
-    content = reader.read()
-    keys = _Reader(file, size).read()
+        PickleOutline(file, size).read_whole()
+    reader = PickleOutline(file, size)
+    content = reader.read_whole()
+    keys = PickleOutline(file, size).read_whole()
     expected = sum(8 + s.count * SIZES[s.dtype] for s in reader.storages.values())
-    if not isinstance(keys, list) or {str(key) for key in keys} != reader.storages.keys():
+    named = isinstance(keys, list) and all(type(key) is str for key in keys)
+    if not named or len(keys) != len(reader.storages) or set(keys) != reader.storages.keys():
         raise UserError(f"its weights are not those that it lists; {DAMAGED}")
     if size - file.tell() != expected:
         raise UserError(f"holds {size - file.tell()} bytes of weights where {expected} are declared; {DAMAGED}")
     return Header("torch legacy", size, content, reader.wants())
-
-
-class _Reader(pickle._Unpickler):
-    """The pure-Python unpickler, whose memory does not depend on indices in the file, with stand-ins for all names.
-
-    Opcodes that allocate by a number in the file or reach into registries are refused.
-    """
-
-    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code not in REFUSED}
-
-    def __init__(self, file: BinaryIO, size: int, storage_bytes: Callable[[str], int] | None = None):
-        super().__init__(file, encoding="utf-8", errors="replace")
-        self.size, self.storage_bytes = size, storage_bytes
-        self.names: dict[str, type[Foreign] | Callable] = {}
-        self.storages: dict[str, _Storage] = {}
-
-    def read(self) -> Any:
-        with _as_damage():
-            return self.load()
-
-    def wants(self) -> tuple[str, ...]:
-        """Return the names beyond torch's own."""
-        return tuple(sorted(name for name in self.names if name not in TORCH and not _is_torch_type(name)))
-
-    def load_empty_dict(self) -> None:
-        self.append(_Once())
-
-    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
-
-    def find_class(self, module: str, name: str) -> Any:
-        module, name = pickle_name(module, name)
-        path = f"{module}.{name}"
-        if path not in self.names:
-            makers = {
-                "collections.OrderedDict": _Once,
-                "builtins.set": set,
-                "torch.Size": tuple,
-                "_codecs.encode": lambda text, *_: text.encode("latin1", "replace"),
-                "torch._utils._rebuild_tensor": self._tensor,
-                "torch._utils._rebuild_tensor_v2": self._tensor,
-                "torch._utils._rebuild_tensor_v3": self._typed_tensor,
-                "torch._utils._rebuild_parameter": lambda data, *_: data,
-                "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-                "torch._tensor._rebuild_from_type_v2": lambda make, _, args, __: make(*args),
-            }
-            self.names[path] = makers.get(path) or type(name, (Foreign,), {"path": path})
-        return self.names[path]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, kind, key, _, count = pid[:5]
-        name = kind.path.rsplit(".", 1)[-1]
-        if name not in STORAGES or type(count) is not int or count < 0:
-            raise UserError(f"storage {str(key)[:40]} is of an unknown kind; {DAMAGED}")
-        storage = _Storage(STORAGES[name], str(key), count)
-        needed = count * SIZES[storage.dtype]
-        held = needed if self.storage_bytes is None else self.storage_bytes(storage.key)
-        if needed > self.size or held < needed:
-            raise UserError(f"storage {storage.key[:40]} claims {needed} bytes, more than there are; {DAMAGED}")
-        self.storages[storage.key] = storage
-        return storage
-
-    def _tensor(self, storage: _Storage, offset: int, shape: tuple, stride: tuple, *_: Any) -> Entry:
-        return self._entry(storage, storage.dtype, offset, shape, stride)
-
-    def _typed_tensor(self, storage, offset, shape, stride, _grad, _hooks, dtype, *_: Any) -> Entry:
-        return self._entry(storage, dtype.path.rsplit(".", 1)[-1], offset, shape, stride)
-
-    def _entry(self, storage: _Storage, dtype: str, offset: int, shape: tuple, stride: tuple) -> Entry:
-        entry = Entry(dtype, tuple(shape), storage.key)
-        if any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
-            raise UserError(f"a tensor of shape {str(shape)[:80]} has no valid layout; {DAMAGED}")
-        held = storage.count * SIZES[storage.dtype] // SIZES[dtype]
-        last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-        if entry.count and (last >= held or entry.nbytes > self.size):
-            raise UserError(f"a tensor claims shape {str(entry.shape)[:80]}, more than the file holds; {DAMAGED}")
-        return entry
-
-
-@contextlib.contextmanager
-def _as_damage() -> Iterator[None]:
-    """Turn what a malformed pickle makes the unpickler raise into a UserError; our own code raises none of these."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError):
-        raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
-    except (struct.error, OverflowError, MemoryError, UnicodeError, RecursionError):
-        raise UserError(f"its table of contents cannot be read; {DAMAGED}") from None
-
-
-def pickle_name(module: str, name: str) -> tuple[str, str]:
-    """Return the Python 3 name of what a protocol-2 pickle calls by its Python 2 name."""
-    import _compat_pickle
-
-    if (module, name) in _compat_pickle.NAME_MAPPING:
-        return _compat_pickle.NAME_MAPPING[module, name]
-    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
-
-
-def _is_torch_type(name: str) -> bool:
-    package, _, leaf = name.rpartition(".")
-    return package in ("torch", "torch.storage", "torch.cuda") and (leaf in STORAGES or leaf in SIZES)

@@ -46,11 +46,14 @@ class ReleasePages(TorchFunctionMode):
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, Mapping | list | tuple):
-        for value in content.values() if isinstance(content, Mapping) else content:
-            yield from _tensors(value)
+    below, seen = [content], set()
+    while below:
+        value = below.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:  # a trusted file's may hold itself
+            seen.add(id(value))
+            below += value.values() if isinstance(value, Mapping) else value
 
 
 def _spans(path: Path) -> Iterator[tuple[int, int]]:

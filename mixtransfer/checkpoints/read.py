@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixtransfer.checkpoints.headers import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, check_sums, is_harmless, read_header
-from mixtransfer.checkpoints.select import find_container, is_tensor
+from mixtransfer.checkpoints.headers import check_sums, read_header
+from mixtransfer.checkpoints.select import all_behind, find_container, named_tensors, without_wrappers
+from mixtransfer.checkpoints.stand_ins import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, is_harmless
 from mixtransfer.errors import UserError
 
-__all__ = ["find_weights", "read_checkpoint", "read_file", "strip_prefix"]
+__all__ = ["find_weights", "read_checkpoint", "read_file"]
+
+#: What distributed training and averaging put in front of all names.
+MODULE = "module."
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = False) -> dict[str, Any]:
@@ -44,28 +49,32 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
 
 def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) -> Any:
     """Return what a file holds, as :func:`read_checkpoint` does, be it named weights or not."""
-    outline, path = read_header(path), Path(path)
+    header, path = read_header(path), Path(path)
+    kind, wants = header.kind, header.wants
+    unknown = [name for name in wants if not is_harmless(name, wants)]
+    if unknown and not trust:
+        raise UserError(
+            f"{path}: wants to run code ({', '.join(unknown[:4])}); pass --trust (trust=True) only if you know its"
+            " author"
+        )
+    del header  # of many values, while torch reads them again
     try:
-        if outline.kind == "safetensors":
+        if kind == "safetensors":
             return load_file(path)
-        if outline.kind == "torch zip":
+        if kind == "torch zip":
             check_sums(path)
-        with _allowed(outline.wants):
+        with _allowed(wants):
             # torch.load itself may be ours: engine/guarded_loading.py.
             content = torch.serialization.load(
-                path, map_location="cpu", weights_only=not trust, mmap=mapped and outline.kind == "torch zip"
+                path, map_location="cpu", weights_only=not trust, mmap=mapped and kind == "torch zip"
             )
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        unknown = [name for name in outline.wants if not is_harmless(name, outline.wants)]
-        if unknown and not trust:
-            raise UserError(
-                f"{path}: wants to run code ({', '.join(unknown[:4])}); pass --trust (trust=True) only if you know its"
-                " author"
-            ) from None
         raise UserError(f"{path}: {DAMAGED} ({str(error).splitlines()[0][:100]})") from None
     except (ImportError, AttributeError) as error:
+        if not trust:
+            raise UserError(f"{path}: {DAMAGED}") from None
         raise UserError(f"{path}: needs a package that is not installed ({error}); install it") from None
     except (
         SafetensorError,
@@ -80,25 +89,44 @@ def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) ->
         struct.error,
     ):
         raise UserError(f"{path}: {DAMAGED}") from None
-    return content
+    return content if trust else _tidy(content)
+
+
+def _tidy(value: Any) -> Any:
+    """Return a value in plain containers, and tensors without what a file may hang on them.
+
+    Attributes of a file's own would take the place of methods: ``items`` of a dict, ``shape`` of a tensor.
+    """
+    if isinstance(value, Tensor):
+        return Tensor.detach(value).as_subclass(Tensor)
+    if isinstance(value, dict):
+        return {key: _tidy(item) for key, item in dict.items(value)}
+    if type(value) in (list, tuple, torch.Size):
+        return (list if type(value) is list else tuple)(_tidy(item) for item in value)
+    return value
 
 
 def find_weights(content: Mapping[str, Any], name: str = "the checkpoint") -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint of a whole model: its container's, or its own.
 
+    What wrappers of the model put into the names (torch.compile, DDP, averaging) is left out, and the count that
+    averaging keeps beside them.
+
     Raises:
-        UserError: nothing in ``content`` looks like weights.
+        UserError: nothing in ``content`` looks like weights, or two entries have one name.
     """
     entries = find_container(content, name).entries
-    weights = {key: value for key, value in entries.items() if is_tensor(value)}
-    return strip_prefix(weights, "module.")
-
-
-def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove ``prefix`` from all keys if every key has it, else return the entries as they are."""
-    if not all(key.startswith(prefix) for key in state):
-        return dict(state)
-    return {key[len(prefix) :]: value for key, value in state.items()}
+    found = {key: (without_wrappers(key), value) for key, value in named_tensors(entries, name).items()}
+    if all_behind(MODULE, [new for new, _ in found.values()]):
+        found = {
+            key: (new.removeprefix(MODULE), value) for key, (new, value) in found.items() if new.startswith(MODULE)
+        }
+    weights: dict[str, Tensor] = {}
+    for key, (new, value) in found.items():
+        if new in weights:
+            raise UserError(f"{name}: {key} and another entry both name {new}")
+        weights[new] = value
+    return weights
 
 
 class _Blank:
@@ -127,41 +155,74 @@ def _stand_ins(wants: Sequence[str]) -> dict[str, Any]:
     """Return what takes the place of each harmless name; torch goes by ``__module__`` and ``__qualname__``."""
     found: dict[str, Any] = {}
     for path in wants:
-        module, _, name = path.rpartition(".")
-        named = {"__module__": module, "__qualname__": name}
         if path in BAGS:
-            found[path] = type(name, (), {**named, "__new__": lambda cls, *_: OrderedDict()})
+            found[path] = type(*_titles(path, __new__=lambda cls, *_: OrderedDict()))
         elif path in BLANKS:
-            found[path] = type(name, (_Blank,), named)
+            found[path] = type(*_titles(path, _Blank))
         elif path == HISTORY:
-            from mmengine.logging import HistoryBuffer
-
-            found[path] = HistoryBuffer
+            found[path] = _history_class(path)
         elif path == "builtins.getattr" and HISTORY in wants:
             found[path] = _named(_statistics, path)
+        elif path == "numpy.dtype":
+            found[path] = type(*_titles(path, _Kind))
+        elif path == "numpy.ndarray":
+            found[path] = type(*_titles(path, _Array))
         elif NUMPY.fullmatch(path):
-            found |= _numpy_parts(path)
+            found[path] = _named(_empty_array if path.endswith("_reconstruct") else _scalar, path)
     return found
 
 
-def _numpy_parts(path: str) -> dict[str, Any]:
-    leaf = path.rpartition(".")[2]
-    kinds = {f"numpy.dtypes.{kind}": getattr(np.dtypes, kind) for kind in np.dtypes.__all__}
-    if path == "numpy.dtype":
-        return {path: np.dtype, **kinds}
-    if path.startswith("numpy.dtypes."):
-        return {path: kinds[path]} if path in kinds else {}
-    makers = {"_reconstruct": _empty_array, "scalar": _scalar}
-    return {path: np.ndarray if path == "numpy.ndarray" else _named(makers[leaf], path)}
+def _titles(path: str, *bases: type, **members: Any) -> tuple[str, tuple[type, ...], dict[str, Any]]:
+    module, _, name = path.rpartition(".")
+    return name, bases, {"__module__": module, "__qualname__": name, **members}
 
 
-def _empty_array(_kind: type, _shape: tuple, code: bytes) -> np.ndarray:
+class _Kind:
+    """In the place of ``numpy.dtype``: one of plain numbers or text, whose state cannot claim that it is another."""
+
+    def __init__(self, code: str, *_: Any):
+        if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?[biufcSU]\d{1,4}", code):
+            raise pickle.UnpicklingError("an array of other values than numbers")
+        self.kind = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.kind = self.kind.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """In the place of ``numpy.ndarray``: filled with exactly the bytes that its shape takes."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, by_columns, data = state
+        if not isinstance(kind, _Kind) or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("an array of other values than numbers")
+        super().__setstate__((1, shape, kind.kind, bool(by_columns), data))
+
+
+def _empty_array(kind: type[_Array], *_: Any) -> np.ndarray:
     """Make the array that its pickled state then fills."""
-    return np.ndarray((0,), code)
+    if not issubclass(kind, _Array):
+        raise pickle.UnpicklingError("an array of an unknown kind")
+    return np.ndarray.__new__(kind, (0,))
 
 
-def _scalar(kind: np.dtype, value: bytes) -> Any:
-    return np.frombuffer(value, kind)[0]
+def _scalar(kind: _Kind, value: bytes) -> Any:
+    if not isinstance(kind, _Kind):
+        raise pickle.UnpicklingError("a number of an unknown kind")
+    return np.frombuffer(value, kind.kind)[0]
+
+
+def _history_class(path: str) -> type:
+    """Return a kind of mmengine's buffers that takes its two rows from a file, and leaves alone what all share."""
+    from mmengine.logging import HistoryBuffer
+
+    def fill(self: HistoryBuffer, state: dict) -> None:
+        rows = state["_log_history"], state["_count_history"]
+        if not all(isinstance(row, _Array) for row in rows):
+            raise pickle.UnpicklingError("a log of other values than numbers")
+        HistoryBuffer.__init__(self, *(np.asarray(row) for row in rows))
+
+    return type(*_titles(path, HistoryBuffer, __setstate__=fill))
 
 
 def _named(function: Any, path: str) -> Any:
@@ -173,10 +234,15 @@ def _named(function: Any, path: str) -> Any:
     return call
 
 
-def _statistics(owner: Any, name: str) -> Any:
-    """The one use of getattr in an mmengine checkpoint: a buffer's named statistic."""
+def _statistics(owner: Any, name: str) -> str:
+    """The one use of getattr in an mmengine checkpoint: a buffer's named statistic, which every buffer has anyway."""
     from mmengine.logging import HistoryBuffer
 
-    if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
+    if not (isinstance(owner, type) and issubclass(owner, HistoryBuffer)) or name not in (
+        "mean",
+        "max",
+        "min",
+        "current",
+    ):
         raise pickle.UnpicklingError(f"getattr of {name!r}")
-    return getattr(owner, name)
+    return name

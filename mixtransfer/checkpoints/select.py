@@ -11,18 +11,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixtransfer.checkpoints.headers import Entry
+from mixtransfer.checkpoints.stand_ins import Entry
 from mixtransfer.errors import UserError
 
 __all__ = [
     "DROPPED",
     "Container",
     "Selection",
+    "all_behind",
     "find_container",
     "is_tensor",
     "matches",
+    "named_tensors",
     "rule_for",
     "select_weights",
+    "without_wrappers",
 ]
 
 #: Names under which published files keep their weights, in the order in which they are looked for.
@@ -132,7 +135,7 @@ def select_weights(
         raise UserError(f"{name}: {len(odd)} entries are no tensors: {', '.join(odd[:6])}")
     plain = [str(key) for key, value in found.entries.items() if not is_tensor(value) and key != "__metadata__"]
     dropped = {"not weights": plain} if plain else {}
-    bare, prefix = _without_fronts([key for key, value in found.entries.items() if is_tensor(value)])
+    bare, prefix = _without_fronts(named_tensors(found.entries, name))
     inside = next((p for p in INSIDE if _is_inside(p, bare.values(), drop)), "")
     weights, names = {}, {}
     for key, new in bare.items():
@@ -187,10 +190,10 @@ def _find(content: Mapping, containers: tuple[str, ...], depth: int = 0) -> tupl
     return None
 
 
-def _without_fronts(keys: Sequence[str]) -> tuple[dict[str, str], str]:
+def _without_fronts(keys: Iterable[str]) -> tuple[dict[str, str], str]:
     """Return the names without wrappers and without the prefix of all of them, by key, and that prefix."""
-    names, cut = {key: _without_wrappers(key) for key in keys}, ""
-    while front := next((p for p in FRONT if _all_behind(p, names.values())), None):
+    names, cut = {key: without_wrappers(key) for key in keys}, ""
+    while front := next((p for p in FRONT if all_behind(p, names.values())), None):
         names = {key: new.removeprefix(front) for key, new in names.items()}
         cut += front
     return names, cut
@@ -203,13 +206,27 @@ def _is_inside(prefix: str, names: Collection[str], drop: Sequence[str]) -> bool
     return all(rule_for(new) or matches(drop, new) for new in outside)
 
 
-def _without_wrappers(key: str) -> str:
+def named_tensors(entries: Mapping, name: str) -> dict[str, Any]:
+    """Return the tensors among ``entries``.
+
+    Raises:
+        UserError: one is not named by a text.
+    """
+    found = {key: value for key, value in entries.items() if is_tensor(value)}
+    odd = [repr(key)[:20] for key in found if not isinstance(key, str)]
+    if odd:
+        raise UserError(f"{name}: {len(odd)} tensors have names that are no text: {', '.join(odd[:6])}")
+    return found
+
+
+def without_wrappers(key: str) -> str:
+    """Return the name of an entry without what wrappers of modules put into it."""
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
     return key
 
 
-def _all_behind(prefix: str, names: Collection[str]) -> bool:
+def all_behind(prefix: str, names: Collection[str]) -> bool:
     """Tell whether every name starts with ``prefix``, counters of averaging aside."""
     counted = [new for new in names if not re.fullmatch(DROPPED["counters"], new)]
     return bool(counted) and all(new.startswith(prefix) for new in counted)

@@ -97,8 +97,10 @@ def replace_whole(path: Path, remedy: str = "nothing was left behind") -> Iterat
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON; raises a UserError when the disk does not take the file."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with replace_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Names of files may hold bytes that are no text; JSON's escape of them is Python's.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def file_hash(path: Path) -> str:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from mixtransfer.cli.options import positive
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 FORMATS = (
     "mixtransfer", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision", "transformers", "detectron2"
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         description="Convert a checkpoint between published formats and ours. Every entry is mapped, resized, dropped "
         "by a named rule, or an error; the result is loaded, run, converted back and, where a library has the network, "
         "compared with it before it is written. DST is written with a report beside it, DST with the suffix .json.",
+        epilog="Nothing in a checkpoint is run, unless with --trust (see SECURITY.md).",
     )
     main.add_argument(
         "src",
@@ -117,8 +118,13 @@ def _many(sources: list[Path], folder: Path, options) -> int:
             text = "FAILED"
         else:
             text = f"{result.arch}, {' -> '.join(result.formats)}, {result.file['file']}"
-        print(f"[{number}/{total}] {source}: {text}" + (f" ({left:.0f} s left)" if number < total else ""), flush=True)
-    print(f"{total - len(failed)} converted into {folder}, {len(failed)} failed, {time.monotonic() - start:.0f} s")
+        print(
+            f"[{number}/{total}] {visible(source)}: {visible(text)}"
+            + (f" ({left:.0f} s left)" if number < total else ""),
+            flush=True,
+        )
+    done, took = total - len(failed), time.monotonic() - start
+    print(f"{done} converted into {visible(folder)}, {len(failed)} failed, {took:.0f} s")
     for error in failed:
         print(f"mixtransfer convert: error: {error}", file=sys.stderr)
     return 1 if failed else 0

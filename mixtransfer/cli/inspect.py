@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
         prog="mixtransfer inspect",
         description="Say what checkpoint files are and what is in them: the network and how certain that is, the "
         "format of its names, weights, moving average, optimizer, settings, progress and metrics. Only headers are "
-        "read, and nothing in a file is run.",
+        "read.",
+        epilog="Nothing in a checkpoint is run (see SECURITY.md).",
     )
     main.add_argument("src", nargs="+", metavar="SRC", help="checkpoint files")
     main.add_argument("--ema", dest="average", action="store_true", default=None, help="look at the moving average")
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
         print(("\n" if number else "") + str(found))
         if args.keys:
             for key, entry in found.entries.items():
-                print(f"  {key}  {entry.dtype}  {'x'.join(map(str, entry.shape)) or 'scalar'}")
+                print(f"  {visible(key)}  {entry.dtype}  {'x'.join(map(str, entry.shape)) or 'scalar'}")
     return 1 if bad else 0

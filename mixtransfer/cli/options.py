@@ -11,11 +11,15 @@ from mixtransfer.engine.config import LAUNCHERS, load_config
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["add_arguments", "config_of", "positive", "seed", "share"]
+#: Said in the help of commands on a config.
+CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
+
+__all__ = ["CODE", "add_arguments", "config_of", "positive", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command on a config takes, the config first."""
+    parser.epilog = CODE
     parser.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")

@@ -11,7 +11,7 @@ from typing import Any
 from mixtransfer.cli.options import add_arguments, config_of
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.config import make_folder
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["parser", "run"]
 
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     with replace_whole(out) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, values in classes.items():
-        print(f"{name:<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
+        print(f"{visible(name):<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
     for name, value in metrics.items():
-        print(f"{name:<24} {_number(value)}")
-    print(f"saved to {out}")
+        print(f"{visible(name):<24} {_number(value)}")
+    print(f"saved to {visible(out)}")
     return 0
 
 

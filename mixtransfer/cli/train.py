@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mixtransfer.cli.options import add_arguments, config_of, seed, share
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 from mixtransfer.progress import notice
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if stop.checkpoint is None:
             print("stopped before training began")
         else:
-            print(f"stopped after iteration {stop.iteration}, saved {stop.checkpoint}; go on with --resume")
+            print(f"stopped after iteration {stop.iteration}, saved {visible(stop.checkpoint)}; go on with --resume")
         return stop.status
     return 0
 

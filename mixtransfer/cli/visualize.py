@@ -9,7 +9,7 @@ from pathlib import Path
 from mixtransfer.cli.options import add_arguments, config_of, positive, seed
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.config import task_of
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["parser", "run"]
 
@@ -74,10 +74,10 @@ def _draw_batch(args: argparse.Namespace) -> int:
     names, palette = class_colors(cfg)
     path = Path(cfg.work_dir) / f"{args.action}.png"
     if not dense and args.action == "mix":
-        print(save_mixed_classes(mixed_classes(runner, args.seed), names, path, args.count))
+        print(visible(save_mixed_classes(mixed_classes(runner, args.seed), names, path, args.count)))
         return 0
     draw = save_mixed if args.action == "mix" else save_aligned
-    print(draw(mixed_batch(runner, args.seed), palette, names, path, args.count))
+    print(visible(draw(mixed_batch(runner, args.seed), palette, names, path, args.count)))
     return 0
 
 
@@ -100,5 +100,5 @@ def _predict(args: argparse.Namespace) -> int:
             status = 1
             print(f"mixtransfer visualize: error: {answer}", file=sys.stderr)
         else:
-            print(answer)
+            print(visible(answer))
     return status

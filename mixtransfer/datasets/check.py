@@ -33,7 +33,7 @@ from mixtransfer.datasets.stored import (
     read_mask,
     require_labels,
 )
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.errors import UserError, unknown_name, visible
 
 __all__ = ["Report", "check_folder"]
 
@@ -75,7 +75,7 @@ class Report:
                 lines.append(f"  and {len(places) - SHOWN} more")
         if self.notes:
             lines += ["", *(f"note: {note}" for note in self.notes)]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def check_folder(root: str | Path, task: str | None = None, progress: Progress | None = None) -> list[Report]:

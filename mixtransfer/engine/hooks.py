@@ -21,8 +21,8 @@ from mmengine.runner import Runner
 
 from mixtransfer.checkpoints.write import replace_whole
 from mixtransfer.datasets.learnable import ZeroLosses
-from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
 from mixtransfer.engine.parts import optim_wrapper_of
+from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
 from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
 from mixtransfer.errors import UserError
 from mixtransfer.registry import HOOKS

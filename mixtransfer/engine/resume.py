@@ -322,7 +322,7 @@ def hub_state(saved: Any, name: str) -> dict[str, dict[str, Any]]:
     odd = [key for key, value in info.items() if not _is_plain(value)]
     odd += [key for key, value in resumed.items() if type(value) is not bool]
     kept = info.get("keep_ckpt_ids", [])
-    if not isinstance(kept, list) or any(type(number) is not int for number in kept):
+    if not isinstance(kept, list) or any(type(n) is not int or not 0 <= n < LARGEST for n in kept):
         odd.append("keep_ckpt_ids")
     paths = [key for key in info if key == "last_ckpt" or key.startswith("best_ckpt")]
     odd += [key for key in paths if not isinstance(info[key], str | None)]

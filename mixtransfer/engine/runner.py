@@ -43,7 +43,7 @@ from mixtransfer.engine.resume import (
     scheduler_states,
 )
 from mixtransfer.engine.sampling import SeededDataset, guarded, init_worker, last_line
-from mixtransfer.errors import UserError
+from mixtransfer.errors import UserError, visible
 
 __all__ = ["BAD_IMAGES", "TransferRunner", "TrustingRunner"]
 
@@ -91,6 +91,12 @@ class _FormattedOnce(Config):
         return text
 
 
+def _shown(record: logging.LogRecord) -> bool:
+    """Let a record show what a terminal would act on: names and paths in it may come from anywhere."""
+    record.msg, record.args = visible(record.getMessage(), keep="\n\t"), None
+    return True
+
+
 class TransferRunner(Runner):
     """The runner behind ``tools/train.py`` and ``tools/test.py``.
 
@@ -118,6 +124,8 @@ class TransferRunner(Runner):
 
     def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
         logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            handler.addFilter(_shown)
         self._console = next(h for h in logger.handlers if not isinstance(h, logging.FileHandler))
         self._console_level = self._console.level
         self._console.setLevel(max(self._console_level, logging.WARNING))

@@ -21,7 +21,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import size_of
 from mixtransfer.mixing.regions import Region
 
-__all__ = ["GroundTruth", "class_map", "draw_pixels", "fit", "ground_truth", "mix_sample"]
+__all__ = ["GroundTruth", "class_map", "draw_pixels", "fit", "ground_truth", "mix_sample", "saved_sample"]
 
 INSTANCES, IGNORED, LABEL_MAP = "gt_instances", "ignored_instances", "gt_sem_seg"
 
@@ -67,6 +67,53 @@ def ground_truth(sample: BaseDataElement, size: tuple[int, int]) -> GroundTruth:
             fields["bboxes"] = getattr(fields["bboxes"], "tensor", fields["bboxes"])
             truth.instances[key] = fields
     return truth
+
+
+def saved_sample(saved: Any) -> tuple[Tensor, GroundTruth]:
+    """Return an image (3, H, W) and its ground truth from what a checkpoint has of them.
+
+    Raises:
+        UserError: it is not what the hook writes.
+    """
+    if not _is_sample(saved):
+        raise UserError("the checkpoint's token_mix_hook is no image with its ground truth; it was damaged or forged")
+    return saved["image"], GroundTruth(**saved["truth"])
+
+
+def _is_sample(saved: Any) -> bool:
+    def dicts(*values: Any) -> bool:
+        return all(isinstance(value, dict) for value in values)
+
+    truth = saved.get("truth") if dicts(saved) else None
+    if not dicts(truth) or truth.keys() != GroundTruth.__dataclass_fields__.keys():
+        return False
+    image, (valid, maps, instances, masks) = (
+        saved.get("image"),
+        (truth[key] for key in GroundTruth.__dataclass_fields__),
+    )
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point() or not image.isfinite().all():
+        return False
+    if not isinstance(valid, tuple) or len(valid) != 2 or any(type(side) is not int for side in valid):
+        return False
+    size = tuple(image.shape[1:])
+    if not all(0 < side <= most for side, most in zip(valid, size, strict=True)):
+        return False
+    if not dicts(maps, instances, masks, *maps.values(), *instances.values()):
+        return False
+    counts = {key: _length(fields.get("bboxes")) for key, fields in instances.items()}
+    return (
+        all(_is_map(value, size, valid) for fields in maps.values() for value in fields.values())
+        and all(_length(value) == counts[key] for key, fields in instances.items() for value in fields.values())
+        and all(_is_map(mask, size, valid) and len(mask) == counts.get(key) for key, mask in masks.items())
+    )
+
+
+def _is_map(value: Any, size: tuple[int, int], valid: tuple[int, int]) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3 and tuple(value.shape[1:]) in (size, valid)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if (isinstance(value, Tensor) and value.ndim) or isinstance(value, list) else None
 
 
 def class_map(truth: GroundTruth, size: tuple[int, int], num_classes: int, ignore_index: int) -> Tensor:

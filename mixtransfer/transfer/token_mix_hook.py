@@ -21,7 +21,15 @@ from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import flip_partner, size_of, step_generator
 from mixtransfer.mixing.regions import Region
 from mixtransfer.registry import HOOKS, build
-from mixtransfer.transfer.dense_mixing import GroundTruth, class_map, draw_pixels, fit, ground_truth, mix_sample
+from mixtransfer.transfer.dense_mixing import (
+    GroundTruth,
+    class_map,
+    draw_pixels,
+    fit,
+    ground_truth,
+    mix_sample,
+    saved_sample,
+)
 from mixtransfer.transfer.token_loss import token_loss, token_shares
 
 __all__ = ["TokenMixHook"]
@@ -141,8 +149,7 @@ class TokenMixHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restore the image that the next batch of one is mixed with, when a run is resumed."""
         if runner._resume and CHECKPOINT_KEY in checkpoint:
-            saved = checkpoint[CHECKPOINT_KEY]
-            self._previous = saved["image"], GroundTruth(**saved["truth"])
+            self._previous = saved_sample(checkpoint[CHECKPOINT_KEY])
 
     def _mix(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self._step = None

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mixtransfer.checkpoints.describe import describe
-from mixtransfer.checkpoints.headers import Entry, read_header
+from mixtransfer.checkpoints.headers import read_header
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
+from mixtransfer.checkpoints.stand_ins import Entry
 from mixtransfer.checkpoints.write import replace_whole, write_weights
 from mixtransfer.errors import UserError
 

@@ -302,6 +302,22 @@ def test_a_resumed_run_goes_on_with_the_image_before_it(kind, tmp_path):
     assert [step(model, batch(i), resumed, i) for i in (2, 3)] == losses[2:]
 
 
+@pytest.mark.parametrize("place", [(), ("image",), ("truth",), ("truth", "valid"), ("truth", "maps", "gt_sem_seg")])
+@pytest.mark.parametrize("value", [None, 3, "x", {}, (), (9, "x"), torch.ones(3), torch.full((3, 4, 4), torch.nan)])
+def test_an_image_that_the_hook_does_not_write_is_refused(place, value):
+    model, checkpoint = Recorder(), {}
+    hook = attach(model, dict(type="TokenBox"), seed=3)
+    step(model, seg_batch(1), hook, 0)
+    hook.before_save_checkpoint(None, checkpoint)
+    hook.after_load_checkpoint(runner_of(model), checkpoint)
+    around, last = checkpoint, "token_mix_hook"
+    for key in place:
+        around, last = around[last], key
+    around[last] = {"data": value} if last == "gt_sem_seg" else value
+    with pytest.raises(UserError, match="no image with its ground truth"):
+        hook.after_load_checkpoint(runner_of(model), checkpoint)
+
+
 def test_draws_follow_from_seed_rank_and_iteration(monkeypatch):
     model, batch = Recorder(), seg_batch(2)
 
