@@ -164,6 +164,7 @@ def test_regionvit_trains_for_detectron2s_iterations(name):
 
 # Segmentors ----------------------------------------------------------------------------------------------------------
 
+FAN_HEAD = dict(model__decode_head__type="mixtransfer.SegFormerHead", model__decode_head__channels=768)
 UPERNET = dict(model__decode_head__channels=512, model__auxiliary_head__channels=256)
 #: Recipe -> rate, decay, drop path, images a GPU, iterations, warm-up, power; then further values.
 SEGMENTORS = {
@@ -175,7 +176,7 @@ SEGMENTORS = {
     "semantic_fpn_fcvit": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
     "semantic_fpn_hire_mlp": (2e-4, 0.05, 0.1, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
     "semantic_fpn_raft_mlp": (2e-4, 1e-4, 0.0, 4, 40000, 0, 0.9, dict(model__decode_head__channels=128)),
-    "segformer_fan": (6e-5, 0.01, 0.0, 1, 160000, 1500, 1.0, dict(model__decode_head__channels=768)),
+    "segformer_fan": (6e-5, 0.01, 0.0, 1, 160000, 1500, 1.0, FAN_HEAD),
 }
 #: Short side and step of the windows, or None for whole images.
 WINDOWS = {"upernet_hornet": (512, 341), "segformer_fan": (1024, 768)}
