@@ -27,6 +27,7 @@ setup(
         "onedl-mmsegmentation>=1.4.2",
         "onedl-mmpretrain>=1.3.6",
         "safetensors",
+        "typing_extensions",
     ],
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},
 )

@@ -184,10 +184,10 @@ class CaiT(Backbone):
     }
     embed_only = ("cls_token", r"blocks_token_only\..+", r"norm\..+")
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, PATCH)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         self.grid = grid_of(img_size, PATCH)
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels, PATCH)
         table = torch.empty(1, self.grid[0] * self.grid[1], spec.channels)
@@ -205,13 +205,13 @@ class CaiT(Backbone):
         x = x + resize_position_table(self.pos_embed, self.grid, grid)
         return x, None if labels is None else labels_to_tokens(labels, grid), grid
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, rows, grid = self.tokens(images, labels)
         for block in self.blocks[:count]:
             x, rows = self.checkpointed(block, x, rows)
             yield x.unflatten(1, grid), None if rows is None else labels_to_map(rows, grid)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         x, rows, _ = self.tokens(images, labels)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, rows)
@@ -221,7 +221,7 @@ class CaiT(Backbone):
             token, label = self.checkpointed(block, token, x, label, rows)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
 
-    def embedding_with_evidence(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):
         x, _, grid = self.tokens(images, None)
         *blocks, last = self.blocks
         for block in blocks:
@@ -242,18 +242,18 @@ class CaiT(Backbone):
             seen["tokens"] = self.norm(x).transpose(1, 2).unflatten(2, grid)
         return seen | {"vector": self.norm(token[:, 0])}
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("patch_embed.", "pos_embed")) else self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"pos_embed", "cls_token"} if self.with_embedding else {"pos_embed"}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         if "pos_embed" not in state:
             return state
         return {**state, "pos_embed": resize_square_table(state["pos_embed"], self.pos_embed, self.grid)}

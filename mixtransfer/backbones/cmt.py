@@ -219,10 +219,10 @@ class CMT(Backbone):
     }
     embed_only = (r"_fc\..+", r"_bn\..+")
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         self.embed_channels = EMBED_CHANNELS
         #: Of each stage, the grids of queries and keys that its bias table is made for.
         self.grids = [
@@ -258,7 +258,7 @@ class CMT(Backbone):
 
         return self.eval_cache[stage].get(make, size, of=[table])
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = images
         for number in (1, 2, 3):
             x = getattr(self, f"stem_norm{number}")(gelu(getattr(self, f"stem_conv{number}")(x)))
@@ -275,18 +275,18 @@ class CMT(Backbone):
             labels = None if rows is None else labels_to_map(rows, size)
             yield x, labels
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, label) = self.trunk(images, labels, len(STAGES))
         vector = F.silu(self._bn(self._fc(x).permute(0, 3, 1, 2))).mean(dim=(2, 3))
         return vector, None if label is None else image_label(label)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         stem = [getattr(self, f"stem_{kind}{number}") for kind in ("conv", "norm") for number in (1, 2, 3)]
         embeds = [[getattr(self, f"patch_embed_{name}")] for name in STAGES]
         stages = [[getattr(self, f"blocks_{name}"), getattr(self, f"relative_pos_{name}")] for name in STAGES]
         return [stem + embeds[0], stages[0], *(e + s for e, s in zip(embeds[1:], stages[1:], strict=True))]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         first, *rest = name.split(".")
         if first.startswith("stem_"):
             return 0
@@ -299,7 +299,7 @@ class CMT(Backbone):
         # A patch embedding counts with the last block before it, a bias with the first block that reads it.
         return before + (part == "relative_pos")
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         resized = dict(state)
         for stage, name in enumerate(STAGES):
             key = f"relative_pos_{name}"

@@ -184,10 +184,10 @@ class ConvMixer(Backbone):
     # OAMixer's masks, which a network without them has no use for.
     official = KeyMap(derived=(r"blocks\.\d+\.block\.0\.fn\.0\.mask_scale",))
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, spec.patch)] * spec.depth
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.stem = nn.Sequential(
             nn.Conv2d(self.in_channels, spec.channels, spec.patch, spec.patch),
             spec.activation(),
@@ -202,20 +202,20 @@ class ConvMixer(Backbone):
             return x
         return x.contiguous(memory_format=torch.channels_last)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = self.embed_patches(images)
         for block in self.blocks[:count]:
             x = self.checkpointed(block, x)
             yield x.permute(0, 2, 3, 1), None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, self.depth)
         return x.mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.stem], *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] == "blocks":
             # The last norm is part of a block here, and counts with what follows the blocks, as it does elsewhere.

@@ -151,10 +151,10 @@ class VisionTransformer(Backbone):
     # OAMixer's masks, which a network without them has no use for; SMMix's second head, of its training only.
     official = KeyMap(derived=(r"blocks\.\d+\.attn\.mask_scale", r"token_head\..+"))
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, spec.patch)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         self.grid = grid_of(img_size, spec.patch)
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels, spec.patch)
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
@@ -174,19 +174,19 @@ class VisionTransformer(Backbone):
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
         return x, labels, grid
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, rows, grid = self.tokens(images, labels)
         for block in self.blocks[:count]:
             x, rows = self.checkpointed(block, x, rows)
             yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         x, rows, _ = self.tokens(images, labels)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, rows)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
-    def embedding_with_evidence(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):
         x, _, grid = self.tokens(images, None)
         *blocks, last = self.blocks
         for block in blocks:
@@ -199,18 +199,18 @@ class VisionTransformer(Backbone):
             return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, grid)}
         return seen | {"vector": self.norm(x[:, 0])}
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed, self.cls_token, self.pos_embed], *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("patch_embed.", "cls_token", "pos_embed")) else self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"pos_embed", "cls_token"}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         if "pos_embed" not in state:
             return state
         return {**state, "pos_embed": resize_square_table(state["pos_embed"], self.pos_embed, self.grid)}

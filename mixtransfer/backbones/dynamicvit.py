@@ -242,7 +242,7 @@ class SparseBackbone(Backbone):
         """
         raise NotImplementedError
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         encoded = self.encode(images, labels)
         return encoded.vector, encoded.label
 
@@ -286,10 +286,10 @@ class DynamicViT(SparseBackbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, PATCH)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], keep_rate: float | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int], keep_rate: float | None = None) -> None:
         self.grid = grid_of(img_size, PATCH)
         self.has_token_logits = spec.lvvit
         rate = next_rate(keep_rate, spec.rate, 0, self.arch)
@@ -312,7 +312,7 @@ class DynamicViT(SparseBackbone):
     no_weight_decay = deit.VisionTransformer.no_weight_decay
     resize_loaded = deit.VisionTransformer.resize_loaded
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, rows, grid = self.tokens(images, labels)
         whole, whole_rows, keep, places = x, rows, None, None
         for index, block in enumerate(self.blocks[:count]):
@@ -330,7 +330,7 @@ class DynamicViT(SparseBackbone):
                 whole, whole_rows = _put(whole, places, x), _put(whole_rows, places, rows)
             yield whole[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(whole_rows[:, 1:], grid)
 
-    def encode(self, images, labels=None, noise=logistic_noise):  # noqa: D102
+    def encode(self, images, labels=None, noise=logistic_noise):
         x, rows, grid = self.tokens(images, labels)
         keep, decisions = None, []
         for index, block in enumerate(self.blocks):
@@ -357,13 +357,13 @@ class DynamicViT(SparseBackbone):
         score = self.score_predictor[self.locations.index(index)](x[:, 1:], patches)
         return F.pad(decide(score, noise).unsqueeze(-1) * patches, (0, 0, 1, 0), value=1.0)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         parts = [[block] for block in self.blocks]
         for number, index in enumerate(self.locations):
             parts[index].append(self.score_predictor[number])
         return [[self.patch_embed, self.cls_token, self.pos_embed], *parts]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         part, *rest = name.split(".")
         if part == "blocks":
             return int(rest[0]) + 1

@@ -140,10 +140,10 @@ class DynamicConvNeXt(SparseBackbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, keep_rate: float | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, keep_rate: float | None = None) -> None:
         self.keep_ratios = falling_ratios(next_rate(keep_rate, spec.rate, 0.4, self.arch), len(spec.locations))
         self.locations = spec.locations if self.keep_ratios else ()
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
@@ -182,20 +182,20 @@ class DynamicConvNeXt(SparseBackbone):
                 x = blend(choice, *x)
             yield x, None
 
-    def encode(self, images, labels=None, noise=logistic_noise):  # noqa: D102
+    def encode(self, images, labels=None, noise=logistic_noise):
         decisions: list[Tensor] = []
         *_, (x, _) = self.trunk(images, None, len(self.stages), noise, decisions)
         label = None if labels is None else image_label(labels)
         return Encoded(self.norm(x.mean(dim=(1, 2))), self.norm(x).flatten(1, 2), label, tuple(decisions))
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         stem, *between = self.downsample_layers
         parts = [[stem], [self.stages[0]], *([d, s] for d, s in zip(between, self.stages[1:], strict=True))]
         if self.locations:
             parts[SPARSE_STAGE + 1].append(self.score_predictor)
         return parts
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] == "stages":
             return sum(self.depths[: int(parts[1])]) + int(parts[2]) + 1
@@ -206,7 +206,7 @@ class DynamicConvNeXt(SparseBackbone):
         # A downsampling counts with the block behind it, as in HorNet's published fine-tuning.
         return sum(self.depths[: int(parts[1])]) + 1 if int(parts[1]) else 0
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {name for name, _ in self.named_parameters() if name.endswith("gamma")}
 
 

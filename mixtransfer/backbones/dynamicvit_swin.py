@@ -212,10 +212,10 @@ class DynamicSwin(SparseBackbone):
     official = KeyMap(derived=swin.DERIVED)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, keep_rate: float | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, keep_rate: float | None = None) -> None:
         self.keep_ratios = falling_ratios(next_rate(keep_rate, spec.rate, 0.4, self.arch), len(spec.locations))
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.patch_embed = PatchEmbed(self.in_channels, channels[0], swin.PATCH, nn.LayerNorm(channels[0]))
@@ -261,13 +261,13 @@ class DynamicSwin(SparseBackbone):
                 rows = None if rows is None else swin.merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def encode(self, images, labels=None, noise=logistic_noise):  # noqa: D102
+    def encode(self, images, labels=None, noise=logistic_noise):
         decisions: list[Tensor] = []
         *_, (x, label) = self.trunk(images, labels, len(self.layers), noise, decisions)
         x = self.norm(x).flatten(1, 2)
         return Encoded(x.mean(dim=1), x, None if label is None else image_label(label), tuple(decisions))
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if "score_predictor" not in parts:
             return swin.SwinTransformer.layer_of(self, name)

@@ -368,12 +368,12 @@ class FAN(Backbone):
     embed_only = (r"norm\..+", "cls_token", r"cls_attn_blocks\.\d\.((attn|mlp)\..+|gamma2)")
     official = KeyMap(derived=(r"aux_head\..+",))
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         tokens = (spec.channels, STRIDE)
         stem = [] if spec.stem is None else pyramid(STEM_CHANNELS)
         return [*stem, *[tokens] * len(spec.taps), (COARSE_CHANNELS, 2 * STRIDE) if spec.coarse else tokens]
 
-    def build(self, spec: Spec, *, paired_frequencies: bool = False) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, paired_frequencies: bool = False) -> None:
         self.embed_channels, self.out_norms = spec.channels, spec.out_norms
         self.paired_frequencies = paired_frequencies
         #: Of each output that is not a map of the stem, the number of blocks before it.
@@ -391,10 +391,10 @@ class FAN(Backbone):
             self.learnable_downsample = Conv(spec.channels, COARSE_CHANNELS, 3, 2, padding=1)
         self.apply(init_linear)
 
-    def published_norm(self, index, channels):  # noqa: D102
+    def published_norm(self, index, channels):
         return (f"out_norm{index}", nn.LayerNorm(channels)) if self.out_norms else None
 
-    def output_stage(self, index):  # noqa: D102
+    def output_stage(self, index):
         # The last output comes from class attention, which is no stage.
         return [*[0] * (OUTPUTS - len(self.ends)), *self.ends[:-1], self.depth + 1][index]
 
@@ -405,7 +405,7 @@ class FAN(Backbone):
         rows = None if labels is None else labels_to_tokens(labels, size)
         return (x + self.pos_embed(size, paired)).flatten(1, 2), rows, size, maps
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, rows, size, stem = self.tokens(images, labels, self.paired_frequencies)
         for fine in stem[:count]:
             yield fine, None if labels is None else pool_labels(labels.detach(), tuple(fine.shape[1:3]))
@@ -424,11 +424,11 @@ class FAN(Backbone):
             label = None if label is None else F.avg_pool2d(label, 3, 2, padding=1, count_include_pad=False)
         yield last, label
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         token, label, _, _ = self.classified(images, labels)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
 
-    def embedding_with_evidence(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):
         token, _, x, size = self.classified(images, None)
         seen = {"vector": self.norm(token[:, 0])}
         if "tokens" in wanted:
@@ -451,15 +451,15 @@ class FAN(Backbone):
                 x = block.patches(x)
         return token, label, x, size
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("patch_embed.", "pos_embed.")) else self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         gammas = ("gamma", "gamma1", "gamma2", "cls_token")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in gammas}
 

@@ -149,13 +149,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
-        x = residual(x, self.mix_tokens, self.drop_path, self.training)
-        return residual(x, self.mix_channels, self.drop_path, self.training)
+        x = residual(x, self._mix_tokens, self.drop_path, self.training)
+        return residual(x, self._mix_channels, self.drop_path, self.training)
 
-    def mix_tokens(self, x: Tensor) -> Tensor:
+    def _mix_tokens(self, x: Tensor) -> Tensor:
         return self.layer_scale_1 * self.token_mixer(self.norm1(x))
 
-    def mix_channels(self, x: Tensor) -> Tensor:
+    def _mix_channels(self, x: Tensor) -> Tensor:
         return self.layer_scale_2 * self.channel_mixer(self.norm2(x))
 
 
@@ -199,10 +199,10 @@ class FCViT(Backbone):
     dense_only = (r"norm[0246]\..+",)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels[0], 7, 4)
         rates = iter(self.drop_path_rates())
         self.network = nn.ModuleList()
@@ -215,10 +215,10 @@ class FCViT(Backbone):
             self.norm = MapNorm(spec.channels[-1])
         self.apply(_init)
 
-    def published_norm(self, index, channels):  # noqa: D102
+    def published_norm(self, index, channels):
         return f"norm{2 * index}", MapNorm(channels)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
         for position, part in enumerate(self.network[: 2 * count - 1]):
             if position % 2:
@@ -228,23 +228,23 @@ class FCViT(Backbone):
                 x = self.checkpointed(block, x)
             yield x, None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.depths))
         return self.norm(x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         # A stage starts with the convolution that makes its map.
         stages = (list(self.network[max(2 * i - 1, 0) : 2 * i + 1]) for i in range(len(self.depths)))
         return [[self.patch_embed], *stages]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] != "network":
             return 0 if parts[0] == "patch_embed" else self.depth + 1
         stage, opens = (int(parts[1]) + 1) // 2, int(parts[1]) % 2
         return sum(self.depths[:stage]) + (0 if opens else int(parts[2])) + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         ends = ("layer_scale_1", "layer_scale_2", "rescale_weight", "rescale_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 

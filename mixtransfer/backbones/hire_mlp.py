@@ -135,7 +135,7 @@ class Block(nn.Module):
         self.mlp = PointwiseMlp(channels, 4 * channels)
         self.drop_path = drop_path
 
-    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         # Every sample's branch is computed, dropped or not: BatchNorm's statistics are those of the whole batch.
         if self.training and self.drop_path:
             branch = branch * keep_mask(len(x), self.drop_path, x)
@@ -143,8 +143,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
-        x = self.add(x, self.attn(batch_normalized(self.norm1, x)))
-        return self.add(x, self.mlp(batch_normalized(self.norm2, x)))
+        x = self._add(x, self.attn(batch_normalized(self.norm1, x)))
+        return self._add(x, self.mlp(batch_normalized(self.norm2, x)))
 
 
 class ConvEmbed(nn.Module):
@@ -192,10 +192,10 @@ class HireMLP(Backbone):
     dense_only = (r"norm[0246]\..+",)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.patch_embed = ConvEmbed(self.in_channels, spec.channels[0], 7, 4, 2)
         rates = iter(self.drop_path_rates())
         self.network = nn.ModuleList()
@@ -208,10 +208,10 @@ class HireMLP(Backbone):
             self.norm = nn.BatchNorm2d(spec.channels[-1])
         self.apply(_init)
 
-    def published_norm(self, index, channels):  # noqa: D102
+    def published_norm(self, index, channels):
         return f"norm{2 * index}", nn.BatchNorm2d(channels)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         short = [max(MIN_SIDE - side, 0) for side in images.shape[2:]]
         images = F.pad(images, (0, short[1], 0, short[0])) if any(short) else images
         x = self.patch_embed(images.permute(0, 2, 3, 1).contiguous())
@@ -223,22 +223,22 @@ class HireMLP(Backbone):
                 x = self.checkpointed(block, x)
             yield x, None
 
-    def normalized(self, index, x):  # noqa: D102
+    def normalized(self, index, x):
         # The published norms stay plain BatchNorm2d, on (B, C, H, W): `sync_bn` would replace a class that turns its
         # maps by one that does not.
         norm = getattr(self, self.norm_names.get(index, ""), None)
         return batch_normalized(norm, x) if isinstance(norm, _BatchNorm) else super().normalized(index, x)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.depths))
         return batch_normalized(self.norm, x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         # A stage starts with the convolution that makes its map.
         stages = (self.network[max(2 * i - 1, 0) : 2 * i + 1] for i in range(len(self.depths)))
         return [[self.patch_embed], *(list(stage) for stage in stages)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] != "network":
             return 0 if parts[0] == "patch_embed" else self.depth + 1

@@ -207,10 +207,10 @@ class HorNet(Backbone):
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.downsample_layers = nn.ModuleList()
         self.downsample_layers.append(
@@ -230,10 +230,10 @@ class HorNet(Backbone):
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.apply(_init)
 
-    def published_norm(self, index, channels):  # noqa: D102
+    def published_norm(self, index, channels):
         return f"norm{index}", nn.LayerNorm(channels, eps=NORM_EPS)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = images.permute(0, 2, 3, 1)
         for downsample, stage in zip(self.downsample_layers[:count], self.stages, strict=False):
             x = downsample(x)
@@ -241,15 +241,15 @@ class HorNet(Backbone):
                 x = self.checkpointed(block, x)
             yield x, None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.stages))
         return self.norm(x.mean(dim=(1, 2))), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         stem, *between = self.downsample_layers
         return [[stem], [self.stages[0]], *([d, s] for d, s in zip(between, self.stages[1:], strict=True))]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] == "stages":
             return sum(self.depths[: int(parts[1])]) + int(parts[2]) + 1
@@ -258,10 +258,10 @@ class HorNet(Backbone):
         # A downsampling counts with the block behind it, as in the published fine-tuning.
         return sum(self.depths[: int(parts[1])]) + 1 if int(parts[1]) else 0
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {name for name, _ in self.named_parameters() if name.endswith((".gamma1", ".gamma2"))}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         own = dict(self.named_parameters())
         return {
             key: resize_filter(value, tuple(own[key].shape[1:3]))

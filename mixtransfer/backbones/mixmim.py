@@ -128,10 +128,10 @@ class MixMIMEncoder(Backbone):
     dense_only = (TABLE,)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], window: Sequence[int] | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int], window: Sequence[int] | None = None) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         windows = window or published_windows([-(-min(img_size) // (PATCH * 2**i)) for i in range(len(spec.depths))])
         self.grid = grid_of(img_size, PATCH)
@@ -165,7 +165,7 @@ class MixMIMEncoder(Backbone):
                 rows = None if rows is None else merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, label) = self.trunk(images, labels, len(self.layers))
         return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
@@ -184,10 +184,10 @@ class MixMIMEncoder(Backbone):
         *_, (x, _) = self.trunk(images, None, len(self.layers), mask)
         return self.norm(x).flatten(1, 2)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed, self.absolute_pos_embed], *([stage] for stage in self.layers)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] in ("patch_embed", TABLE):
             return 0
@@ -197,7 +197,7 @@ class MixMIMEncoder(Backbone):
         stage, block = (int(parts[1]), int(parts[3])) if parts[2] == "blocks" else (int(parts[1]) + 1, 0)
         return sum(self.depths[:stage]) + block + 1
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         own, resized = dict(self.named_parameters()), dict(state)
         for key, value in state.items():
             if key == TABLE:

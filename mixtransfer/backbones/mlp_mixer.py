@@ -168,10 +168,10 @@ class MLPMixer(Backbone):
     # OAMixer's masks, which a network without them has no use for.
     official = KeyMap(derived=(r"blocks\.\d+\.mlp_tokens\.mask_scale",))
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, spec.patch)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         grid = grid_of(img_size, spec.patch)
         self.stem = PatchEmbed(self.in_channels, spec.channels, spec.patch)
         self.blocks = nn.ModuleList(Block(spec.channels, grid, self.drop_path_rate) for _ in range(spec.depth))
@@ -179,25 +179,25 @@ class MLPMixer(Backbone):
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
         self.apply(_init)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, grid = self.stem(images)
         for block in self.blocks[:count]:
             x = self.checkpointed(block, x, grid)
             yield x.unflatten(1, grid), None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, self.depth)
         return self.norm(x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.stem], *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith("stem.") else self.depth + 1
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         resized = dict(state)
         for index, block in enumerate(self.blocks):
             mixer = block.mlp_tokens

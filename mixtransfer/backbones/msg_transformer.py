@@ -201,10 +201,10 @@ class MSGTransformer(Backbone):
     embed_only = (r"norm\..+",)
     official = KeyMap(derived=(r".*\.relative_position_index",))
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, window: int | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, window: int | None = None) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.window = window or spec.window
         #: Sides of the stem's map that windows and regions divide in every stage are multiples of this.
@@ -267,18 +267,18 @@ class MSGTransformer(Backbone):
                 if labels is not None:
                     patch_labels, messenger_labels = F.avg_pool2d(patch_labels, 2), F.avg_pool2d(messenger_labels, 2)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         for patches, _, rows, _ in self.run(images, labels, count):
             yield patches, rows
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (_, messengers, _, rows) = self.run(images, labels, len(self.layers))
         return self.norm(messengers).mean(dim=(1, 2)), None if rows is None else rows.mean(dim=(2, 3))
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed, self.msg_tokens], *([stage] for stage in self.layers)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] in ("patch_embed", "msg_tokens"):
             return 0
@@ -289,9 +289,9 @@ class MSGTransformer(Backbone):
         block = int(parts[3]) if parts[2] == "blocks" else self.depths[stage] - 1
         return sum(self.depths[:stage]) + block + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         ends = ("relative_position_bias_table", "rel_pos_msg")
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         return resize_relative_tables(state, self, self.window)

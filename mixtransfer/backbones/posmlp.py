@@ -203,9 +203,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Return tokens (B, T, C)."""
-        return residual(x, lambda y: self.branch(y, valid), self.drop_path, self.training)
+        return residual(x, lambda y: self._branch(y, valid), self.drop_path, self.training)
 
-    def branch(self, x: Tensor, valid: Tensor | None) -> Tensor:
+    def _branch(self, x: Tensor, valid: Tensor | None) -> Tensor:
         # The channels of a group are put side by side by sorting the weights, which are smaller than the map.
         expand, shrink = self.proj_c_e, self.proj_c_s
         weight, bias = (p.unflatten(0, (2, -1, self.groups)).transpose(1, 2).flatten(0, 2) for p in expand.parameters())
@@ -287,10 +287,10 @@ class PosMLP(Backbone):
     official = KeyMap(derived=(r".+\.pos\.rel_indices", r".+\.pos\.window_relative_position_index"))
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels[0])
         rates = iter(self.drop_path_rates())
         self.levels = nn.ModuleList()
@@ -303,7 +303,7 @@ class PosMLP(Backbone):
             self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
         self.apply(_init)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = self.patch_embed(images)
         for level in self.levels[:count]:
             x = x if level.pool is None else level.pool(x)
@@ -315,14 +315,14 @@ class PosMLP(Backbone):
             x = join(x, level.window, size)
             yield x, None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.levels))
         return self.norm(x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed], *([level] for level in self.levels)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] != "levels":
             return 0 if parts[0] == "patch_embed" else self.depth + 1

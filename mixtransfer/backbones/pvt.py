@@ -304,7 +304,7 @@ class PVT(Pyramid):
     # SMMix's second head, with which only its training classifies single tokens.
     official = KeyMap(derived=(r"token_head\..+",))
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], class_token: bool = True) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int], class_token: bool = True) -> None:
         self.add_stages(spec)
         self.grids = [(max(img_size[0] // s, 1), max(img_size[1] // s, 1)) for s in STRIDES]
         self.class_token = class_token
@@ -317,13 +317,13 @@ class PVT(Pyramid):
             self.norm = nn.LayerNorm(spec.channels[LAST], eps=NORM_EPS)
         self.apply(init_linear)
 
-    def patches(self, index, before, channels):  # noqa: D102
+    def patches(self, index, before, channels):
         return Patches(before, channels, 4 if index == 0 else 2)
 
-    def merge_labels(self, labels):  # noqa: D102
+    def merge_labels(self, labels):
         return mean_labels(labels, 2)
 
-    def prepare(self, index, x, size, class_token):  # noqa: D102
+    def prepare(self, index, x, size, class_token):
         table = resize_position_table(getattr(self, f"pos_embed{index + 1}"), self.grids[index], size, "bilinear")
         if index < LAST:
             return x + table
@@ -331,15 +331,15 @@ class PVT(Pyramid):
             return x + table[:, 1:]
         return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + table
 
-    def extras(self, index):  # noqa: D102
+    def extras(self, index):
         cls_token = [self.cls_token] if index == LAST and hasattr(self, "cls_token") else []
         return [getattr(self, f"pos_embed{index + 1}"), *cls_token]
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
-    def embedding_with_evidence(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):
         *_, (x, _, size) = self.stages(images, None, LAST, class_token=False)
         x = getattr(self, f"patch_embed{LAST + 1}")(x.unflatten(1, size))
         size = (x.size(1), x.size(2))
@@ -355,10 +355,10 @@ class PVT(Pyramid):
             return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, size)}
         return seen | {"vector": self.norm(x[:, 0])}
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"cls_token"} if hasattr(self, "cls_token") else set()
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         grids = {f"pos_embed{index + 1}": grid for index, grid in enumerate(self.grids)}
         tables = {
             key: resize_square_table(state[key], getattr(self, key), grid, "bilinear")
@@ -400,7 +400,7 @@ class PVTv2(Pyramid):
         "pvt_v2_b5": Reported(82.0, 11.8, 83.8, 47.4, 42.5, None, (V2, V2_FLOPS)),
     }
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.add_stages(spec)
         for index, channels in enumerate(spec.channels):
             self.add_module(f"norm{index + 1}", nn.LayerNorm(channels, eps=NORM_EPS))
@@ -411,24 +411,24 @@ class PVTv2(Pyramid):
                 nn.init.zeros_(module.bias)
         self.apply(init_linear)
 
-    def patches(self, index, before, channels):  # noqa: D102
+    def patches(self, index, before, channels):
         kernel, stride = (7, 4) if index == 0 else (3, 2)
         return Conv(before, channels, kernel, stride, padding=kernel // 2)
 
-    def merge_labels(self, labels):  # noqa: D102
+    def merge_labels(self, labels):
         # count_include_pad keeps padding out of the mean of the tokens that a patch at the border sees.
         return F.avg_pool2d(labels, 3, 2, padding=1, count_include_pad=False)
 
-    def conclude(self, index, x):  # noqa: D102
+    def conclude(self, index, x):
         return getattr(self, f"norm{index + 1}")(x)
 
-    def extras(self, index):  # noqa: D102
+    def extras(self, index):
         return [getattr(self, f"norm{index + 1}")]
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)
         return x.mean(dim=1), None if rows is None else rows.mean(dim=1)
 
-    def embedding_with_evidence(self, images, wanted):  # noqa: D102
+    def embedding_with_evidence(self, images, wanted):
         *_, (x, _, size) = self.stages(images, None, len(STRIDES), class_token=False)
         return {"vector": x.mean(dim=1), "tokens": x.transpose(1, 2).unflatten(2, size)}

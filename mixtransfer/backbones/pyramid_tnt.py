@@ -271,10 +271,10 @@ class PyramidTNT(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([wide * spec.channels for wide in WIDENING], STRIDE)
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         channels = [wide * spec.channels for wide in WIDENING]
         inner = [wide * spec.inner_channels for wide in WIDENING]
         grids = [grid_of(img_size, STRIDE * 2**i) for i in range(len(spec.depths))]
@@ -292,7 +292,7 @@ class PyramidTNT(Backbone):
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(_init)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         words, x, size = self.patch_embed(images)
         words = words + self.inner_pos
         x = x + resize_position_table(self.outer_pos, self.grid, size)
@@ -307,16 +307,16 @@ class PyramidTNT(Backbone):
             labels = None if rows is None else labels_to_map(rows, size)
             yield x.unflatten(1, size), labels
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, label) = self.trunk(images, labels, len(self.stages))
         return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         merges = [[], *zip(self.word_merges, self.sentence_merges, strict=True)]
         stages = [[*merge, stage] for merge, stage in zip(merges, self.stages, strict=True)]
         return [[self.patch_embed, self.outer_pos, self.inner_pos], *stages]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] in ("patch_embed", "outer_pos", "inner_pos"):
             return 0
@@ -327,10 +327,10 @@ class PyramidTNT(Backbone):
             return sum(self.depths[: int(parts[1])]) + (int(parts[3]) if parts[2] == "blocks" else 0) + 1
         return self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"outer_pos", "inner_pos"}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         own, resized = dict(self.named_parameters()), dict(state)
         if "outer_pos" in state:
             resized["outer_pos"] = resize_square_table(state["outer_pos"], self.outer_pos, self.grid)

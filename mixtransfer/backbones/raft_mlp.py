@@ -209,10 +209,10 @@ class RaftMLP(Backbone):
     )
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], first_output: str = "embedding") -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int], first_output: str = "embedding") -> None:
         if first_output not in ("embedding", "blocks"):
             raise UserError(f"first_output={first_output!r} of {self.arch}: give 'embedding' or 'blocks'")
         self.first_output = first_output
@@ -236,17 +236,17 @@ class RaftMLP(Backbone):
                 x = self.checkpointed(block, x)
             yield embedded if index == 0 and embedding_first else x, None
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.levels), first_output="blocks")
         return self.norm(x).mean(dim=(1, 2)), None
 
-    def output_stage(self, index):  # noqa: D102
+    def output_stage(self, index):
         return 0 if index == 0 and self.first_output == "embedding" else index + 1
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.levels[0].embed], [self.levels[0].blocks], *([level] for level in self.levels[1:])]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] != "levels":
             return self.depth + 1

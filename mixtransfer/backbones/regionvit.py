@@ -320,10 +320,10 @@ class RegionViT(Backbone):
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.window = spec.window
         self.patch_embed = Stem(self.in_channels, channels[0], spec.stem)
@@ -380,21 +380,21 @@ class RegionViT(Backbone):
                 local_labels, regional_labels = (_whole(part).permute(0, 3, 1, 2) for part in regions.join(rows))
                 yield local, regional, local_labels[:, :-1], regional_labels[:, :-1]
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         for local, _, rows, _ in self.run(images, labels, count, norm=True):
             yield local, rows
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (_, regional, _, rows) = self.run(images, labels, len(self.layers), norm=False)
         return self.norm(regional.flatten(1, 2)).mean(dim=1), None if rows is None else image_label(rows)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         normed = max(self.out_indices, default=-1) + 1
         norms = [[getattr(self, f"norm{i}")] if i < normed else [] for i in range(len(self.layers))]
         stages = [[stage, *norm] for stage, norm in zip(self.layers, norms, strict=True)]
         return [[self.patch_embed, self.cls_token], *stages]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] in ("patch_embed", "cls_token"):
             return 0
@@ -406,7 +406,7 @@ class RegionViT(Backbone):
             return sum(self.depths[: int(parts[0][-1]) + 1])
         return self.depth + 1
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         own, resized = dict(self.named_parameters()), dict(state)
         for key, value in state.items():
             if key not in own or value.shape == own[key].shape:

@@ -121,10 +121,10 @@ class Sequencer2D(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return list(zip(spec.channels, STRIDES, strict=True))
 
-    def build(self, spec: Spec) -> None:  # noqa: D102
+    def build(self, spec: Spec) -> None:
         self.stem = nn.ModuleDict({"proj": Patches(self.in_channels, spec.channels[0], PATCHES[0])})
         rates = iter(self.drop_path_rates())
         self.blocks = nn.ModuleList()
@@ -137,7 +137,7 @@ class Sequencer2D(Backbone):
             self.norm = nn.LayerNorm(spec.channels[-1], eps=NORM_EPS)
         self.apply(_init)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = self.stem["proj"](images.permute(0, 2, 3, 1))
         for index in range(count):
             layers, depth = self.blocks[index], self.depths[index]
@@ -147,14 +147,14 @@ class Sequencer2D(Backbone):
             if index < count - 1:
                 x = layers[depth](x)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(STRIDES))
         return self.norm(x).mean(dim=(1, 2)), None
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.stem], *([stage] for stage in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] != "blocks":
             return 0 if parts[0] == "stem" else self.depth + 1

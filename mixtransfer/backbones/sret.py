@@ -274,10 +274,10 @@ class SReT(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.head * heads for heads in spec.heads], STRIDE)
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         channels = [spec.head * heads for heads in spec.heads]
         self.orders: dict[tuple[int, int], Tensor] = {}
         self.patch_embed = Stem(self.in_channels, channels[0])
@@ -300,7 +300,7 @@ class SReT(Backbone):
         order = order.to(device)
         return order, order.argsort()
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x = self.patch_embed(images)
         positions = self.pos_embed
         if positions.shape[2:] != x.shape[2:]:
@@ -327,16 +327,16 @@ class SReT(Backbone):
             labels = None if rows is None else labels_to_map(rows, size)
             yield x.permute(0, 2, 3, 1), labels
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, label) = self.trunk(images, labels, len(self.transformers))
         return self.norm(x.mean(dim=(1, 2))), None if label is None else image_label(label)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         pools = [*([pool] for pool in self.pools), []]
         stages = [[stage, *pool] for stage, pool in zip(self.transformers, pools, strict=True)]
         return [[self.patch_embed, self.pos_embed], *stages]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] in ("patch_embed", "pos_embed"):
             return 0
@@ -347,10 +347,10 @@ class SReT(Backbone):
             return sum(self.depths[: int(parts[1])]) + int(parts[3]) // 2 + 1
         return self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"pos_embed"}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         table = state.get("pos_embed")
         if table is None or table.dim() != 4 or table.shape[:2] != self.pos_embed.shape[:2]:
             return state

@@ -197,10 +197,10 @@ class SwinTransformer(Backbone):
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], window: int | None = None) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int], window: int | None = None) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         window = window or spec.window
         self.img_size = img_size
@@ -214,7 +214,7 @@ class SwinTransformer(Backbone):
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(partial(init_linear, std=spec.init_std))
 
-    def published_norm(self, index, channels):  # noqa: D102
+    def published_norm(self, index, channels):
         return f"norm{index}", nn.LayerNorm(channels)
 
     def trunk(self, images, labels, count, shifts: Sequence[bool] = (True,) * 4):
@@ -230,15 +230,15 @@ class SwinTransformer(Backbone):
                 rows = None if rows is None else merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         shifts = [min(self.img_size) // (PATCH * 2**i) > stage.window for i, stage in enumerate(self.layers)]
         *_, (x, label) = self.trunk(images, labels, len(self.layers), shifts)
         return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         return [[self.patch_embed], *([stage] for stage in self.layers)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         parts = name.split(".")
         if parts[0] == "patch_embed":
             return 0
@@ -249,8 +249,8 @@ class SwinTransformer(Backbone):
         block = int(parts[3]) if parts[2] == "blocks" else self.depths[stage] - 1
         return sum(self.depths[:stage]) + block + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         return resize_relative_tables(state, self, self.layers[0].window)

@@ -146,10 +146,10 @@ class SwinMLP(Backbone):
     }
     embed_only = (r"norm\..+",)
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         self.patch_embed = PatchEmbed(self.in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
         rates = iter(self.drop_path_rates())
@@ -167,7 +167,7 @@ class SwinMLP(Backbone):
             self.norm = nn.LayerNorm(channels[-1])
         self.apply(init_linear)
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         x, size = self.patch_embed(images)
         for index, stage in enumerate(self.layers[:count]):
             x = x.unflatten(1, size)
@@ -178,14 +178,14 @@ class SwinMLP(Backbone):
             if index < count - 1:
                 x, size = stage.downsample(x.flatten(1, 2), size)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.layers))
         return self.norm(x).mean(dim=(1, 2)), None
 
     stage_modules = SwinTransformer.stage_modules
     layer_of = SwinTransformer.layer_of
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         resized = dict(state)
         for name, module in self.named_modules():
             if not isinstance(module, SpatialMLP):

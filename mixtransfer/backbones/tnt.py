@@ -144,10 +144,10 @@ class TNT(Backbone):
     }
     embed_only = (r"norm\..+", "outer_tokens")
 
-    def outputs(self, spec):  # noqa: D102
+    def outputs(self, spec):
         return [(spec.channels, PATCH)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:  # noqa: D102
+    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
         def table(rows: int, channels: int) -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.empty(1, rows, channels), std=0.02))
 
@@ -178,33 +178,33 @@ class TNT(Backbone):
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)
         return words, x, labels, grid
 
-    def trunk(self, images, labels, count):  # noqa: D102
+    def trunk(self, images, labels, count):
         words, x, rows, grid = self.tokens(images, labels)
         for block in self.blocks[:count]:
             words, x, rows = self.checkpointed(block, words, x, rows)
             yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
 
-    def embedding(self, images, labels):  # noqa: D102
+    def embedding(self, images, labels):
         words, x, rows, _ = self.tokens(images, labels)
         for block in self.blocks:
             words, x, rows = self.checkpointed(block, words, x, rows)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
-    def stage_modules(self):  # noqa: D102
+    def stage_modules(self):
         tables = [self.inner_pos, self.cls_token, self.outer_pos]
         stem = [self.patch_embed, self.proj_norm1, self.proj, self.proj_norm2, *tables]
         return [stem, *([block] for block in self.blocks)]
 
-    def layer_of(self, name):  # noqa: D102
+    def layer_of(self, name):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         stem = ("patch_embed.", "proj.", "proj_norm", "inner_pos", "cls_token", "outer_pos")
         return 0 if name.startswith(stem) else self.depth + 1
 
-    def no_weight_decay(self):  # noqa: D102
+    def no_weight_decay(self):
         return {"outer_pos", "inner_pos", "cls_token"}
 
-    def resize_loaded(self, state):  # noqa: D102
+    def resize_loaded(self, state):
         own = {"outer_pos": self.outer_pos}
         if self.with_embedding:
             own["outer_tokens"] = self.outer_tokens

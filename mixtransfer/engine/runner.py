@@ -26,6 +26,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_s
 from mmengine.runner import BaseLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
@@ -122,7 +123,8 @@ class TransferRunner(Runner):
     def cfg(self, cfg: Config) -> None:
         self._cfg = _FormattedOnce.of(cfg)
 
-    def build_logger(self, *args: Any, **kwargs: Any):  # noqa: D102
+    @override
+    def build_logger(self, *args: Any, **kwargs: Any):
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             handler.addFilter(_shown)
@@ -178,15 +180,18 @@ class TransferRunner(Runner):
             require_steps(loader)
         return guarded(loader, resumable)
 
-    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:  # noqa: D102
+    @override
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         with config_errors("optim_wrapper"):
             return super().build_optim_wrapper(optim_wrapper)
 
-    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:  # noqa: D102
+    @override
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         with config_errors("default_hooks or custom_hooks"):
             super().register_hooks(default_hooks, custom_hooks)
 
-    def build_param_scheduler(self, scheduler: Any) -> Any:  # noqa: D102
+    @override
+    def build_param_scheduler(self, scheduler: Any) -> Any:
         with config_errors("param_scheduler"):
             return super().build_param_scheduler(scheduler)
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import Draw, EvenDraw, PendingDraw, PixelDraw, draw_beta, flip_partner, own_share
@@ -68,7 +69,8 @@ class WholeImage(_BetaRegion):
 
     hard_mask = False
 
-    def draw(self, shape, grid, generator):  # noqa: D102
+    @override
+    def draw(self, shape, grid, generator):
         lam = draw_beta(self.alpha, generator)
         mask = torch.full((1, *grid), 1 - lam, dtype=torch.float64)
         return EvenDraw(flip_partner(shape[0]), mask, torch.full((shape[0],), lam, dtype=torch.float64))
@@ -82,7 +84,8 @@ class Box(_BetaRegion):
         alpha: λ is drawn from Beta(alpha, alpha); the box's sides are sqrt(1 − λ) of the image's before clipping.
     """
 
-    def draw(self, shape, grid, generator):  # noqa: D102
+    @override
+    def draw(self, shape, grid, generator):
         size = shape[-2], shape[-1]
         pixel_mask = _box_mask(size, draw_beta(self.alpha, generator), _draw_cell(size, generator))
         mask = F.interpolate(pixel_mask[:, None].double(), grid, mode="area")[:, 0]
@@ -100,7 +103,8 @@ class TokenBox(_BetaRegion):
         alpha: λ is drawn from Beta(alpha, alpha).
     """
 
-    def draw(self, shape, grid, generator):  # noqa: D102
+    @override
+    def draw(self, shape, grid, generator):
         return self.draw_at(shape[0], grid, draw_beta(self.alpha, generator), _draw_cell(grid, generator))
 
     def draw_at(self, batch: int, grid: tuple[int, int], lam: float, center: tuple[int, int]) -> Draw:
@@ -131,7 +135,8 @@ class RandomChoice(Region):
         self.needs = tuple(dict.fromkeys(need for region in self.regions for need in region.needs))
         self.hard_mask = all(region.hard_mask for region in self.regions)
 
-    def draw(self, shape, grid, generator):  # noqa: D102
+    @override
+    def draw(self, shape, grid, generator):
         chosen = int(torch.multinomial(torch.tensor(self.weights).double(), 1, generator=generator))
         return self.regions[chosen].draw(shape, grid, generator)
 

@@ -24,6 +24,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import Draw, PendingDraw, flip_partner, no_mix, size_of
@@ -48,7 +49,8 @@ class SquareDraw(Draw):
 
     shift: Tensor
 
-    def mix(self, images: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def mix(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         rows, columns = (self._source(axis, side).to(images.device) for axis, side in enumerate((height, width)))
         index = (rows[:, :, None] * width + columns[:, None]).flatten(1)
@@ -132,7 +134,8 @@ class AttendedSquare(Region):
             )
         self.smallest, self.largest = smallest, largest
 
-    def draw(self, shape, grid, generator):  # noqa: D102
+    @override
+    def draw(self, shape, grid, generator):
         return PendingSquare(torch.rand((), generator=generator).item(), self.smallest, self.largest)
 
 
@@ -147,7 +150,8 @@ class FineGrained(Area):
     needs = ("region_logits",)
     needs_unmixed = ("unmixed_logits",)
 
-    def losses(self, targets, draw, evidence):  # noqa: D102
+    @override
+    def losses(self, targets, draw, evidence):
         own, pasted = evidence["region_logits"].unbind(1)
         mask = draw.mask.flatten(1).to(own.device)
         fine = soft_cross_entropy(own, targets, (mask < 1).any(dim=1))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from mixtransfer.mixing.draws import Draw
 from mixtransfer.registry import MODELS
@@ -52,7 +53,8 @@ class Target:
 class Area(Target):
     """The weight of an image's label is its share of the area (Mixup: λ)."""
 
-    def relabel(self, targets, draw, evidence):  # noqa: D102
+    @override
+    def relabel(self, targets, draw, evidence):
         return blend(targets, draw, 1 - draw.ratio)
 
 
@@ -65,7 +67,8 @@ class AlignedTokens(Target):
 
     needs = ("token_labels",)
 
-    def relabel(self, targets, draw, evidence):  # noqa: D102
+    @override
+    def relabel(self, targets, draw, evidence):
         return blend(targets, draw, evidence["token_labels"][:, 0])
 
 

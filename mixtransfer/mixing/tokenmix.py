@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import Draw, flip_partner, own_share, size_of
@@ -67,7 +68,8 @@ class TokenBlocks(_CountedTokens):
         extra: tokens that come from the partner beyond that.
     """
 
-    def choose(self, grid, generator):  # noqa: D102
+    @override
+    def choose(self, grid, generator):
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         return token_blocks(grid, self.count(grid), random.Random(seed))
 
@@ -81,7 +83,8 @@ class RandomTokens(_CountedTokens):
         extra: tokens that come from the partner beyond that.
     """
 
-    def choose(self, grid, generator):  # noqa: D102
+    @override
+    def choose(self, grid, generator):
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         return random_tokens(grid, self.count(grid), np.random.default_rng(seed))
 
@@ -136,7 +139,8 @@ class ActivationMap(Target):
 
     needs_unmixed = ("activation_map",)
 
-    def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         partner = draw.partner.to(targets.device)
         stays, comes = visible(evidence["activation_map"], draw)
         label = torch.zeros_like(targets).scatter_(1, targets.argmax(dim=1, keepdim=True), 1.0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from mixtransfer.mixing.draws import Draw, PixelDraw, size_of
 from mixtransfer.mixing.methods import Mixing
@@ -31,7 +32,8 @@ class AttentionWeighted(Target):
 
     needs = ("class_attention",)
 
-    def relabel(self, targets, draw, evidence):  # noqa: D102
+    @override
+    def relabel(self, targets, draw, evidence):
         attended = attention_share(evidence["class_attention"], draw)
         return blend(targets, draw, (1 - draw.ratio.to(attended) + attended) / 2)
 
