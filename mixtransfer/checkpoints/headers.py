@@ -222,7 +222,7 @@ def check_sums(path: str | Path) -> None:
 def _forgive_absent_sums(archive: zipfile.ZipFile) -> None:
     # torch.serialization.set_crc32_options(False) writes zeros.
     for member in archive.infolist():
-        member.CRC = member.CRC or None
+        setattr(member, "CRC", member.CRC or None)  # noqa: B010 - declared as int alone
 
 
 def _read_legacy(file: BinaryIO, size: int) -> Header:

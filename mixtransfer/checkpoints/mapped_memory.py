@@ -32,7 +32,7 @@ class ReleasePages(TorchFunctionMode):
         self.content = content
         starts = {value.data_ptr() for value in _tensors(content)}
         self.spans = [span for span in _spans(path.resolve()) if any(span[0] <= start < span[1] for start in starts)]
-        self.advise = ctypes.CDLL(None).madvise if self.spans else None
+        self.advise: Any = ctypes.CDLL(None).madvise if self.spans else None
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))

@@ -64,7 +64,11 @@ class _Uncallable(Foreign):
         raise UserError(f"calls {cls.path[:60]}, which torch.save never does; {DAMAGED}")
 
 
-class PickleOutline(pickle._Unpickler):
+#: Python's own reader in Python, which no stub describes.
+PYTHONS: Any = pickle
+
+
+class PickleOutline(PYTHONS._Unpickler):
     """The pure-Python unpickler, whose memory does not depend on indices in the file, with stand-ins for all names.
 
     Opcodes that allocate by a number in the file or reach into registries are refused.
@@ -75,7 +79,7 @@ class PickleOutline(pickle._Unpickler):
         storage_bytes: tells how many bytes the storage under a key has; None believes the pickle.
     """
 
-    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code not in REFUSED}
+    dispatch = {code: method for code, method in PYTHONS._Unpickler.dispatch.items() if code not in REFUSED}
 
     def __init__(self, file: BinaryIO, size: int, storage_bytes: Callable[[str], int] | None = None):
         super().__init__(file, encoding="utf-8", errors="replace")
@@ -100,7 +104,7 @@ class PickleOutline(pickle._Unpickler):
 
     def load(self) -> Any:
         """Follow the pickle, counting its steps."""
-        self._unframer = pickle._Unframer(self._file_read, self._file_readline)
+        self._unframer = PYTHONS._Unframer(self._file_read, self._file_readline)
         self.read, self.readinto, self.readline = self._unframer.read, self._unframer.readinto, self._unframer.readline
         self.metastack, self.stack, self.proto = [], [], 0
         self.append = self.stack.append
@@ -114,7 +118,7 @@ class PickleOutline(pickle._Unpickler):
                     if self._objects > OBJECTS:
                         raise too_much(OBJECTS, "objects")
                 self.dispatch[code[0]](self)
-        except pickle._Stop as stop:
+        except PYTHONS._Stop as stop:
             return stop.value
         raise too_much(STEPS, "steps to read")
 

@@ -196,7 +196,8 @@ class _Array(np.ndarray):
         _, shape, kind, by_columns, data = state
         if not isinstance(kind, _Kind) or not isinstance(data, bytes):
             raise pickle.UnpicklingError("an array of other values than numbers")
-        super().__setstate__((1, shape, kind.kind, bool(by_columns), data))
+        filled: Any = (1, shape, kind.kind, bool(by_columns), data)
+        super().__setstate__(filled)
 
 
 def _empty_array(kind: type[_Array], *_: Any) -> np.ndarray:
@@ -220,7 +221,8 @@ def _history_class(path: str) -> type:
         rows = state["_log_history"], state["_count_history"]
         if not all(isinstance(row, _Array) for row in rows):
             raise pickle.UnpicklingError("a log of other values than numbers")
-        HistoryBuffer.__init__(self, *(np.asarray(row) for row in rows))
+        plain: Any = [np.asarray(row) for row in rows]
+        HistoryBuffer.__init__(self, *plain)
 
     return type(*_titles(path, HistoryBuffer, __setstate__=fill))
 

@@ -86,6 +86,9 @@ class Foreign:
     """Stand-in for a class or function, and for what a pickle makes with it; keeps the arguments, runs nothing."""
 
     path = ""
+    args: tuple
+    state: Any
+    items: list[tuple[Any, Any]]
 
     def __new__(cls, *args: Any) -> Foreign:
         """Keep the arguments; a pickle may make an object without calling ``__init__``."""

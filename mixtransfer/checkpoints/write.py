@@ -45,7 +45,7 @@ def write_weights(
         UserError: the file cannot be written; nothing is left behind then.
     """
     with replace_whole(path) as partial, open(partial, "wb") as file:
-        stream = _Stream(file, after)
+        stream: Any = _Stream(file, after)
         if path.suffix == ".safetensors":
             _write_safetensors(stream, state, note)
         else:
@@ -137,7 +137,8 @@ def _write_safetensors(file: _Stream, state: Mapping[str, Tensor], note: Mapping
 
 def _bytes_of(value: Tensor) -> Iterator[memoryview]:
     flat = _contiguous(value).reshape(-1)
-    yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    values: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    yield memoryview(values)
 
 
 def _contiguous(value: Tensor) -> Tensor:
