@@ -147,6 +147,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         if str(error).startswith("Expected more than 1 value per channel"):
             raise UserError(
                 f"{name}: a batch of one image has nothing to normalize maps of one pixel by; set"
-                " train_dataloader.batch_size=2 or more"
+                " train_dataloader.batch_size=2 or more, and drop_last=True where one image is left for"
+                " the last batch"
             ) from error
         raise

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from mmengine.runner import Runner
 
 from mixtransfer.engine.hooks import CheckpointHook
 from mixtransfer.engine.loops import Abandoned, ValidationLoop
+from mixtransfer.engine.resume import UNVALIDATED
 from mixtransfer.engine.sampling import SIGNALS
 from mixtransfer.engine.work_dir import INTERRUPTED
 
@@ -159,12 +161,12 @@ class InterruptHook(Hook):
         if not is_distributed() or (batch_idx < self.common and batch_idx % self.every == 0):
             self._agree()
         if self.agreed:
-            raise Abandoned(self._stop)
+            raise Abandoned(partial(self._stop, unvalidated=True))
 
-    def _stop(self, runner: Runner) -> None:
+    def _stop(self, runner: Runner, unvalidated: bool = False) -> None:
         """Save and stop if all processes know of a signal and no gradient waits for others."""
         if self.agreed and runner.optim_wrapper.should_update():
-            raise Interrupted(self._save(runner), runner.iter, self.agreed)
+            raise Interrupted(self._save(runner, unvalidated), runner.iter, self.agreed)
 
     def _agree(self) -> None:
         self.agreed = self.requested
@@ -173,9 +175,9 @@ class InterruptHook(Hook):
             all_reduce(flag, "max")
             self.agreed = int(flag)
 
-    def _save(self, runner: Runner) -> str:
+    def _save(self, runner: Runner, unvalidated: bool = False) -> str:
         saver = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
-        return saver.write(runner, INTERRUPTED, {"epoch": runner.epoch, "iter": runner.iter})
+        return saver.write(runner, INTERRUPTED, {"epoch": runner.epoch, "iter": runner.iter, UNVALIDATED: unvalidated})
 
 
 def _module(runner: Runner) -> torch.nn.Module:

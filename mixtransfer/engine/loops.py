@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmengine.dist import get_rank
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 
@@ -18,7 +18,7 @@ from mixtransfer.engine.sampling import GuardedLoader, seed_everything
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.steps import StepCounter
 
-__all__ = ["Abandoned", "EndlessBatches", "EpochLoop", "IterLoop", "ValidationLoop"]
+__all__ = ["Abandoned", "EndlessBatches", "EpochLoop", "IterLoop", "ValidateFirst", "ValidationLoop"]
 
 
 class Abandoned(Exception):
@@ -63,6 +63,16 @@ class _Swaps:
         if self.odd:
             self()
         vars(self.hook).pop("_swap_ema_parameters", None)
+
+
+class ValidateFirst(Hook):
+    """Begin a resumed training with the validation that was abandoned where it stopped."""
+
+    priority = "LOWEST"
+
+    def before_train(self, runner: Any) -> None:
+        """Validate, once all other hooks are ready."""
+        runner.val_loop.run()
 
 
 class _SeededSteps:

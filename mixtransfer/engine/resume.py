@@ -29,6 +29,7 @@ from mixtransfer.errors import UserError
 
 __all__ = [
     "SETTINGS",
+    "UNVALIDATED",
     "WITHOUT_STATE",
     "Place",
     "average_state",
@@ -44,6 +45,8 @@ __all__ = [
 WITHOUT_STATE = "without_optimizer_state"
 #: The entry of ``meta`` that describes a training's settings, as :func:`~mixtransfer.engine.settings.describe` does.
 SETTINGS = "settings"
+#: The entry of ``meta`` of a training that was stopped in a validation, which is repeated.
+UNVALIDATED = "unvalidated"
 #: The parts of a checkpoint that training goes on from, beside the weights.
 PARTS = ("meta", "optimizer", "message_hub", "param_schedulers")
 #: What ``meta`` has beside numbers: the config among it, as text.
@@ -116,7 +119,7 @@ def meta_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     place_in(content, name)
     meta = content["meta"]
     texts = {key: meta[key] for key in TEXTS if isinstance(meta.get(key), str)}
-    rest = ("epoch", "iter", "seed", "dataset_meta", WITHOUT_STATE)
+    rest = ("epoch", "iter", "seed", "dataset_meta", WITHOUT_STATE, UNVALIDATED)
     return {**texts, **{key: meta[key] for key in rest if key in meta and _is_plain(meta[key])}}
 
 

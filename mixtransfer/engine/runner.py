@@ -14,6 +14,7 @@ the number of workers. Weights are read without running code from the file, and 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -34,8 +35,9 @@ from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.datasets.learnable import build_dataset, require_steps
 from mixtransfer.engine.config import check_launcher
 from mixtransfer.engine.guarded_loading import GuardedLoading
-from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidationLoop
+from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidateFirst, ValidationLoop
 from mixtransfer.engine.resume import (
+    UNVALIDATED,
     average_state,
     hub_state,
     meta_of,
@@ -222,13 +224,21 @@ class TransferRunner(Runner):
         """Train; afterwards no data worker is left."""
         try:
             with GuardedLoading(self.trust):
-                model = super().train()
+                return super().train()
         finally:
             self._stop_workers()
-        replaced = self.train_dataloader.dataset.unreadable_files()
-        for path in replaced:
-            self.logger.warning(f"{path}: cannot be loaded; other images were used in its place")
-        return model
+            self._list_unreadable()
+
+    def _list_unreadable(self) -> None:
+        """Say which images this process has replaced."""
+        dataset = getattr(self._train_dataloader, "dataset", None)
+        if isinstance(dataset, SeededDataset) and (replaced := dataset.unreadable_files()):
+            print(
+                f"{len(replaced)} of {len(dataset)} images cannot be loaded, others took their place:",
+                *replaced,
+                sep="\n  ",
+                file=sys.stderr,
+            )
 
     def test(self) -> dict:
         """Return the metrics on the test set; afterwards no data worker is left."""
@@ -320,6 +330,8 @@ class TransferRunner(Runner):
         if absent and place.stateless is None:
             self.logger.warning(f"{name} has no optimizer state of {len(absent)} parameters: {shorten(absent)}")
         self.optim_wrapper.load_state_dict(state)
+        if content["meta"].get(UNVALIDATED) is True and self._val_loop is not None:
+            self.register_hook(ValidateFirst())
         self._has_loaded = True
         self.logger.info(f"resumed epoch: {self.epoch}, iter: {self.iter}")
 

@@ -139,8 +139,8 @@ def test_amp_without_a_gpu_is_refused(scenes, tmp_path, error, monkeypatch):
 
 def test_what_cannot_be_resumed(trained, scenes, tmp_path, error):
     config, checkpoint = trained
-    assert train(config, scenes, tmp_path / "empty", "--resume") == 2
-    assert "--resume: no checkpoint in" in error()
+    assert train(config, scenes, tmp_path / "empty", "--resume", "must") == 2
+    assert "--resume must: no checkpoint in" in error()
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
     assert train(config, scenes, tmp_path / "run", "--resume", str(tmp_path / "weights.pth")) == 2
     assert "weights.pth: holds weights but no state of training" in error()
@@ -331,7 +331,7 @@ def test_compiled_training_has_the_losses_of_training(task, options, scenes, tmp
     losses = []
     for flags in ((), ("--compile",)):
         ProbeHook.reset()
-        assert train(config, scenes, tmp_path / "run", *flags, cfg_options=options) == 0
+        assert train(config, scenes, tmp_path / "run", "--overwrite", *flags, cfg_options=options) == 0
         losses.append(ProbeHook.losses)
     assert graphs.op_count > 100 and len(losses[0]) == 3
     for eager, compiled in zip(*losses, strict=True):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from mmengine.model import BaseModel
 from mmengine.visualization import Visualizer
 from torch import nn
 
+from mixtransfer.engine.hooks import LossGuardHook
 from mixtransfer.engine.interrupt import REQUEUE, Interrupted, InterruptHook
 from mixtransfer.engine.runner import TransferRunner
 from mixtransfer.engine.sampling import SeededDataset
@@ -188,8 +190,11 @@ def test_a_signal_in_training_and_validation_with_averages(moment, iteration, ac
         run(tmp_path / "cut", *hooks, accumulate=accumulate)
     assert stop.value.status == 130 and stop.value.iteration % accumulate == 0
     assert 0 <= stop.value.iteration - iteration < accumulate
+    computed = ToyMetric.computed
     resumed = run(tmp_path / "cut", EMAHook(momentum=0.3), resume=stop.value.checkpoint, accumulate=accumulate)
     assert_same(straight, resumed)
+    # Of the validations after 5, 10 and 12 iterations, one that was abandoned is repeated if training stopped there.
+    assert ToyMetric.computed - computed == (1 if iteration == 12 else 3 if accumulate == 1 else 2)
 
 
 def test_signals_of_schedulers_have_a_status_of_their_own(tmp_path):
@@ -352,6 +357,20 @@ def test_images_that_cannot_be_read_are_replaced_up_to_a_share(tmp_path):
         dataset[8]
     with pytest.raises(AssertionError, match="a bug"):
         dataset[3]
+
+
+def test_a_loss_of_nothing_stops():
+    guard, runner = LossGuardHook(), SimpleNamespace(iter=0)
+    for _ in range(49):
+        guard.after_train_iter(runner, 0, outputs={"loss": torch.zeros(())})
+    with pytest.raises(UserError, match="the loss is exactly 0 in the first 50 steps"):
+        guard.after_train_iter(runner, 0, outputs={"loss": torch.zeros(())})
+
+
+def test_a_training_that_is_done_is_not_shortened(tmp_path):
+    run(tmp_path)
+    with pytest.raises(UserError, match=r"iter_12\.pth stands after 12, train_cfg.max_iters=9 is less"):
+        run(tmp_path, resume=tmp_path / "iter_12.pth", length=9)
 
 
 @pytest.mark.parametrize("pointer", [None, b"", b"\n", b".", b"\xff\x00", b"iter_9.pth", b"/nowhere/iter_9.pth"])
