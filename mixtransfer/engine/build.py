@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 from mixtransfer.engine.cfg_options import first_line
 from mixtransfer.engine.config import differences, drop_pretrained, require_pretrained
@@ -77,7 +77,7 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mixtransfer.LossGuardHook")]
     if purpose == "test":
         evaluator = cfg.test_evaluator
-        for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
+        for metric in [evaluator] if isinstance(evaluator, dict) else evaluator:
             metric["type"] = BY_CLASS.get(type_name(metric), metric["type"])
         cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "TokenMixHook"]
     if purpose.startswith("draw"):
@@ -116,7 +116,7 @@ def build_runner(cfg: Config, trust: bool = False) -> TransferRunner:
 
     import_quietly(f"{cfg.default_scope}.datasets")
     set_random_seed(cfg.randomness.seed)
-    return (TrustingRunner if trust else TransferRunner).from_cfg(cfg)
+    return cast(TransferRunner, (TrustingRunner if trust else TransferRunner).from_cfg(cfg))
 
 
 @contextlib.contextmanager

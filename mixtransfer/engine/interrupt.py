@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, is_distributed, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mixtransfer.engine.hooks import CheckpointHook
 from mixtransfer.engine.loops import Abandoned, ValidationLoop
+from mixtransfer.engine.parts import model_of, optim_wrapper_of
 from mixtransfer.engine.resume import UNVALIDATED
 from mixtransfer.engine.sampling import SIGNALS
 from mixtransfer.engine.work_dir import INTERRUPTED
@@ -108,10 +108,10 @@ class InterruptHook(Hook):
 
     def _rescue(self, runner: Runner) -> str | None:
         whole = self.training and self.between and self.stepped_at < runner.iter
-        if not whole or runner.iter == self.begun_at or not runner.optim_wrapper.should_update():
+        if not whole or runner.iter == self.begun_at or not optim_wrapper_of(runner).should_update():
             return None
         if self.copied_at == runner.iter:
-            own = dict(_module(runner).named_buffers())
+            own = dict(model_of(runner).named_buffers())
             for name, value in self.buffers.items():
                 own[name].copy_(value)
         return self._save(runner) if is_main_process() else None
@@ -124,7 +124,7 @@ class InterruptHook(Hook):
         def begins(*_: Any) -> None:
             self.stepped_at = runner.iter
 
-        runner.optim_wrapper.optimizer.register_step_pre_hook(begins)
+        optim_wrapper_of(runner).optimizer.register_step_pre_hook(begins)
 
     def after_train(self, runner: Runner) -> None:
         """The last checkpoint is written."""
@@ -152,7 +152,7 @@ class InterruptHook(Hook):
             self._agree()
         self._stop(runner)
         self.copied_at = runner.iter
-        self.buffers = {name: value.detach().clone() for name, value in _module(runner).named_buffers()}
+        self.buffers = {name: value.detach().clone() for name, value in model_of(runner).named_buffers()}
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Abandon a validation that stands between training iterations."""
@@ -165,7 +165,7 @@ class InterruptHook(Hook):
 
     def _stop(self, runner: Runner, unvalidated: bool = False) -> None:
         """Save and stop if all processes know of a signal and no gradient waits for others."""
-        if self.agreed and runner.optim_wrapper.should_update():
+        if self.agreed and optim_wrapper_of(runner).should_update():
             raise Interrupted(self._save(runner, unvalidated), runner.iter, self.agreed)
 
     def _agree(self) -> None:
@@ -178,7 +178,3 @@ class InterruptHook(Hook):
     def _save(self, runner: Runner, unvalidated: bool = False) -> str:
         saver = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
         return saver.write(runner, INTERRUPTED, {"epoch": runner.epoch, "iter": runner.iter, UNVALIDATED: unvalidated})
-
-
-def _module(runner: Runner) -> torch.nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

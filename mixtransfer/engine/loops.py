@@ -11,9 +11,9 @@ from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 
+from mixtransfer.engine.parts import model_of
 from mixtransfer.engine.sampling import GuardedLoader, seed_everything
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.steps import StepCounter
@@ -80,13 +80,15 @@ class _SeededSteps:
 
     runner: Any
     _iter: int
+    _max_iters: int
+    _max_epochs: int
 
     def run_iter(self, *args: Any) -> None:
         seed_everything(self.runner.seed, get_rank(), self._iter)
-        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        model = model_of(self.runner)
         if isinstance(model, StepCounter):
             model.step = self._iter
-        super().run_iter(*args)
+        super().run_iter(*args)  # pyright: ignore[reportAttributeAccessIssue] - the loop's behind it
 
     def go_to(self, epoch: int, iteration: int, name: str) -> None:
         """Let training begin after this many epochs and iterations, as the checkpoint ``name`` says.

@@ -1,4 +1,4 @@
-"""Parts of a runner as they are once training, validation or a test has begun; mmengine builds them late."""
+"""Parts of a runner that mmengine declares as more than they are: a wrapped model, settings that are built late."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["model_of", "optim_wrapper_of"]
 
 
 def model_of(runner: Runner) -> nn.Module:
-    """Return the model itself, without what wraps it on several processes."""
+    """Return the model itself, without the wrapper of distributed training."""
     model = runner.model
     return cast(nn.Module, model.module if is_model_wrapper(model) else model)
 
 
 def optim_wrapper_of(runner: Runner) -> OptimWrapper:
-    """Return the built optimizer wrapper."""
+    """Return the optimizer wrapper, which is built once training begins."""
     return cast(OptimWrapper, runner.optim_wrapper)

@@ -93,7 +93,7 @@ def place_in(content: Mapping[str, Any], name: str) -> Place:
     meta = content.get("meta")
     if any(not isinstance(content.get(part), Mapping | list) for part in PARTS) or not isinstance(meta, Mapping):
         raise UserError(f"{name}: holds weights but no state of training; it cannot be resumed")
-    numbers = {key: meta.get(key) for key in ("epoch", "iter", "seed")}
+    numbers: dict[str, Any] = {key: meta.get(key) for key in ("epoch", "iter", "seed")}
     odd = [key for key, value in numbers.items() if type(value) is not int or not 0 <= value < LARGEST]
     if odd:
         raise UserError(f"{name}: its meta.{odd[0]} is no whole number from 0; it cannot be resumed")
@@ -332,7 +332,7 @@ def hub_state(saved: Any, name: str) -> dict[str, dict[str, Any]]:
     buffers = {}
     for key, value in log.items():
         pair = (value._log_history, value._count_history) if isinstance(value, HistoryBuffer) else value
-        rows = _rows(pair)
+        rows: Any = _rows(pair)
         if rows is None:
             odd.append(key)
         else:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -36,6 +36,7 @@ from mixtransfer.datasets.learnable import build_dataset, require_steps
 from mixtransfer.engine.config import check_launcher
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidateFirst, ValidationLoop
+from mixtransfer.engine.parts import model_of, optim_wrapper_of
 from mixtransfer.engine.resume import (
     UNVALIDATED,
     average_state,
@@ -171,7 +172,7 @@ class TransferRunner(Runner):
         if isinstance(dataloader, DataLoader):
             return dataloader
         dataset = build_dataset(dataloader["dataset"])
-        settings = {**dataloader, "dataset": SeededDataset(dataset, seed)}
+        settings = {**dataloader, "dataset": SeededDataset(dataset, seed or 0)}
         if isinstance(settings.get("collate_fn"), Mapping):
             # mmengine gives the function all entries but the type, also the scope that it notes for a library's config.
             settings["collate_fn"] = {key: value for key, value in settings["collate_fn"].items() if key != "_scope_"}
@@ -205,19 +206,20 @@ class TransferRunner(Runner):
         classes = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
         if kind not in classes:
             raise UserError(f"train_cfg.type={kind!r}: give {' or '.join(classes)}")
-        loader = self.build_dataloader(self._train_dataloader, seed=self.seed, resumable=True)
-        loader.dataset.replace_unreadable(self.cfg.get("bad_images", BAD_IMAGES))
+        loader = self.build_dataloader(cast(dict, self._train_dataloader), seed=self.seed, resumable=True)
+        cast(SeededDataset, loader.dataset).replace_unreadable(self.cfg.get("bad_images", BAD_IMAGES))
         with config_errors("train_cfg"):
             for key in ("max_iters", "max_epochs", "val_interval"):
                 if loop.get(key, 1) < 1:
                     raise UserError(f"train_cfg.{key}={loop[key]}: give a number from 1")
             return classes[kind](self, loader, **loop)
 
-    def build_val_loop(self, loop: dict) -> BaseLoop:
+    def build_val_loop(self, loop: Any) -> BaseLoop:
         """Build our counterpart of mmengine's loop; libraries' loops are left as they are."""
-        if isinstance(loop, Mapping) and loop.get("type", "ValLoop") in ("ValLoop", ValLoop):
+        if isinstance(loop, dict) and loop.get("type", "ValLoop") in ("ValLoop", ValLoop):
             settings = {key: value for key, value in loop.items() if key not in ("type", "_scope_")}
-            loop = ValidationLoop(self, self._val_dataloader, self._val_evaluator, **settings)
+            loader, evaluator = cast(dict, self._val_dataloader), cast(dict, self._val_evaluator)
+            loop = ValidationLoop(self, loader, evaluator, **settings)
         return super().build_val_loop(loop)
 
     def train(self) -> nn.Module:
@@ -254,7 +256,7 @@ class TransferRunner(Runner):
         Raises:
             UserError: the file of such weights is missing or damaged, wants to run code, or does not fit.
         """
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = model_of(self)
         with GuardedLoading(self.trust) as loading, loading.completely(model):
             super()._init_model_weights()
 
@@ -270,13 +272,13 @@ class TransferRunner(Runner):
         options = self.cfg.get("compile")
         if options is None or options is False:
             return
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        part = model if self.cfg.get("default_scope") == "mmpretrain" else model.backbone
+        model = model_of(self)
+        part = model if self.cfg.get("default_scope") == "mmpretrain" else model.get_submodule("backbone")
         part.compile(**(options if isinstance(options, Mapping) else {}))
 
     def _stop_workers(self) -> None:
         # Those still there at the process's exit would be killed, which torch reports as an error.
-        loops = [self._train_loop, self._val_loop, self._test_loop]
+        loops: list[Any] = [self._train_loop, self._val_loop, self._test_loop]
         loaders = [loop.dataloader for loop in loops if hasattr(loop, "dataloader")]
         batches = getattr(loops[0], "dataloader_iterator", None)
         for iterator in [*(loader._iterator for loader in loaders), getattr(batches, "batches", None)]:
@@ -289,7 +291,7 @@ class TransferRunner(Runner):
         """Read a checkpoint of a whole model into host memory and load it completely, or raise a UserError."""
         name = str(filename)
         content = read_checkpoint(filename, self.trust)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = model_of(self)
         weights = fitting_weights(model, find_weights(content, name), name)
         content["state_dict"] = weights
         if self._resume:
@@ -316,7 +318,7 @@ class TransferRunner(Runner):
         seed = self._randomness_cfg["seed"]
         if place.seed != seed:
             raise UserError(f"{name} was trained with the seed {place.seed}; resume it with the same, not {seed}")
-        self.train_loop.go_to(place.epoch, place.iteration, name)
+        cast(EpochLoop | IterLoop, self.train_loop).go_to(place.epoch, place.iteration, name)
         self.message_hub.load_state_dict(hub_state(content["message_hub"], name))
         classes = getattr(self.train_dataloader.dataset, "metainfo", {}).get("classes")
         if place.classes is not None and classes is not None and place.classes != tuple(classes):
@@ -325,11 +327,12 @@ class TransferRunner(Runner):
         for scheduler, state in scheduler_states(self.param_schedulers, content["param_schedulers"], name):
             scheduler.load_state_dict(state)
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        state, absent = optimizer_state(self.optim_wrapper, model, content.pop("optimizer"), place.stateless, name)
+        state, absent = optimizer_state(
+            optim_wrapper_of(self), model_of(self), content.pop("optimizer"), place.stateless, name
+        )
         if absent and place.stateless is None:
             self.logger.warning(f"{name} has no optimizer state of {len(absent)} parameters: {shorten(absent)}")
-        self.optim_wrapper.load_state_dict(state)
+        optim_wrapper_of(self).load_state_dict(state)
         if content["meta"].get(UNVALIDATED) is True and self._val_loop is not None:
             self.register_hook(ValidateFirst())
         self._has_loaded = True

@@ -166,6 +166,8 @@ class ResumableBatchSampler:
 class GuardedLoader(DataLoader):
     """A loader whose workers outlive neither a signal to all of a training's processes nor their parent."""
 
+    batch_sampler: Any
+
     def _get_iterator(self) -> Any:
         iterator = super()._get_iterator()
         for worker in getattr(iterator, "_workers", ()):

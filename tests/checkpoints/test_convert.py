@@ -167,7 +167,7 @@ def test_the_comparison_would_notice_a_wrong_permutation(tmp_path, classifier, m
     unordered = KeyMap(
         good["mmdet"].renames, good["mmdet"].derived, good["mmdet"].absent, network=good["mmdet"].network
     )
-    monkeypatch.setattr(backbone_class(ARCH), "formats", {**good, "mmdet": unordered})
+    monkeypatch.setattr(backbone_class(ARCH), "formats", lambda: {**good, "mmdet": unordered})
     source = save({"model": classifier}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"mmdet's swin_micro answers otherwise: dense maps at 160x160 differ by"):
         converted(source, tmp_path / "b.pth", arch=ARCH, target="mmdet")
