@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -275,10 +276,11 @@ def test_data_workers_leave_signals_to_their_parent_and_end_with_it(number, tmp_
     try:
         assert any(line == "step\n" for line in training.stdout)
         (os.killpg if number == signal.SIGTERM else os.kill)(training.pid, number)
-        training.stdout.read()  # until no process, no data worker either, holds it
-        status = training.wait(60)
+        training.communicate(timeout=60)  # until no process, no data worker either, holds its output
+        status = training.returncode
     finally:
-        training.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
     assert status == (130 if number == signal.SIGTERM else -number)
     saved = [path.name for path in checkpoints(tmp_path)]
     assert saved == (["interrupted.pth"] if number == signal.SIGTERM else [])
