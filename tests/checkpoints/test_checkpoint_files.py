@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from mixtransfer.checkpoints.describe import describe
 from mixtransfer.checkpoints.headers import read_header
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
-from mixtransfer.checkpoints.read import read_checkpoint
+from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.checkpoints.stand_ins import Entry
 from mixtransfer.checkpoints.write import replace_whole, write_weights
@@ -371,6 +371,19 @@ def test_weights_are_found_in_every_published_container():
         keys({"model": {"blocks.0.weight": [1.0], "a": torch.ones(1)}})
     with pytest.raises(UserError, match="no weights under"):
         keys({"epoch": 3})
+
+
+def test_whole_models_are_read_as_wrappers_save_them():
+    plain = {"backbone.a": torch.ones(1), "decode_head.b": torch.ones(2)}
+    for front in ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+        assert find_weights({"state_dict": {front + key: value for key, value in plain.items()}}) == plain
+    averaged = {f"module.{key}": value for key, value in plain.items()} | {"n_averaged": torch.tensor(3)}
+    assert find_weights(averaged) == plain
+    assert find_weights({**plain, "module.c": torch.ones(1)}).keys() == {*plain, "module.c"}
+    with pytest.raises(UserError, match=r"x: _orig_mod\.backbone\.a and another entry both name backbone\.a"):
+        find_weights({**plain, "_orig_mod.backbone.a": torch.ones(1)}, "x")
+    with pytest.raises(UserError, match="x: 2 tensors have names that are no text: 0, None"):
+        find_weights({0: torch.ones(1), None: torch.ones(1)}, "x")
 
 
 def test_inspect_needs_no_torch_and_answers_at_once(tmp_path):

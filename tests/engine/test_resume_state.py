@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,15 @@ from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper, PolyLR
 from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 from torch import nn
 
-from mixtransfer.engine.resume import hub_state, optimizer_state, place_in, scheduler_states, stateless
+from mixtransfer.engine.hooks import CheckpointHook
+from mixtransfer.engine.resume import (
+    average_state,
+    hub_state,
+    optimizer_state,
+    place_in,
+    scheduler_states,
+    stateless,
+)
 from mixtransfer.errors import UserError
 
 NAME = "iter_3.pth"
@@ -263,6 +273,49 @@ def test_weights_alone_cannot_be_resumed(content):
         place_in(content, NAME)
 
 
+def test_no_file_but_a_best_checkpoint_of_this_folder_can_be_replaced(tmp_path):
+    hook = CheckpointHook(save_best="mIoU", interval=1)
+    info = {"best_ckpt": "/home/somebody/best_mIoU_iter_3.pth"}
+    runner = SimpleNamespace(
+        work_dir=str(tmp_path),
+        logger=logging.getLogger("test"),
+        message_hub=SimpleNamespace(runtime_info=info, get_info=info.get),
+    )
+    hook.before_train(runner)
+    assert hook.best_ckpt_path == str(tmp_path / "best_mIoU_iter_3.pth")
+    for path in (str(tmp_path / "iter_3.pth"), "/etc/passwd", "", ".."):
+        info["best_ckpt"], hook.out_dir = path, None
+        hook.before_train(runner)
+        assert hook.best_ckpt_path is None
+
+
+def average():
+    return {"steps": torch.tensor(3), **{f"module.{key}": value.clone() for key, value in Net().state_dict().items()}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(("module.first.weight",), KeyError),
+        put(("module.first.weight",), torch.ones(3)),
+        put(("module.first.weight",), torch.full((4, 3), math.nan)),
+        put(("module.first.weight",), torch.ones(4, 3).double()),
+        put(("module.third.weight",), torch.ones(3)),
+        put(("steps",), 3),
+    ],
+)
+def test_a_moving_average_is_whole_or_refused(change):
+    saved = average()
+    assert average_state(Net(), average(), dict(saved), NAME) == saved
+    change(saved)
+    with pytest.raises(
+        UserError, match="1 entries of its moving average are missing, too many, misshapen or not finite"
+    ):
+        average_state(Net(), average(), saved, NAME)
+    with pytest.raises(UserError, match=r"it has no moving average of the weights \(ema_state_dict\)"):
+        average_state(Net(), average(), None, NAME)
+
+
 def hub():
     rows = torch.tensor([3.0, 2.0]), torch.tensor([1, 1])
     return {
@@ -289,6 +342,7 @@ def test_a_log_is_restored_from_both_forms():
         (put(("log_scalars", "loss"), (torch.zeros(2).bfloat16(), torch.zeros(2))), "loss in its message_hub"),
         (put(("resumed_keys", "a"), "yes"), "a in its message_hub"),
         (put(("runtime_info", "keep_ckpt_ids"), ["../../x"]), "keep_ckpt_ids in its message_hub"),
+        (put(("runtime_info", "keep_ckpt_ids"), [7**200]), "keep_ckpt_ids in its message_hub"),
         (put(("runtime_info", "best_ckpt"), 3), "best_ckpt in its message_hub"),
         (put(("runtime_info", "x"), {1, 2}), "x in its message_hub"),
     ],
