@@ -167,7 +167,7 @@ def test_checkpoints_that_cannot_be_measured(trained, scenes, tmp_path, error, m
         "cut.pth": "cut.pth: ",
         "foreign.pth": "foreign.pth does not fit the model",
         "code.pth": "--trust",
-        "classes.pth": "1 misshapen (decode_head.conv_seg.bias (150,) instead of (12,)); use the config, --data and",
+        "classes.pth": "1 misshapen: decode_head.conv_seg.bias (150,) instead of (12,); use the config, --data and",
         "none.pth": "none.pth: no such checkpoint file",
     }.items():
         assert run_command("test", [str(config), file, "--data", str(scenes), "--work-dir", "run"]) == 2
