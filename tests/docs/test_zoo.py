@@ -180,10 +180,12 @@ def test_an_empty_cell_names_what_to_run(column):
 
 def test_speed_file_fills_the_ratios_and_says_where(tmp_path):
     """Read from what ``benchmark speed`` itself writes, so that the two cannot drift apart."""
+    forward, training = ({"ours": [1.0, 1.0], "published": [2.0, 2.0]}, {"ours": [3.0, 3.0], "published": [4.0, 4.0]})
+    step = {"ours": [1.0], "theirs": [1.0]}
     results = [
-        Result("cait_xxs24, 2 × 224², forward", {"ours": [1.0, 1.0], "published": [2.0, 2.0]}, {}, "cait"),
-        Result("cait_xxs24, 2 × 224², training", {"ours": [3.0, 3.0], "published": [4.0, 4.0]}, {}, "cait"),
-        Result("optimizer step", {"ours": [1.0], "theirs": [1.0]}, {}),
+        Result("cait_xxs24, 2 × 224², forward", forward, forward, {}, "cait"),
+        Result("cait_xxs24, 2 × 224², training", training, training, {}, "cait"),
+        Result("optimizer step", step, step, {}),
     ]
     file = tmp_path / "speed.json"
     about = environment(torch.device("cpu"))
