@@ -42,6 +42,8 @@ REFUSED = {
 #: Bounds on what a file holds, each several times what the largest published checkpoints and a long training's have:
 #: tensors; steps of the pickle; objects that it makes; classes and functions that it names.
 TENSORS, STEPS, OBJECTS, NAMES = 2**16, 2**22, 2**19, 1024
+#: What an item of a list or dict counts as, in bytes.
+ITEM = 64
 #: Keys that are tuples.
 TUPLES = 2**12
 #: Bytes that are copied, and claimed by tensors that overlap, beyond twice the file's.
@@ -204,8 +206,8 @@ class PickleOutline(PYTHONS._Unpickler):
     def _pay(self, arguments: Any) -> None:
         """Count what a call may copy: what is written once may be handed over often."""
         for value in arguments if isinstance(arguments, tuple) else (arguments,):
-            if isinstance(value, str | bytes | bytearray | list | tuple | Mapping | set):
-                self._copied += len(value)
+            if isinstance(value, str | bytes | list | tuple | Mapping | set):
+                self._copied += len(value) * (1 if isinstance(value, str | bytes) else ITEM)
         if self._copied > 2 * self.size + SPARE:
             raise UserError(f"copies its values again and again; {DAMAGED}")
 

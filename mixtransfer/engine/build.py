@@ -141,7 +141,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         raise
     except KeyError as error:
         if "is not in the" in str(error) and "registry" in str(error):
-            raise UserError(f"{name}: {str(error.args[0]).partition('.')[0]}") from error
+            raise UserError(f"{name}: {str(error.args[0]).partition('. ')[0]}") from error
         raise
     except ValueError as error:
         if str(error).startswith("Expected more than 1 value per channel"):
