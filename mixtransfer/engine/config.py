@@ -113,7 +113,8 @@ def accept_former_names(part: Any) -> None:
     """Put today's names of types and options in place of those of earlier versions, throughout a config, in place."""
     if isinstance(part, dict):
         kind = str(part.get("type", "")).rpartition(".")[2]
-        if kind in FORMER_TYPES:
+        # A transform of albumentations is called OneOf too.
+        if kind in FORMER_TYPES and "regions" in part:
             part["type"] = FORMER_TYPES[kind]
         for old, new in FORMER_OPTIONS.items() if kind in CELLED else ():
             if old in part:

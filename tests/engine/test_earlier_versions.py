@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mixtransfer.backbones import SwinTransformer, VisionTransformer, deit, swin
 from mixtransfer.cli import run_command
 from mixtransfer.datasets.scenes import write_scenes
+from mixtransfer.engine.config import accept_former_names
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "547323b"
 #: Work dir -> its checkpoint, the length of the training that goes on from it, the checkpoint at its end.
@@ -95,3 +96,19 @@ def test_a_checkpoint_is_converted(name, arch, renamed, tmp_path):
     assert ("head.weight" in found) == (name == "smmix")
     for key, value in found.items():
         torch.testing.assert_close(value, written[key], rtol=0, atol=0)
+
+
+def test_former_names_in_configs_are_read_and_a_librarys_are_left():
+    region = {"type": "OneOf", "regions": [{"type": "Box"}]}
+    flip = {"type": "OneOf", "transforms": [{"type": "HorizontalFlip"}]}
+    cfg = {
+        "hook": {"type": "TokenMixHook", "token": 4, "region": region},
+        "pipeline": [{"type": "Albu", "transforms": [flip]}],
+    }
+    accept_former_names(cfg)
+    assert cfg["hook"] == {
+        "type": "TokenMixHook",
+        "cell_size": 4,
+        "region": {"type": "RandomChoice", "regions": region["regions"]},
+    }
+    assert flip["type"] == "OneOf"

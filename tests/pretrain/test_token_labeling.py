@@ -264,7 +264,9 @@ def test_the_students_labeler_sees_the_clean_view(monkeypatch, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), picture)
     steps = copy.deepcopy(cfg.train_dataloader.dataset.pipeline)
-    steps[1].scale, steps[4].erase_prob = 64, 1.0
+    for [crop] in steps[1].transforms:
+        crop.scale = 64
+    steps[4].erase_prob = 1.0
     steps[3].augment.policies = [dict(type="Invert", prob=1.0)]
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     packed = [pipeline({"img_path": str(tmp_path / "image.png"), "gt_label": label}) for label in (0, 1)]
