@@ -37,6 +37,8 @@ ABSENT, SHOWN = "(absent)", 80
 #: What configs in work dirs of earlier versions call otherwise: types, and the side of a cell that regions lie on.
 FORMER_TYPES = {"OneOf": "RandomChoice"}
 FORMER_OPTIONS = {"token": "cell_size"}
+#: Steps of pipelines that commands added to the configs in work dirs; their successors are added again.
+FORMER_STEPS = {"CheckLabels"}
 CELLED = ("TokenMixHook", "MixingClassifier", "TokenLabelingClassifier", "DynamicClassifier", "OAMixer")
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: Launcher -> what it tells every process that it starts.
@@ -112,16 +114,23 @@ def read_config(path: str | Path) -> Config:
 def accept_former_names(part: Any) -> None:
     """Put today's names of types and options in place of those of earlier versions, throughout a config, in place."""
     if isinstance(part, dict):
-        kind = str(part.get("type", "")).rpartition(".")[2]
+        kind = _kind(part)
         # A transform of albumentations is called OneOf too.
         if kind in FORMER_TYPES and "regions" in part:
             part["type"] = FORMER_TYPES[kind]
         for old, new in FORMER_OPTIONS.items() if kind in CELLED else ():
             if old in part:
                 part[new] = part.pop(old)
+    if isinstance(part, list):
+        part[:] = [value for value in part if _kind(value) not in FORMER_STEPS]
     inside = list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
     for value in inside:
         accept_former_names(value)
+
+
+def _kind(part: Any) -> str:
+    """Return the type that a part of a config names, without its registry."""
+    return str(part.get("type", "")).rpartition(".")[2] if isinstance(part, Mapping) else ""
 
 
 def task_of(cfg: Config) -> str:
