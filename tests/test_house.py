@@ -34,8 +34,9 @@ FOLDERS = ("mixtransfer", "tools", "benchmarks", "docs")
 #: Functions that import the module that a string names.
 BY_NAME = {"import_module", "import_quietly"}
 MAX_FILE, MAX_SWIN, MAX_BACKBONES = 470, 330, 7_600
-#: The redesigned house had 20,982 lines (baa3a9a); guarded data, runs and files, and the ops of detectors, came to it.
-MAX_PACKAGE = 26_000
+#: The redesigned house had 20,982 lines (baa3a9a). Guarded data, runs and files, ops, heads, protocols, studies and
+#: predictions came to it since; who moves the bound says what for.
+MAX_PACKAGE = 34_000
 EQUAL_LINES = 12
 
 
