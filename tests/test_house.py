@@ -243,3 +243,16 @@ def test_equal_passages_are_found_between_files_and_within_one():
         "a:1 and b:4", "a:1 and c:1", "a:1 and c:7", "b:4 and c:1", "b:4 and c:7", "c:1 and c:7"
     ]  # fmt: skip
     assert equal_passages(files, length=6) == []
+
+
+def test_docstrings_name_the_thing_first():
+    """A summary that opens with "What" or "How" makes its reader wait for the noun."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    late = []
+    for path in sorted((ROOT / "mixtransfer").rglob("*.py")):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, kinds)]
+        openings = [(ast.get_docstring(node) or "").partition("\n")[0] for node in nodes]
+        late += [
+            f"{path.relative_to(ROOT)}: {line}" for line in openings if line.startswith(("What ", "Where ", "How "))
+        ]
+    assert not late

@@ -1,4 +1,4 @@
-"""What authors print about their variants, kept beside the size tables that it belongs to."""
+"""Figures that authors print about their variants, kept beside the size tables that they belong to."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Kept from the published code: the classifier drops the shift in stages whose map
 dense network never does; padding happens after the first norm, so that padded tokens are zeros there and
 their keys and values are the biases of the projection; they take part in the attention.
 Different: qkv is computed before padding and the projection after cropping; pad, roll and partition are one gather;
-masked pairs get −inf instead of −100 (equal to rounding); labels of padding have no mass, and what a token attended to
+masked pairs get −inf instead of −100 (equal to rounding); labels of padding have no mass, and the label of a token
 is divided by the mass that it found; ``frozen_stages`` counts as in OpenMMLab; ``train()`` returns the module.
 """
 
@@ -52,7 +52,7 @@ DERIVED = (r".*\.relative_position_index", r".*\.attn_mask")
 
 @dataclass(frozen=True)
 class Spec:
-    """One size: channels of the first stage, blocks and heads of each stage, window and image side, initial spread."""
+    """One size: first channels, blocks and heads of each stage, window and image side, initial deviation."""
 
     channels: int
     depths: tuple[int, ...]
@@ -172,7 +172,7 @@ class SwinTransformer(Backbone):
     family = "swin"
     label_rule = "attention"
     # Published sizes: the paper's section 3.3 and the repository's model table. swin_micro is ours, for two CPU cores;
-    # at its widths the published spread of 0.02 leaves the branches almost silent, and learning starts late.
+    # at its widths the published deviation of 0.02 leaves the branches almost silent, and learning starts late.
     archs = {
         "swin_micro": Spec(32, (2, 2, 2, 2), (1, 2, 4, 8), window=4, img_size=64, init_std=0.1),
         "swin_tiny": Spec(96, (2, 2, 6, 2), (3, 6, 12, 24)),

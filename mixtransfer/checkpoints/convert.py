@@ -37,7 +37,7 @@ CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin", ".ckpt", ".safetensors")
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How files are converted.
+    """The settings of a conversion.
 
     Attributes:
         arch: the architecture, or None to recognize it.
@@ -112,7 +112,7 @@ class Proven:
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion read, did, proved and wrote; also the content of the JSON file beside the result."""
+    """The record of a conversion: read, done, proven, written; also the content of the JSON file beside the result."""
 
     source: dict[str, Any]
     arch: str

@@ -1,4 +1,4 @@
-"""What a checkpoint file is and what is in it, from its headers alone: no torch, no code of the file."""
+"""A description of a checkpoint file, from its headers alone: no torch, no code of the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNCERTAIN = 0.5
 
 @dataclass(frozen=True)
 class Description:
-    """What a file holds, as rows of a table and as data.
+    """The contents of a file, as rows of a table and as data.
 
     Attributes:
         rows: (name, text), in reading order.

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, read from its headers: without torch, and without running anything from it.
+"""The contents of a checkpoint file, read from its headers: without torch, and without running anything from it.
 
 A pickle is followed with stand-ins for every class and function that it names, so that nothing is imported or called;
 tensors become their type and shape. The same walk checks that the file is whole and does not lie about sizes.

@@ -38,7 +38,7 @@ OPTIONAL = "backbone.token_classifier."
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the entries of a checkpoint, by name."""
+    """The fate of the entries of a checkpoint, by name."""
 
     format: str
     loaded: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a pickle holds, without importing or calling anything that it names, and within bounds.
+"""The contents of a pickle, without importing or calling anything that it names, and within bounds.
 
 The pickle is followed with stand-ins for every class and function; tensors become their type and shape. What torch's
 own reader would take and no ``torch.save`` writes is refused here, before torch sees the file: calls that allocate by a
@@ -317,7 +317,7 @@ def _bytes(content: Any = b"", code: str = "latin1") -> bytes:
     if isinstance(content, str):
         return _encoded(content, code)
     if not isinstance(content, bytes):
-        raise UserError(f"asks for memory instead of values (bytearray); {DAMAGED}")
+        raise UserError(f"demands memory instead of values (bytearray); {DAMAGED}")
     return content
 
 

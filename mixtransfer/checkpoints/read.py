@@ -152,7 +152,7 @@ def _allowed(wants: Sequence[str]) -> Iterator[None]:
 
 
 def _stand_ins(wants: Sequence[str]) -> dict[str, Any]:
-    """Return what takes the place of each harmless name; torch goes by ``__module__`` and ``__qualname__``."""
+    """Return what takes the place of each harmless name; torch looks at ``__module__`` and ``__qualname__``."""
     found: dict[str, Any] = {}
     for path in wants:
         if path in BAGS:

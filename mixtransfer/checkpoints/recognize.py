@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?![^.])")
 
 @dataclass(frozen=True)
 class Match:
-    """How well a file fits a network under a format's names; counts are of groups of entries.
+    """The fit of a file to a network under a format's names; counts are of groups of entries.
 
     Attributes:
         arch: the architecture.

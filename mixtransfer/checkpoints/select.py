@@ -60,7 +60,7 @@ DROPPED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Container:
-    """Where a checkpoint holds weights.
+    """A place of weights inside a checkpoint.
 
     Attributes:
         path: the keys that lead there, e.g. ``("state_dict",)``; empty for a flat file.

@@ -1,4 +1,4 @@
-"""What stands for the values of a checkpoint file until they are read: tensors by type and shape, objects by name.
+"""Stand-ins for the values of a checkpoint file until they are read: tensors by type and shape, objects by name.
 
 Beside them, which names are harmless, and how many values a file may hold.
 """
@@ -113,7 +113,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where the values of tensors lie: type and number of its elements, under a key."""
+    """The storage of tensors: a key, and the type and number of its elements."""
 
     dtype: str
     key: str

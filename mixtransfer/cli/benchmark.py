@@ -168,7 +168,7 @@ def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], class
 
 
 def require_writable(path: Path | None) -> None:
-    """Make sure that the file of ``--json`` can be written; a folder's permissions alone do not tell root."""
+    """Check that the file of ``--json`` can be written by opening it: root passes a folder's permissions."""
     if path is None:
         return
     try:
@@ -181,7 +181,7 @@ def require_writable(path: Path | None) -> None:
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Write the file of ``--json``, if there is one, whole or not at all."""
+    """Write the file of ``--json``, if given, whole or not at all."""
     from mixtransfer.checkpoints.write import replace_whole
 
     if path is not None:

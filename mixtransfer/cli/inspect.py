@@ -1,4 +1,4 @@
-"""``tools/inspect_checkpoint.py``: say what a checkpoint file is and what is in it."""
+"""``tools/inspect_checkpoint.py``: describe checkpoint files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share; what is no such value is refused before anything is imported."""
+"""Options that several commands share; wrong values are refused before anything is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["CODE", "add_arguments", "config_of", "positive", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command on a config takes, the config first."""
+    """Add the arguments of every command on a config, the config first."""
     parser.epilog = CODE
     parser.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
     parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")

@@ -17,7 +17,7 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the options of ``test``."""
+    """Return the parser of ``test``."""
     options = argparse.ArgumentParser(
         prog="mixtransfer test", description="Measure a checkpoint; print the metrics and save them as JSON."
     )
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure; return 0."""
+    """Run ``test``."""
     if not Path(args.checkpoint).is_file():
         raise UserError(f"{args.checkpoint}: no such checkpoint file")
     cfg = config_of(args, splits=("test",))
@@ -76,7 +76,7 @@ def _number(value: float | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it: numpy's numbers as Python's, not-a-number as None."""
+    """Return ``value`` in types that JSON holds: numpy's numbers as Python's, not-a-number as None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

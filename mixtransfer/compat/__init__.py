@@ -1,1 +1,1 @@
-"""What fills gaps of other libraries: ops that mmcv came without, and mmpretrain beside transformers 5."""
+"""Stopgaps for other libraries: ops that mmcv came without, and mmpretrain beside transformers 5."""

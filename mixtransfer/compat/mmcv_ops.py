@@ -56,7 +56,7 @@ REMEDY = (
 def install() -> None:
     """Make ``mmcv.ops`` importable; a compiled mmcv, or an extension that is already there, stays as it is.
 
-    torchvision is imported when mmcv asks for the first op, which raises a UserError if its kernels cannot be loaded
+    torchvision is imported when mmcv looks up the first op, which raises a UserError if its kernels cannot be loaded
     next to the installed torch.
     """
     if EXTENSION in sys.modules or _has_compiled_ops():
@@ -112,7 +112,7 @@ class _ExtensionLoader(Loader):
 
 
 def _op(name: str) -> Callable[..., object]:
-    """Return the op ``name``, or a function that refuses it: mmcv asks for all ops at import, calls few of them."""
+    """Return the op ``name``, or a function that refuses it: mmcv looks up all ops at import and calls few of them."""
     if name.startswith("_"):
         raise AttributeError(f"module {EXTENSION!r} has no attribute {name!r}")
     _check_kernels()

@@ -1,4 +1,4 @@
-"""What a command does with a config's data before it builds anything: the checks of ``data check`` that are cheap."""
+"""Checks of a config's data before anything is built: those of ``data check`` that are cheap."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ SHOWN = 5
 
 @dataclass
 class Report:
-    """What one layout of a folder holds: a table (rows of cells, the first one the heading) and the problems.
+    """The contents of a folder in one layout: a table (rows of cells, the first one the heading) and the problems.
 
     ``problems`` maps a kind of problem to the places where it was found; ``notes`` say what is no problem, and filled,
     left out or taken in a way that should be known.

@@ -13,7 +13,7 @@ from mixtransfer.progress import notice
 __all__ = ["apply_dataset", "class_info", "has_masks", "leaf_datasets", "require_dataset", "type_name"]
 
 KEPT = ("pipeline", "filter_cfg", "test_mode", "serialize_data", "max_refetch", "indices", "lazy_init", "_scope_")
-"""What a dataset's settings keep when another dataset takes its place."""
+"""The settings of a dataset that stay when another dataset takes its place."""
 FITTING_METRICS = {
     "seg": ("IoUMetric",),
     "det": ("CocoMetric",),

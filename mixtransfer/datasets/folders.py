@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SCENES = "scenes"
-"""The word that stands for the built-in scenes where a dataset folder is asked for."""
+"""The word that stands for the built-in scenes in place of a dataset folder."""
 TASKS = {"seg": "segmentation", "det": "detection", "cls": "classification"}
 LAYOUTS = {
     "seg": "ADE20K's layout: images/{training,validation}, annotations/{training,validation}, optional classes.txt",
@@ -44,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Split:
-    """Where one split lies, relative to the root, and how many images it has.
+    """One split: its folders relative to the root, and its number of images.
 
     ``annotations`` is a folder of masks (seg), a JSON file (det) or the image folder itself (cls); the suffixes are
     those of images and masks, empty where no file name depends on them.

@@ -1,4 +1,4 @@
-"""What cannot be learned is found before training: one class, masks that count from 0, heads of another number.
+"""Checks for data that cannot be learned, before training: one class, masks that count from 0, heads of another size.
 
 Everything here needs the config and some masks, and neither a model nor decoded images.
 """

@@ -44,7 +44,7 @@ LEANINGS = {
 HUES = {"ball": 5, "box": 215, "star": 50, "ring": 275, "fish": 170}
 """The hue, in degrees, that each thing leans to; trees lean to the tones of leaves."""
 LEAN = 0.95
-"""How often a class takes a color that it leans to, and not any color."""
+"""The probability that a class takes one of its typical colors, and not any color."""
 
 
 def ramp(low: float, high: float, x: np.ndarray) -> np.ndarray:
@@ -302,7 +302,7 @@ def _fish(rng: Rng, u: np.ndarray, v: np.ndarray, radius: float) -> tuple[np.nda
 STUFF = {"sky": _sky, "grass": _grass, "water": _water, "sand": _sand, "brick": _brick, "road": _road}
 THINGS = {"ball": _ball, "box": _box, "tree": _tree, "star": _star, "ring": _ring, "fish": _fish}
 TILTS = {"ball": 0.0, "box": 0.15, "tree": 0.08, "star": np.pi, "ring": np.pi, "fish": 0.6}
-"""How far, in radians, each thing may be turned either way."""
+"""The largest rotation of each thing either way, in radians."""
 
 
 def paint_thing(rng: Rng, name: str, radius: float) -> np.ndarray:

@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneParameters:
-    """What decides every byte of a written dataset."""
+    """The settings that decide every byte of a written dataset."""
 
     train: int
     val: int

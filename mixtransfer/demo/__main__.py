@@ -16,14 +16,14 @@ from mixtransfer.demo.steps import NAMES, SEGMENT, WORK, plan, run_chain
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the options: there is one."""
+    """Return the parser of ``demo``, which has one option."""
     options = argparse.ArgumentParser(prog="python -m mixtransfer.demo", description=__doc__.partition("\n")[0])
     options.add_argument("--fresh", action="store_true", help="repeat steps that were done before")
     return options
 
 
 def main() -> int:
-    """Run all steps, write the report, print the two mIoU."""
+    """Run all steps, write the report, and print the two mIoU in percent."""
     args = parser().parse_args()
     if not Path(SEGMENT).is_file():
         print(f"mixtransfer.demo: error: no {SEGMENT} here; run it in the repository's folder", file=sys.stderr)

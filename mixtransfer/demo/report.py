@@ -1,4 +1,4 @@
-"""Pictures and the page that ``make demo`` ends with."""
+"""The report of ``make demo``: its pictures and its page."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["Screen"]
 
 
 class Screen:
-    """What the user sees while steps run beside each other: a line a step and validation, and where trainings stand."""
+    """The screen while steps run beside each other: a line a step and validation, and the progress of trainings."""
 
     def __init__(self):
         self.start, self.lock = time.monotonic(), threading.Lock()
@@ -24,7 +24,7 @@ class Screen:
             self._print(f"[{seconds // 60}:{seconds % 60:02d}] {text}")
 
     def show(self, key: str, line: str) -> None:
-        """Show what a line of a training's log says: on a terminal where it stands, elsewhere its validations."""
+        """Show a line of a training's log: its progress on a terminal, elsewhere its validations only."""
         match = re.search(r"(Iter|Epoch)\((train|val)\) *(\[.*?\](?:\[.*?\])?)", line)
         if not match:
             return
@@ -39,7 +39,7 @@ class Screen:
                 print(f"\r\033[K        {'  |  '.join(self.running.values())}", end="", flush=True)
 
     def end(self, key: str) -> None:
-        """Show the step no more."""
+        """Remove the step from the screen."""
         with self.lock:
             self.running.pop(key, None)
 

@@ -1,6 +1,6 @@
-"""The demonstration's commands, and running them: each is one that a user could type.
+"""The steps of the demonstration, each a command that a user could type, and a runner for them.
 
-Steps that were done before with the same commands are kept, so that an interrupted demo goes on where it stopped.
+A step is skipped if its files were made by the same commands, so that an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ NAMES = {"transferred": "transferred", "scratch": "from scratch"}
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command: a key for its files, what it does, its arguments, and what it makes."""
+    """One command: the key of its files, its title, its arguments, and the file that it makes."""
 
     key: str
     title: str
@@ -132,7 +132,7 @@ def plan() -> list[Step]:
 
 
 def run_chain(steps: list[Step], before: list[str], took: dict[str, tuple[Step, float]], screen: Screen) -> int:
-    """Run steps after the commands ``before``, note each as run with its seconds, and return the first status but 0."""
+    """Run steps after the commands ``before``, noting each with its seconds in ``took``; return a bad status."""
     for step in steps:
         if step.key == "convert":
             step = dataclasses.replace(
@@ -148,7 +148,7 @@ def run_chain(steps: list[Step], before: list[str], took: dict[str, tuple[Step, 
 
 
 def run_step(step: Step, before: list[str], screen: Screen) -> tuple[float, int]:
-    """Run a step unless the same commands have led to it before; return seconds and exit status."""
+    """Run a step unless its file was made by the same commands before; return seconds and exit status."""
     stamp = WORK / "steps" / f"{step.key}.json"
     if stamp.is_file() and step.makes.exists():
         done = json.loads(stamp.read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def run_step(step: Step, before: list[str], screen: Screen) -> tuple[float, int]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that a training in ``folder`` wrote last."""
+    """Return the newest checkpoint of a training in ``folder``, or None."""
     from mixtransfer.engine.work_dir import checkpoints
 
     return next(iter(checkpoints(folder)), None)

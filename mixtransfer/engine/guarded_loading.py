@@ -1,4 +1,4 @@
-"""What mmengine and the libraries load by themselves, read without running code and loaded completely.
+"""Guards on the weights that mmengine and the libraries load themselves: no code is run, and no part is left out.
 
 A config can name weights in many places: ``init_cfg`` of type ``Pretrained`` in any part of the model, ``pretrained``,
 a teacher, a hook. Each library has its own way from the file to the module, and mmengine's falls back to running what

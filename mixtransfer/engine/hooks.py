@@ -1,4 +1,4 @@
-"""What protects a training run: checkpoints that are whole or absent, and a stop at losses that cannot be trained with.
+"""Guards of a training run: checkpoints that are whole or absent, and a stop at losses that cannot be trained with.
 
 A checkpoint is written beside its name and renamed, so that a kill or a full disk leaves the files that were there
 before. It holds tensors and plain values only, so that it can be read without running code from it, and never falls

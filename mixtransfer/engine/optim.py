@@ -42,8 +42,8 @@ SETTINGS = {
 class TransferOptimWrapperConstructor:
     """Build the optimizer of a model whose ``backbone`` follows our contract.
 
-    Never decayed are the parameters that ``backbone.no_weight_decay()`` names and, unless asked for, the norms inside
-    the backbone. Norms of necks and heads decay, as in the published recipes. ``paramwise_cfg`` takes
+    Never decayed are the parameters that ``backbone.no_weight_decay()`` names and, by default, the norms inside the
+    backbone. Norms of necks and heads decay, as in the published recipes. ``paramwise_cfg`` takes
 
     * ``decay_norms`` (False): decay the backbone's norms too;
     * ``decay_biases`` (True): decay biases and other vectors, as Swin's dense recipes do; its classifiers do not;

@@ -1,4 +1,4 @@
-"""What a training goes on from: the state in a checkpoint, checked entry by entry against the training that takes it.
+"""The state that a training resumes from, checked entry by entry against the training that takes it.
 
 A checkpoint is data. Of what it says about the training that wrote it, only plain values that training writes are
 read, and nothing is run: the text of the config in it stays text. A state that does not fit, in whatever place, is
@@ -63,7 +63,7 @@ LARGEST = 2**53
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stands: the state after ``iteration`` iterations, with the seed that it was started with."""
+    """The state of a training after ``iteration`` iterations, with the seed that it was started with."""
 
     epoch: int
     iteration: int
@@ -239,7 +239,7 @@ class _Templates:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a tensor is but for its values."""
+    """The properties of a tensor other than its values."""
 
     shape: torch.Size
     stride: tuple[int, ...]

@@ -135,7 +135,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # asked for by copying and unpickling, before it is there
+        if name == "dataset":  # looked up by copying and unpickling, before it is there
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

@@ -24,7 +24,7 @@ LARGE = 100e6
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one image.
+    """The cost of one image in evaluation.
 
     Attributes:
         arch: architecture name.

@@ -1,4 +1,4 @@
-"""The libraries' metrics, which also keep their numbers class by class."""
+"""Metrics of mmseg and mmdet that also keep their values class by class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["ClassAP", "ClassIoU"]
 
 @METRICS.register_module()
 class ClassIoU(IoUMetric):
-    """mmseg's IoU; ``per_class`` holds what it averages, in percent, a class that never occurs as not-a-number."""
+    """mmseg's IoU; ``per_class`` holds the averaged values in percent, not-a-number for a class that never occurs."""
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the means, as mmseg does."""
+        """Return mmseg's means over classes, in percent."""
         self.per_class: dict[str, dict[str, float]] = {}
         metrics = super().compute_metrics(results)
         if not self.format_only:
@@ -40,7 +40,7 @@ class ClassAP(CocoMetric):
         super().__init__(*args, **{**kwargs, "classwise": True})
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the means, as mmdet does."""
+        """Return mmdet's means over classes, fractions."""
         self.per_class = {name: {} for name in self.dataset_meta["classes"]}
         wanted, metrics = self.metrics, {}
         # One at a time: mmdet keeps the classes' numbers under names that the next kind would overwrite.

@@ -1,4 +1,4 @@
-"""Robustness of a classifier to the common corruptions of ImageNet-C, in folders that hold the corrupted images.
+"""Robustness of a classifier to the common corruptions of ImageNet-C, read from folders of corrupted images.
 
 Paper: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
 2019, arXiv 1903.12261, section 4.1, with AlexNet's errors of its code. As NVlabs/FAN measures it.
@@ -75,7 +75,7 @@ def mean_corruption_error(top1: Top1) -> float | None:
 
 @dataclass(frozen=True)
 class CorruptedImages:
-    """A folder in ImageNet-C's layout, corruption/severity/class/image, found complete.
+    """A complete folder in ImageNet-C's layout, corruption/severity/class/image.
 
     Attributes:
         folders: the severities' folders, 1 to 5, of each corruption.
@@ -96,7 +96,7 @@ def open_corrupted(root: Path, clean: Path | None = None) -> CorruptedImages:
         clean: the folder of clean images, class/image; by default ``root``/clean, if there.
 
     Raises:
-        UserError: what is missing, or does not fit.
+        UserError: a folder is missing, or its classes differ from the others'.
     """
     layout = "ImageNet-C's layout is corruption/severity/class/image"
     if not root.is_dir():
@@ -125,7 +125,7 @@ def open_corrupted(root: Path, clean: Path | None = None) -> CorruptedImages:
 
 
 def for_cropped_images(pipeline: Sequence[Mapping]) -> list[dict]:
-    """Return a test pipeline for images that are cropped already, as ImageNet-C's: they are resized to the crop."""
+    """Return a test pipeline for images that are cropped already, as ImageNet-C's: resizing aims at the crop's size."""
     steps = [dict(step) for step in pipeline]
     crops = [step["crop_size"] for step in steps if str(step["type"]).endswith("CenterCrop")]
     for step in steps:
@@ -159,7 +159,7 @@ def table(top1: Top1, clean: float | None = None) -> str:
 
 
 def summary(top1: Top1, clean: float | None = None) -> dict[str, float]:
-    """Return the figures of the whole in percent, by name.
+    """Return the summary figures in percent, by name.
 
     Retention is the share of the clean accuracy that the first mean keeps, which is over the 15 corruptions of the mean
     corruption error if all of them are there, else over all corruptions that are.

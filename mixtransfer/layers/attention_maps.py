@@ -1,4 +1,4 @@
-"""What a block attends to, read off its input: for methods that need a share of attention and not the map.
+"""Attention of a block, computed from its input: for methods that need a share of attention and not the map.
 
 Shapes: B batch, N = h·w patches behind one class token, C channels, H heads of d = C / H channels.
 """

@@ -1,4 +1,4 @@
-"""What torch.compile is told about our functions."""
+"""Instructions to torch.compile about our functions."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["EvalCache"]
 class EvalCache(nn.Module):
     """The last tensor that a module derived from its parameters, kept as long as the module is evaluated.
 
-    A child of that module, so that entering training lets go of it: biases for the windows of a large image would take
+    A child of that module, so that entering training clears it: biases for the windows of a large image would take
     memory from every step. Has no entry in the state dict.
     """
 

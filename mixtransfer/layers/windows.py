@@ -34,7 +34,7 @@ class WindowGrid:
 
     @property
     def key(self) -> tuple[int, int, int, int, torch.device]:
-        """What the tables depend on, as plain values."""
+        """The sizes that the tables depend on, as plain values."""
         return self.height, self.width, self.window, self.shift, self.device
 
     @property

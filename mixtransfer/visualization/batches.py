@@ -1,4 +1,4 @@
-"""What TokenMixHook or a mixing classifier makes of a batch, and what becomes of its labels."""
+"""Batches before and after TokenMixHook or a mixing classifier, with their labels, as pictures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MixedBatch:
 
 
 def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
-    """Let the hook of a runner's config mix a batch of training images, with probability 1, and watch the step.
+    """Mix a batch of training images with the hook of a runner's config, at probability 1, and record the step.
 
     Raises:
         UserError: the config has no TokenMixHook with a token loss.
@@ -131,7 +131,7 @@ class MixedClasses:
 
 
 def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
-    """Let the classifier of a runner mix a batch of training images.
+    """Mix a batch of training images with the classifier of a runner.
 
     Raises:
         UserError: the classifier does not mix.
@@ -145,7 +145,7 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
     images, labels = data["inputs"], torch.cat([sample.gt_label for sample in data["data_samples"]])
     with torch.no_grad():
         mixed, draw, evidence = model.mixed(images, labels, model.sample_fields(data["data_samples"]))
-        # A class for each image tells what came from whom, also where partners are of one class.
+        # One class an image tells the sources apart, also where partners are of one class.
         shares = model.mixing.relabel(torch.eye(len(images)), draw, evidence)
     return MixedClasses(
         restore_images(images, model.data_preprocessor),
@@ -158,7 +158,7 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
 
 
 def training_batch(runner: Runner, seed: int, shuffled: bool = False) -> dict:
-    """Return a batch of training samples, augmented as ``seed`` has it: the first ones, or any."""
+    """Return a batch of training samples, augmented by ``seed``: the first ones or, if ``shuffled``, any."""
     dataset = runner.train_loop.dataloader.dataset
     torch.manual_seed(seed)
     count = max(runner.cfg.train_dataloader.batch_size, 2)  # one image alone has no partner
@@ -167,7 +167,7 @@ def training_batch(runner: Runner, seed: int, shuffled: bool = False) -> dict:
 
 
 def save_mixed_classes(batch: MixedClasses, names: Sequence[str], path: Path, count: int = 3) -> Path:
-    """Draw images, their partners and the mix of both, and write down how area and label are divided."""
+    """Draw images, their partners and the mix of both, with the shares of area and label as text."""
     area = batch.pixels.mean(axis=(1, 2))
 
     def name(image: int) -> str:
@@ -194,7 +194,7 @@ def restore_images(images: Tensor, preprocessor: nn.Module) -> np.ndarray:
 
 
 def save_mixed(batch: MixedBatch, palette: Palette, names: Sequence[str], path: Path, count: int = 4) -> Path:
-    """Draw images, their partners, and what the mix makes of both, ground truth included."""
+    """Draw images, their partners and the mix of both, with its ground truth."""
     order = flip_partner(len(batch.images)).numpy()
     rows = [
         [
@@ -210,7 +210,7 @@ def save_mixed(batch: MixedBatch, palette: Palette, names: Sequence[str], path: 
 
 
 def save_aligned(batch: MixedBatch, palette: Palette, names: Sequence[str], path: Path, count: int = 3) -> Path:
-    """Draw mixed images with the labels of their tokens after each stage; single pictures go to ``path``'s folder."""
+    """Draw mixed images with the labels of their tokens after each stage; tiles go to ``tiles/`` beside ``path``."""
     colors = [palette[k] if k < len(palette) else (0, 0, 0) for k in batch.classes]
     size = batch.images.shape[1:3]
     rows = []
@@ -228,12 +228,12 @@ def save_aligned(batch: MixedBatch, palette: Palette, names: Sequence[str], path
 
 
 def most_mixed(batch: MixedBatch, count: int) -> list[int]:
-    """Return the images of the batch whose regions are nearest to half the image."""
+    """Return the ``count`` images of the batch whose regions are nearest to half of the image."""
     shares = [abs(float(share.mean()) - 0.5) for share in batch.partner[0]]
     return sorted(range(len(shares)), key=shares.__getitem__)[:count]
 
 
 def class_colors(cfg: Config) -> tuple[tuple[str, ...], list]:
-    """Return names and colors of the classes of a config's dataset, which ``--data`` has put there."""
+    """Return names and colors of the classes of a config's training set."""
     info = cfg.train_dataloader.dataset.get("metainfo", {})
     return tuple(info.get("classes", ())), [tuple(color) for color in info.get("palette", ())]

@@ -46,7 +46,7 @@ def _load(cfg: Config, content: Mapping, checkpoint: str | Path, trust: bool) ->
 
 
 def predictions(cfg: Config, model: nn.Module, files: Sequence[Path]) -> Iterator[tuple[Path, BaseDataElement]]:
-    """Yield every image's file and data sample, with the test pipeline that the config has.
+    """Yield the file and the data sample of every image, read by the config's test pipeline.
 
     Raises:
         UserError: an image cannot be loaded.
@@ -66,7 +66,7 @@ def _image_pipeline(cfg: Config) -> list:
 
 
 def _predict(pipeline: list, model: nn.Module, file: Path, number: int) -> tuple[np.ndarray, BaseDataElement]:
-    """Return the image as the network's pipeline loaded it, RGB (H, W, 3) uint8, and the model's answer."""
+    """Return the image as the network's pipeline loaded it, RGB (H, W, 3) uint8, and the model's prediction."""
     results, picture = dict(img_path=str(file), img_id=number), None
     try:
         for step in pipeline:
@@ -82,7 +82,7 @@ def _predict(pipeline: list, model: nn.Module, file: Path, number: int) -> tuple
 def save_predictions(
     cfg: Config, checkpoint: str | Path, files: Sequence[Path], folder: Path, trust: bool = False
 ) -> Iterator[Path | UserError]:
-    """Write ``NAME.png`` for every image into ``folder``, and yield the paths, or why there is none for an image.
+    """Write ``NAME.png`` for every image into ``folder``; yield its path, or the reason why an image has none.
 
     Names keep the folders that the files do not share. A segmentor also writes ``NAME_labels.png``, its label map as
     the dataset has it: class k is value k + 1, whatever order of classes the checkpoint was trained in.
@@ -116,7 +116,7 @@ def save_predictions(
 def _draw(
     image: np.ndarray, sample: BaseDataElement, info: Mapping, values: np.ndarray, path: Path, model: str
 ) -> Path:
-    """Draw one answer; ``values`` are the labels, in the dataset's masks, of the model's classes."""
+    """Draw one prediction; ``values`` are the labels, in the dataset's masks, of the model's classes."""
     names = [plain_text(name) for name in info.get("classes") or ()]
     if "pred_sem_seg" in sample:
         labels = sample.pred_sem_seg.data[0].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Pictures of what a model predicts, next to the ground truth, with class names."""
+"""Pictures of predictions next to the ground truth, with class names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PredictionPictures"]
 
 
 class PredictionPictures(Hook):
-    """Save one picture per test image: ground truth left, prediction right; classes as text.
+    """Hook that saves one picture a test image: ground truth left, prediction right, classes as text.
 
     Names keep the folders of the dataset, so that no picture takes another's place.
 
@@ -52,7 +52,7 @@ class PredictionPictures(Hook):
 
 
 def image_steps(dataset: Any) -> list:
-    """Return the steps of a dataset's pipeline, of the first one's where several are joined."""
+    """Return the steps of a dataset's pipeline; of the first dataset's where several are joined."""
     while not hasattr(dataset, "pipeline"):
         dataset = dataset.datasets[0] if hasattr(dataset, "datasets") else dataset.dataset
     return dataset.pipeline.transforms

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: pictures are inside, and it reads on a phone."""
+"""A report as one self-contained HTML file: pictures are embedded, and it is legible on a phone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pre { background: var(--ground); border-radius: 6px; padding: .7rem .9rem; overf
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """Return the whole document."""
+    """Return the whole HTML document."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -62,7 +62,7 @@ def paragraph(text: str) -> str:
 
 
 def headline(numbers: Sequence[tuple[str, str]]) -> str:
-    """Return the numbers that matter, large: (number, what it is); the first one stands out."""
+    """Return the main figures in large type, as (number, meaning); the first one is set off."""
     boxes = (
         f"<div{' class=second' if place else ''}><b>{escape(number)}</b><span>{escape(what)}</span></div>"
         for place, (number, what) in enumerate(numbers)
@@ -71,7 +71,7 @@ def headline(numbers: Sequence[tuple[str, str]]) -> str:
 
 
 def figure(path: Path, caption: str, shape: str = "") -> str:
-    """Return a picture, put into the page; on a phone a "wide" one scrolls, on a desktop a "small" one stays small."""
+    """Return an embedded picture; on a phone a "wide" one scrolls, on a desktop a "small" one stays small."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
         f'<figure class="{shape}"><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
@@ -87,7 +87,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def commands(steps: Sequence[tuple[str, str, str]]) -> str:
-    """Return commands to copy: (what it does, how long it took, the command)."""
+    """Return commands to copy, as (purpose, time taken, command)."""
     return "\n".join(
         f'<p class="step">{escape(what)}<span>{escape(took)}</span></p><pre>{escape(command)}</pre>'
         for what, took, command in steps

@@ -2,7 +2,7 @@
 
 The paper's own names stand beside the network (``Backbone.official``). A file here, named as the family, holds in
 ``FORMATS`` the names of timm, torchvision, transformers, mmpretrain, mmdet and mmseg, as far as they have the network,
-with builders of theirs that a conversion is proven against. It is imported when names are asked for, not before.
+with builders of theirs that a conversion is proven against. It is imported when names are looked up, not before.
 """
 
 from __future__ import annotations
