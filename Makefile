@@ -1,10 +1,10 @@
-# make demo, make test: each sets up .venv by itself on a machine with CPython 3.10+, pip and make.
+# make install, make demo, make test: each sets up .venv by itself on a machine with CPython 3.10+, pip and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 2
 
-.PHONY: demo test lint docs clean
+.PHONY: install demo test lint docs clean
 
 $(VENV)/.installed: requirements/tested.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +24,10 @@ $(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+install: $(VENV)/.installed
+
 demo: $(VENV)/.installed
-	$(BIN)/python -W ignore -m mixtransfer.demo
+	$(BIN)/python -W ignore -m mixtransfer demo
 
 test: $(VENV)/.installed $(VENV)/transformers/.installed
 	$(BIN)/python -m pytest

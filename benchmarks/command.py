@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtransfer.cli import run_command, run_main
+from mixtransfer.cli import run_main
 from mixtransfer.cli.benchmark import require_writable, write_json
 from mixtransfer.cli.options import positive
 from mixtransfer.errors import UserError
@@ -28,10 +28,8 @@ CASES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``tools/benchmark.py`` with these arguments and return its exit status."""
-    if argv[:1] == ["speed"]:
-        return run_main("mixtransfer benchmark speed", parser(), run, argv[1:])
-    return run_command("benchmark", argv)
+    """Run ``benchmark speed ...``, all of whose words are given, and return its exit status."""
+    return run_main("mixtransfer benchmark speed", parser(), run, argv[2:])
 
 
 def parser() -> argparse.ArgumentParser:

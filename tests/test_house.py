@@ -25,6 +25,7 @@ FLOORS = (
     ("zoo", "visualization", "evaluation"),
     ("study", "demo"),
     ("cli",),
+    ("__main__",),
     ("tools", "benchmarks", "docs"),
 )
 #: Rooms that know nothing of each other, although they share a floor: they meet in the backbone contract.

@@ -1,8 +1,9 @@
-"""Convert a checkpoint between published formats and ours: ``python tools/convert.py --help``."""
+#!/usr/bin/env python3
+"""Convert a checkpoint between published formats and ours; ``mixtransfer convert`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("convert", sys.argv[1:]))
+    sys.exit(launch("convert"))

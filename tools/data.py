@@ -1,8 +1,9 @@
-"""Write the built-in scenes, or check a dataset folder: ``python tools/data.py --help``."""
+#!/usr/bin/env python3
+"""Write the built-in scenes, or check, convert and split a dataset folder; ``mixtransfer data`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("data", sys.argv[1:]))
+    sys.exit(launch("data"))

@@ -1,8 +1,9 @@
-"""Say what a checkpoint file is and what is in it: ``python tools/inspect_checkpoint.py --help``."""
+#!/usr/bin/env python3
+"""Say what a checkpoint file is and what is in it; ``mixtransfer inspect`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("inspect", sys.argv[1:]))
+    sys.exit(launch("inspect"))

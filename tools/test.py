@@ -1,8 +1,9 @@
-"""``test`` from a checkout; see mixtransfer/cli/test.py."""
+#!/usr/bin/env python3
+"""Measure a trained checkpoint; ``mixtransfer test`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("test", sys.argv[1:]))
+    sys.exit(launch("test"))

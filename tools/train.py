@@ -1,8 +1,9 @@
-"""``train`` from a checkout; see mixtransfer/cli/train.py."""
+#!/usr/bin/env python3
+"""Train a classifier, segmentor or detector from a config; ``mixtransfer train`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", sys.argv[1:]))
+    sys.exit(launch("train"))

@@ -1,8 +1,9 @@
-"""Draw mixed batches, the labels of their tokens, and predictions: ``python tools/visualize.py --help``."""
+#!/usr/bin/env python3
+"""Draw mixed batches, the labels of their tokens, and predictions; ``mixtransfer visualize`` is the same."""
 
 import sys
 
-from mixtransfer.cli import run_command
+from launch import launch
 
 if __name__ == "__main__":
-    sys.exit(run_command("visualize", sys.argv[1:]))
+    sys.exit(launch("visualize"))

@@ -11,7 +11,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer import __version__
+from mixtransfer.errors import UserError, unknown_name, visible
 
 COMMANDS = {
     "train": "train a classifier, segmentor or detector from a config",
@@ -21,12 +22,18 @@ COMMANDS = {
     "benchmark": "measure complexity and speed, or run a benchmark table",
     "visualize": "draw mixed batches, aligned labels and predictions",
     "data": "write the built-in scenes, or check a dataset folder",
+    "configs": "list the configs that come with the package",
+    "demo": "pretrain, convert and transfer a small network, in minutes",
+    "doctor": "say what is installed and whether each task runs, for a bug report",
 }
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run one command and return its exit status: 0, or 2 after a one-line message about the user's input."""
-    command = importlib.import_module(f"mixtransfer.cli.{name}")
+    try:
+        command = importlib.import_module(f"mixtransfer.cli.{name}")
+    except ModuleNotFoundError as error:
+        return _refuse_missing(f"mixtransfer {name}", error)
     return run_main(f"mixtransfer {name}", command.parser(), command.run, argv)
 
 
@@ -42,6 +49,8 @@ def run_main(
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        return _refuse_missing(name, error)
     except OSError as error:
         # Those of files have a name; without one it is the output that cannot be written.
         if error.filename is not None:
@@ -53,6 +62,18 @@ def run_main(
         return 130
 
 
+def _refuse_missing(name: str, error: ModuleNotFoundError) -> int:
+    """Say which package an incomplete installation lacks, and return 2; a module of ours that is missing is a bug."""
+    if error.name is None or error.name.partition(".")[0] == "mixtransfer":
+        raise error
+    print(
+        f"{name}: error: the package {visible(error.name)} is not installed for {sys.executable}; install mixtransfer"
+        " with what it needs: 'make install' in a checkout, elsewhere 'pip install .' in its folder",
+        file=sys.stderr,
+    )
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch ``mixtransfer COMMAND ...``."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -61,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
         print("\n'mixtransfer COMMAND --help' lists a command's options.")
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"mixtransfer {__version__}")
+        return 0
     if argv[0] not in COMMANDS:
         print(f"mixtransfer: error: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
         return 2

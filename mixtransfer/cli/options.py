@@ -20,7 +20,7 @@ __all__ = ["CODE", "add_arguments", "config_of", "positive", "seed", "share"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every command on a config, the config first."""
     parser.epilog = CODE
-    parser.add_argument("config", metavar="CONFIG", help="a config file, e.g. configs/seg/upernet_swin_tlalign.py")
+    parser.add_argument("config", metavar="CONFIG", help="a config file, or a name that mixtransfer configs lists")
     parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")
     parser.add_argument(

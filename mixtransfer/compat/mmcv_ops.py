@@ -23,7 +23,7 @@ import torch
 
 from mixtransfer.errors import UserError
 
-__all__ = ["install"]
+__all__ = ["install", "is_installed"]
 
 EXTENSION = "mmcv._ext"
 #: Op -> the module that computes it.
@@ -65,6 +65,12 @@ def install() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[EXTENSION] = module
+
+
+def is_installed() -> bool:
+    """Return whether ``mmcv.ops`` is served from here; False beside a compiled mmcv."""
+    extension = sys.modules.get(EXTENSION)
+    return extension is not None and getattr(extension.__spec__, "origin", None) == __name__
 
 
 def _has_compiled_ops() -> bool:

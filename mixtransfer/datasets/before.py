@@ -83,7 +83,7 @@ def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: P
     if fatal:
         kind, places = next(iter(fatal.items()))
         raise UserError(
-            f"{kind}: {places[0]}; {sum(map(len, fatal.values()))} problems in all, see tools/data.py check"
+            f"{kind}: {places[0]}; {sum(map(len, fatal.values()))} problems in all, see mixtransfer data check"
         )
     if masks and not found.masks:
         raise UserError(f"{file}: no annotation has a segmentation, the model has a mask head; use one for boxes only")

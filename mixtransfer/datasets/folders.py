@@ -194,7 +194,7 @@ def _largest_label(root: Path, masks: list[Path], progress: Progress) -> int:
         try:
             labels = read_mask(path)
         except Unusable as error:
-            raise UserError(f"{path}: {error}; see tools/data.py check") from error
+            raise UserError(f"{path}: {error}; see mixtransfer data check") from error
         largest = max(largest, int(labels[labels != 255].max(initial=0)))
         progress(done, len(masks))
     if largest == 0:

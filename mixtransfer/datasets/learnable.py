@@ -116,7 +116,7 @@ def _require_labels(training: _Masks, validation: list[_Masks]) -> None:
             found = count_labels(read_mask(path))
             require_labels(found, len(names), void)
         except Unusable as error:
-            raise UserError(f"{path}: {error}; see tools/data.py check") from error
+            raise UserError(f"{path}: {error}; see mixtransfer data check") from error
         counts += found
         progress(done, len(order) + len(more))
         if done < min(SAMPLE, len(order)):
@@ -151,7 +151,7 @@ def build_dataset(settings: Mapping) -> Any:
         first = next(leaf_datasets(settings))
         place = Path(first.get("data_root") or "") / str(first.get("ann_file") or "")
         chosen = [key for key in ("filter_cfg", "indices") if first.get(key) is not None]
-        remedy = f"change its {' and '.join(chosen)}" if chosen else "see tools/data.py check"
+        remedy = f"change its {' and '.join(chosen)}" if chosen else "see mixtransfer data check"
         raise UserError(f"{place}: no image is left after filtering; {remedy}")
     return dataset
 
@@ -194,6 +194,7 @@ class ZeroLosses:
             return
         if "loss" in self.zero:
             raise UserError(
-                f"the loss is exactly 0 in the first {FIRST_STEPS} steps: nothing is learned; see tools/data.py check"
+                f"the loss is exactly 0 in the first {FIRST_STEPS} steps: nothing is learned; see mixtransfer data"
+                " check"
             )
         notice(f"{', '.join(sorted(self.zero))}: exactly 0 in the first {FIRST_STEPS} steps, so it trains nothing")

@@ -281,7 +281,7 @@ def write_scenes(
     if present is not None and not outdated and not force:
         raise UserError(
             f"{root} holds scenes with other parameters ({_difference(present, parameters)}); name another folder, "
-            f"or replace them: python tools/data.py scenes {root} --force"
+            f"or replace them: mixtransfer data scenes {root} --force"
         )
     beside = Path(os.path.abspath(root))
     partial = beside.with_name(f".{beside.name}.partial-{os.getpid()}")

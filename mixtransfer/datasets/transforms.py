@@ -17,7 +17,7 @@ from mixtransfer.registry import TRANSFORMS, import_quietly
 __all__ = ["CheckImage", "LoadLabels", "add_checks"]
 
 LoadAnnotations = import_quietly("mmseg.datasets.transforms").LoadAnnotations
-SEE_CHECK = "see tools/data.py check"
+SEE_CHECK = "see mixtransfer data check"
 
 
 @TRANSFORMS.register_module()

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mixtransfer.datasets.folders import open_dataset
-from mixtransfer.demo.steps import FROM, ITERATIONS, NAMES, SEGMENT, SHORT, WORK, Step
+from mixtransfer.demo.steps import COUNT_MORE, FROM, ITERATIONS, NAMES, SEGMENT, WORK, Step
 from mixtransfer.engine.build import build_runner, prepare
 from mixtransfer.engine.config import load_config
 from mixtransfer.visualization import report
@@ -125,7 +125,9 @@ def _table(results: Mapping[str, dict], names: Sequence[str]) -> list[list[str]]
 
 
 def _config(key: str, purpose: str) -> Config:
-    cfg = load_config(SEGMENT, ("train", "val"), options=[FROM[key], *SHORT], data="scenes", work_dir=WORK / "report")
+    cfg = load_config(
+        SEGMENT, ("train", "val"), options=[FROM[key], *COUNT_MORE], data="scenes", work_dir=WORK / "report"
+    )
     prepare(cfg, purpose)
     return cfg
 

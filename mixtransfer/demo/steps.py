@@ -18,54 +18,18 @@ from pathlib import Path
 
 from mixtransfer.demo.screen import Screen
 
-__all__ = ["FROM", "ITERATIONS", "NAMES", "SCENES", "SEGMENT", "SHORT", "SMALL", "WORK", "Step", "plan", "run_chain"]
+__all__ = ["COUNT_MORE", "FROM", "ITERATIONS", "NAMES", "SCENES", "SEGMENT", "WORK", "Step", "plan", "run_chain"]
 
 WORK = Path("work_dirs/demo")
+HEADS = ("decode_head", "auxiliary_head")
 SCENES = "data/scenes"
-PRETRAIN, SEGMENT = "configs/pretrain/swin_micro_scenes.py", "configs/seg/upernet_swin_tlalign.py"
+#: How a step starts a command of this installation.
+COMMAND = ("-m", "mixtransfer")
+PRETRAIN, SEGMENT = "swin_micro_scenes", "upernet_swin_micro_scenes"
 WEIGHTS = WORK / "swin_micro_tlalign.safetensors"
 ITERATIONS = 450
-VALIDATE = 75
-#: Weights of the six classes of stuff and the six of things.
-THINGS_COUNT_MORE = "[1,1,1,1,1,1,2.5,2.5,2.5,2.5,2.5,2.5]"
-#: UPerNet's published recipe, made small: swin_micro, 32 channels, 128 × 128 pixels, a short schedule.
-SMALL = (
-    "model.backbone.arch=swin_micro",
-    "model.backbone.drop_path_rate=0.0",
-    "model.decode_head.channels=32",
-    "model.auxiliary_head.channels=32",
-    "model.data_preprocessor.size=(128,128)",
-    "test_dataloader.dataset.pipeline.1.scale=(512,128)",
-    "test_dataloader.num_workers=0",
-)
-SHORT = (
-    *SMALL,
-    "train_dataloader.batch_size=8",
-    "train_dataloader.num_workers=1",
-    "train_dataloader.dataset.pipeline.2.scale=(512,128)",
-    "train_dataloader.dataset.pipeline.2.ratio_range=(0.9,1.3)",
-    "train_dataloader.dataset.pipeline.3.crop_size=(128,128)",
-    # Milder than for photographs: a long schedule learns to see past changed colors, a short one does not.
-    "train_dataloader.dataset.pipeline.5.brightness_delta=16",
-    "train_dataloader.dataset.pipeline.5.contrast_range=(0.8,1.2)",
-    "train_dataloader.dataset.pipeline.5.saturation_range=(0.8,1.2)",
-    "train_dataloader.dataset.pipeline.5.hue_delta=5",
-    "val_dataloader.dataset.pipeline.1.scale=(512,128)",
-    "val_dataloader.dataset.indices=40",
-    "val_dataloader.num_workers=0",
-    "custom_hooks.0.cell_size=16",
-    # Things cover few pixels: without weights a run this short learns stuff alone.
-    f"model.decode_head.loss_decode.class_weight={THINGS_COUNT_MORE}",
-    f"model.auxiliary_head.loss_decode.class_weight={THINGS_COUNT_MORE}",
-    "optim_wrapper.optimizer.lr=2e-3",
-    "param_scheduler.0.end=30",
-    "param_scheduler.1.begin=30",
-    f"param_scheduler.1.end={ITERATIONS}",
-    f"train_cfg.max_iters={ITERATIONS}",
-    f"train_cfg.val_interval={VALIDATE}",
-    f"default_hooks.checkpoint.interval={ITERATIONS}",
-    "default_hooks.logger.interval=10",
-)
+#: Things cover few pixels: without weights a run this short learns the six classes of stuff, not the six of things.
+COUNT_MORE = [f"model.{head}.loss_decode.class_weight=[1,1,1,1,1,1,{','.join(['2.5'] * 6)}]" for head in HEADS]
 FROM = {
     "transferred": f"model.backbone.init_cfg.checkpoint={WEIGHTS}",
     "scratch": "model.backbone.init_cfg=None",
@@ -85,26 +49,26 @@ class Step:
     @property
     def command(self) -> str:
         """The line that a user would type."""
-        return f"python {shlex.join(self.argv)}"
+        return shlex.join(self.argv[1:] if self.argv[:1] == ("-m",) else ("python", *self.argv))
 
 
 def plan() -> list[Step]:
     """Return all steps in order."""
     pretrained = WORK / "pretrain"
-    train = ("tools/train.py", SEGMENT, "--data", "scenes", "--overwrite")
-    test = ("tools/test.py", SEGMENT)
+    train = (*COMMAND, "train", SEGMENT, "--data", "scenes", "--overwrite")
+    test = (*COMMAND, "test", SEGMENT)
     steps = [
-        Step("scenes", "Draw the scenes", ("tools/data.py", "scenes", SCENES), Path(SCENES)),
+        Step("scenes", "Draw the scenes", (*COMMAND, "data", "scenes", SCENES), Path(SCENES)),
         Step(
             "pretrain",
             "Pretrain a small Swin as a classifier, with TL-Align",
-            ("tools/train.py", PRETRAIN, "--data", "scenes", "--work-dir", str(pretrained), "--overwrite"),
+            (*COMMAND, "train", PRETRAIN, "--data", "scenes", "--work-dir", str(pretrained), "--overwrite"),
             pretrained / "last_checkpoint",
         ),
         Step(
             "convert",
             "Convert the checkpoint",
-            ("tools/convert.py", "PRETRAINED", str(WEIGHTS), "--arch", "swin_micro", "--force"),
+            (*COMMAND, "convert", "PRETRAINED", str(WEIGHTS), "--arch", "swin_micro", "--force"),
             WEIGHTS,
         ),
     ]
@@ -114,7 +78,7 @@ def plan() -> list[Step]:
             Step(
                 key,
                 f"Train UPerNet with token mixing, {name}",
-                (*train, *work, "--cfg-options", FROM[key], *SHORT),
+                (*train, *work, "--cfg-options", FROM[key], *COUNT_MORE),
                 WORK / key / f"iter_{ITERATIONS}.pth",
             )
         )
@@ -124,7 +88,7 @@ def plan() -> list[Step]:
             Step(
                 f"test_{key}",
                 f"Test on held-out scenes, {name}",
-                (*test, checkpoint, "--data", "scenes", *work, "--cfg-options", *SMALL),
+                (*test, checkpoint, "--data", "scenes", *work),
                 WORK / f"test_{key}" / "metrics.json",
             )
         )
@@ -135,9 +99,8 @@ def run_chain(steps: list[Step], before: list[str], took: dict[str, tuple[Step, 
     """Run steps after the commands ``before``, noting each with its seconds in ``took``; return a bad status."""
     for step in steps:
         if step.key == "convert":
-            step = dataclasses.replace(
-                step, argv=(step.argv[0], str(newest_checkpoint(WORK / "pretrain")), *step.argv[2:])
-            )
+            newest = str(newest_checkpoint(WORK / "pretrain"))
+            step = dataclasses.replace(step, argv=tuple(newest if x == "PRETRAINED" else x for x in step.argv))
         before.append(step.command)
         screen.say(step.title)
         seconds, status = run_step(step, before, screen)

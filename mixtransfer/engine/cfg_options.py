@@ -11,7 +11,7 @@ from mixtransfer.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["READ_BY_RUNNER", "apply_options", "first_line"]
+__all__ = ["READ_BY_RUNNER", "apply_options", "first_line", "literal"]
 
 #: The top-level names of a config that a runner reads; everything else is a variable of the config file.
 READ_BY_RUNNER = (
@@ -78,7 +78,7 @@ def _value(option: str, text: str) -> Any:
 
     text = text.strip()
     try:
-        value = _literal(ast.parse(text, mode="eval").body)
+        value = literal(ast.parse(text, mode="eval").body)
         return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         pass
@@ -94,15 +94,17 @@ def _value(option: str, text: str) -> Any:
     )
 
 
-def _literal(node: ast.expr) -> Any:
+def literal(node: ast.expr) -> Any:
     """Return the value of a literal in which ``dict(key=value)`` is one too; raise a ValueError for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("** in dict()")
+        return {str(keyword.arg): literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         keys = [key for key in node.keys if key is not None]
-        return {_literal(key): _literal(value) for key, value in zip(keys, node.values, strict=True)}
+        return {literal(key): literal(value) for key, value in zip(keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
-        items = [_literal(item) for item in node.elts]
+        items = [literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
     return ast.literal_eval(node)
 

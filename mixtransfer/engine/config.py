@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.engine.cfg_options import apply_options, first_line
-from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.engine.recipes import find_config
+from mixtransfer.errors import UserError
 from mixtransfer.progress import progress_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 __all__ = [
-    "CONFIGS",
     "LAUNCHERS",
     "differences",
     "drop_pretrained",
@@ -30,7 +30,6 @@ __all__ = [
     "task_of",
 ]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = {"mmseg": "seg", "mmdet": "det", "mmpretrain": "cls"}
 #: What :func:`differences` shows for an entry that one of the configs lacks, and the longest value it shows in full.
 ABSENT, SHOWN = "(absent)", 80
@@ -86,7 +85,9 @@ def load_config(
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file; ``_base_`` may name the configs of installed libraries, as in ``mmseg::_base_/...``.
+    """Read a config, a file or the name of one of ours.
+
+    ``_base_`` may name the configs of installed libraries, as in ``mmseg::_base_/...``.
 
     Raises:
         UserError: no such file, with the near names, or a file that cannot be read as a config.
@@ -94,13 +95,11 @@ def read_config(path: str | Path) -> Config:
     from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
-    if not Path(path).is_file():
-        known = [str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.py") if "_base_" not in file.parts]
-        raise unknown_name("config", str(path), known)
+    file = find_config(path)
     # mmengine looks for the distribution "mmsegmentation"; the maintained one has another name, the module has not.
     MODULE2PACKAGE["mmseg"] = "mmseg"
     try:
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg = Config.fromfile(file, import_custom_modules=False)
     except SyntaxError as error:
         raise UserError(f"{path}: not a config: line {error.lineno}: {error.msg}") from error
     except (OSError, NameError, KeyError, TypeError, AttributeError, ValueError) as error:

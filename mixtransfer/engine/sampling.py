@@ -108,7 +108,7 @@ class SeededDataset(Dataset):
                 return self.dataset[number]
             except UNREADABLE as error:
                 self._pass_over(number, error)
-        raise UserError("no image of the dataset can be loaded; see tools/data.py check")
+        raise UserError("no image of the dataset can be loaded; see mixtransfer data check")
 
     def _pass_over(self, number: int, error: Exception) -> None:
         """Note that a sample cannot be read; raise a UserError if it may not be replaced, ``error`` if it is a bug."""
@@ -116,7 +116,7 @@ class SeededDataset(Dataset):
         path = unreadable_file(info)
         if path is None:
             raise error
-        message = f"{path}: cannot be loaded ({last_line(error)}); see tools/data.py check"
+        message = f"{path}: cannot be loaded ({last_line(error)}); see mixtransfer data check"
         if self.unreadable is None or self.share == 0:
             raise UserError(message) from error
         self.unreadable[number] = True

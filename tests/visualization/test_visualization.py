@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +22,9 @@ from mixtransfer.visualization.batches import mixed_batch, mixed_classes
 from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
 
 ROOT = Path(__file__).parents[2]
-SEGMENT = str(ROOT / "configs/seg/upernet_swin_tlalign.py")
+SEGMENT = "upernet_swin_micro_scenes"
 CLASSIFY = str(ROOT / "configs/pretrain/swin_micro_scenes.py")
 PALETTE = [(255, 0, 0), (0, 0, 255)]
-SMALL = [option for option in demo.SHORT if "batch_size" not in option]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +53,7 @@ def test_a_token_of_two_classes_has_the_mean_of_their_colors_and_lacking_mass_is
 
 
 def test_mixed_batch_is_pasted_from_image_and_partner(scenes, tmp_path):
-    options = [*SMALL, "model.backbone.init_cfg=None", "train_dataloader.batch_size=4"]
+    options = ["model.backbone.init_cfg=None", "train_dataloader.batch_size=4"]
     batch = mixed_batch(build_runner(prepared(scenes, tmp_path, options, "draw mix")), seed=1)
     from_own = (batch.mixed_images == batch.images).all(-1)
     from_partner = (batch.mixed_images == batch.images[::-1]).all(-1)
@@ -92,7 +89,7 @@ def test_mix_draws_a_classifiers_batch_and_says_where_there_is_none(scenes, tmp_
 
 
 def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
-    options = ["--cfg-options", *SMALL, "model.backbone.init_cfg=None", "train_dataloader.batch_size=2"]
+    options = ["--cfg-options", "model.backbone.init_cfg=None", "train_dataloader.batch_size=2"]
     argv = ["align", SEGMENT, "--data", scenes, "--work-dir", str(tmp_path), "--count", "1", *options]
     assert run_command("visualize", argv) == 0
     assert (tmp_path / "align.png").is_file()
@@ -100,7 +97,7 @@ def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
 
 
 def test_only_what_depends_on_weights_asks_for_them(scenes, tmp_path, capsys):
-    options = ["--cfg-options", *SMALL, "model.backbone.init_cfg.checkpoint=none.pth", "train_dataloader.batch_size=2"]
+    options = ["--cfg-options", "model.backbone.init_cfg.checkpoint=none.pth", "train_dataloader.batch_size=2"]
     argv = [SEGMENT, "--data", scenes, "--work-dir", str(tmp_path), "--count", "1", *options]
     assert run_command("visualize", ["align", *argv]) == 2
     assert "no pretrained weights in none.pth; give their file with --cfg-options" in capsys.readouterr().err
@@ -109,7 +106,7 @@ def test_only_what_depends_on_weights_asks_for_them(scenes, tmp_path, capsys):
 
 
 def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
-    cfg = prepared(scenes, tmp_path, demo.SMALL, "predict")
+    cfg = prepared(scenes, tmp_path, [], "predict")
     model = build_runner(cfg).model
     last = model.decode_head.conv_seg
     with torch.no_grad():
@@ -117,7 +114,6 @@ def test_predict_writes_label_maps_in_the_dataset_s_values(scenes, tmp_path):
         last.bias.copy_(torch.arange(12) == 3)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "always_3.pth")
     argv = ["predict", SEGMENT, str(tmp_path / "always_3.pth"), "IMAGE", "--data", scenes, "--work-dir", str(tmp_path)]
-    argv += ["--cfg-options", *demo.SMALL]
     argv[3] = f"{scenes}/seg/images/validation/000000.jpg"
     assert run_command("visualize", argv) == 0
     assert set(np.unique(Image.open(tmp_path / "000000_labels.png"))) == {4}
@@ -184,10 +180,3 @@ def test_demo_notes_the_conversion_as_it_was_run(tmp_path, monkeypatch):
     took = {}
     assert demo.run_chain([step], [], took, Screen()) == 0
     assert took["convert"][0].argv[1] == str(tmp_path / "pretrain/epoch_1.pth")
-
-
-def test_demo_says_where_it_must_be_run(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "mixtransfer.demo"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "run it in the repository's folder" in done.stderr

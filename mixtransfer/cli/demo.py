@@ -1,46 +1,43 @@
-"""``make demo``: a Swin is pretrained with TL-Align, converted, and transferred to UPerNet, all on the built-in scenes.
-
-All commands are listed in the report with the time they took.
-"""
+"""``demo``: a Swin is pretrained with TL-Align, converted, and transferred to UPerNet, all on the built-in scenes."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from mixtransfer.demo.screen import Screen
-from mixtransfer.demo.steps import NAMES, SEGMENT, WORK, plan, run_chain
+__all__ = ["parser", "run"]
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``demo``, which has one option."""
-    options = argparse.ArgumentParser(prog="python -m mixtransfer.demo", description=__doc__.partition("\n")[0])
+    options = argparse.ArgumentParser(
+        prog="mixtransfer demo",
+        description="Pretrain a small Swin as a classifier with TL-Align on scenes that are drawn here, convert it,"
+        " train UPerNet on it and on random weights, and write work_dirs/demo/report.html, which lists every command.",
+    )
     options.add_argument("--fresh", action="store_true", help="repeat steps that were done before")
     return options
 
 
-def main() -> int:
+def run(args: argparse.Namespace) -> int:
     """Run all steps, write the report, and print the two mIoU in percent."""
-    args = parser().parse_args()
-    if not Path(SEGMENT).is_file():
-        print(f"mixtransfer.demo: error: no {SEGMENT} here; run it in the repository's folder", file=sys.stderr)
-        return 2
+    from mixtransfer.demo.screen import Screen
+    from mixtransfer.demo.steps import NAMES, WORK, plan, run_chain
+
     if args.fresh:
         shutil.rmtree(WORK, ignore_errors=True)
     steps = {step.key: step for step in plan()}
     screen, took = Screen(), {}
 
-    def run(chain: list[str]) -> int:
+    def run_keys(chain: list[str]) -> int:
         first = [] if "scenes" in chain else [steps["scenes"].command]
         return run_chain([steps[key] for key in chain], first, took, screen)
 
     for chains in ([["scenes"]], [["pretrain", "convert", *_ends("transferred")], _ends("scratch")]):
         # Networks this small leave a second core idle, so what does not wait for pretraining runs beside it.
         with ThreadPoolExecutor(len(chains)) as pool:
-            statuses = list(pool.map(run, chains))
+            statuses = list(pool.map(run_keys, chains))
         # A step that a signal killed has a negative status.
         failed = [status for status in statuses if status]
         if failed:
@@ -58,7 +55,3 @@ def main() -> int:
 
 def _ends(key: str) -> list[str]:
     return [key, f"test_{key}"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
