@@ -23,7 +23,7 @@ KINDS = {"pretrain": "classification", "seg": "segmentation", "det": "detection"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a config is for.
+    """Purpose and published scores of a config.
 
     Attributes:
         name: the file's name without its suffix, by which commands take it.
