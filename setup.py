@@ -57,6 +57,7 @@ setup(
         "onedl-mmdetection>=3.5.1",
         "onedl-mmsegmentation>=1.4.2",
         "onedl-mmpretrain>=1.3.6",
+        "hotcoco>=1.3",
         "safetensors",
         "typing_extensions",
     ],

@@ -33,6 +33,7 @@ __all__ = [
 SCOPE = "mixtransfer"
 #: Necks and heads that extend mmdet's and mmseg's, with their modules, which import such a library: seconds of a start.
 HEADS = {
+    "FCNMaskHead": "transfer.mask_head",
     "HorFPN": "transfer.hornet_heads",
     "HorUPerHead": "transfer.hornet_heads",
     "SegFormerHead": "transfer.segformer_head",

@@ -1,39 +1,92 @@
-"""Metrics of mmseg and mmdet that also keep their values class by class."""
+"""Metrics of mmseg and mmdet, counted exactly and in memory, that also keep their values class by class."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmseg.evaluation import IoUMetric
+from torch import Tensor
 
+from mixtransfer.evaluation.coco import evaluate
 from mixtransfer.registry import METRICS
 
-__all__ = ["ClassAP", "ClassIoU"]
+__all__ = ["ClassAP", "ClassIoU", "areas"]
 
 
 @METRICS.register_module()
 class ClassIoU(IoUMetric):
-    """mmseg's IoU; ``per_class`` holds the averaged values in percent, not-a-number for a class that never occurs."""
+    """mmseg's IoU, from exact counts; ``per_class`` holds the averaged values in percent.
+
+    mmseg adds pixels up in float32, which loses single ones from 2²⁴ pixels of a class on. Here they are integers, and
+    stay on the device until all images are counted. A class that never occurs is not-a-number.
+    """
+
+    @staticmethod
+    def intersect_and_union(
+        pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the pixels of each class in intersection, union, prediction and ground truth, (K,) each."""
+        shared, predicted, real = areas(pred_label, label, num_classes, ignore_index)
+        return shared, predicted + real - shared, predicted, real
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Return the means over ``size`` images; the counts come to the host in one read."""
+        if self.results and isinstance(self.results[0], tuple):
+            counts = torch.stack([torch.stack(areas) for areas in self.results]).cpu()
+            self.results = [tuple(image.unbind()) for image in counts]
+        return super().evaluate(size)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return mmseg's means over classes, in percent."""
         self.per_class: dict[str, dict[str, float]] = {}
         metrics = super().compute_metrics(results)
         if not self.format_only:
-            values = self.total_area_to_metrics(
-                *(sum(areas) for areas in zip(*results, strict=True)), self.metrics, self.nan_to_num, self.beta
-            )
+            totals = (sum(counts) for counts in zip(*results, strict=True))
+            values = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
             for i, name in enumerate(self.dataset_meta["classes"]):
                 self.per_class[name] = {key: 100 * float(v[i]) for key, v in values.items() if v.ndim}
         return metrics
 
+    @staticmethod
+    def total_area_to_metrics(*areas: Any, **options: Any) -> dict[str, Any]:
+        """Return mmseg's numbers of summed areas, divided in float64."""
+        totals = [area.double() if isinstance(area, Tensor) else area for area in areas]
+        return IoUMetric.total_area_to_metrics(*totals, **options)
+
+
+def areas(predicted: Tensor, real: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return the pixels of each class, (3, K) integers: found rightly, predicted, and in the ground truth.
+
+    Args:
+        predicted: classes (H, W).
+        real: classes (H, W); those of ``ignore_index`` count nowhere, others outside of 0 to K − 1 in no class.
+        num_classes: K.
+        ignore_index: the class of pixels that do not count.
+    """
+    counted = real != ignore_index
+    rows = (counted & (predicted == real), counted, counted)
+    bins = []
+    for number, (row, classes) in enumerate(zip(rows, (predicted, predicted, real), strict=True)):
+        inside = row & (classes >= 0) & (classes < num_classes)
+        bins.append(torch.where(inside, classes.long() + number * num_classes, 3 * num_classes).flatten())
+    index = torch.cat(bins)
+    if index.device.type == "cpu":
+        return index.bincount(minlength=3 * num_classes + 1)[:-1].view(3, -1)
+    # bincount reads the largest value back to the host.
+    counts = index.new_zeros(3 * num_classes + 1)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:-1].view(3, -1)
+
 
 @METRICS.register_module()
 class ClassAP(CocoMetric):
-    """mmdet's COCO metric; ``per_class`` holds the AP of each class for boxes and for masks.
+    """mmdet's COCO metric without files between; ``per_class`` holds the AP of each class for boxes and for masks.
 
-    A model that finds nothing has an AP of 0.
+    A model that finds nothing has an AP of 0. Proposals, and runs that only format, are mmdet's own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -41,14 +94,41 @@ class ClassAP(CocoMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return mmdet's means over classes, fractions."""
-        self.per_class = {name: {} for name in self.dataset_meta["classes"]}
+        names = self.dataset_meta["classes"]
+        self.per_class = {name: {} for name in names}
         wanted, metrics = self.metrics, {}
-        # One at a time: mmdet keeps the classes' numbers under names that the next kind would overwrite.
-        for kind in wanted:
-            self.metrics = [kind]
-            found = super().compute_metrics(results)
-            for name, values in self.per_class.items():
-                values[f"{kind}_AP"] = float(found.pop(f"{name}_precision", 0.0))
-            metrics.update({f"{kind}_mAP": 0.0, **found})
-        self.metrics = wanted
+        others = [kind for kind in wanted if kind not in ("bbox", "segm")]
+        if self.format_only or others:
+            self.metrics = others
+            try:
+                metrics.update(super().compute_metrics(results))
+            finally:
+                self.metrics = wanted
+            if self.format_only:
+                return metrics
+        truth, found = zip(*results, strict=True)
+        content = self._truth(truth)
+        if self.outfile_prefix is not None and not others:
+            self.results2json(found, self.outfile_prefix)
+        for kind in (kind for kind in wanted if kind not in others):
+            if kind == "segm" and "masks" not in found[0]:
+                raise KeyError("segm is not in results")
+            metrics.update(self._kind(kind, content, found))
         return metrics
+
+    def _truth(self, truth: Sequence[dict]) -> dict[str, Any]:
+        """Return the content of the ground truth's file; without one, that of the samples."""
+        if self._coco_api is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self._coco_api = COCO(self.gt_to_coco_json(truth, f"{folder}/truth"))
+        if self.cat_ids is None:
+            self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta["classes"])
+        return self._coco_api.dataset
+
+    def _kind(self, kind: str, content: dict[str, Any], found: Sequence[dict]) -> dict[str, float]:
+        result = evaluate(content, self.cat_ids, found, kind, self.proposal_nums, self.iou_thrs)
+        for category, value in zip(self._coco_api.load_cats(self.cat_ids), result.by_class(), strict=True):
+            self.per_class[category["name"]][f"{kind}_AP"] = round(value, 3)
+        stats = result.stats()
+        items = self.metric_items or ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+        return {f"{kind}_{item}": round(stats[item], 3) for item in items}

@@ -28,5 +28,6 @@ model = dict(
     # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
     # channels that follow from it. From random weights: model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
-    roi_head=dict(bbox_head=box_heads),
+    # mmdet's mask targets without a full-size mask for every proposal.
+    roi_head=dict(bbox_head=box_heads, mask_head=dict(type="mixtransfer.FCNMaskHead")),
 )
