@@ -30,7 +30,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m mixtransfer demo
 
 test: $(VENV)/.installed $(VENV)/transformers/.installed
-	$(BIN)/python -m pytest
+	# A process a core, each of one thread: small networks leave a second thread waiting.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed $(VENV)/.lint-installed
 	$(BIN)/ruff format --check .

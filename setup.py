@@ -61,6 +61,6 @@ setup(
         "safetensors",
         "typing_extensions",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "basedpyright", "PyYAML"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML"]},
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},
 )
