@@ -19,6 +19,7 @@ from benchmarks.originals.common import (
     to_windows,
 )
 from mixtransfer.backbones import msg_transformer, posmlp, regionvit, swin, swin_mlp
+from mixtransfer.layers.token_maps import offset_features
 from mixtransfer.layers.windows import WindowGrid
 
 __all__ = ["WAYS"]
@@ -308,7 +309,7 @@ def pair_mask(h: int, w: int, side: int, bottom: int, right: int, device: torch.
 def offsets(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the features of each offset, (N, N, 5); the published code keeps them as a buffer."""
     tokens = window * window
-    return posmlp.offset_features(window, device, dtype).t().reshape(tokens, tokens, 5)
+    return offset_features(window, device, dtype).t().reshape(tokens, tokens, 5)
 
 
 class PosQuadraticMap(posmlp.QuadraticMap):

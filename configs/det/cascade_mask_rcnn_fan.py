@@ -27,3 +27,6 @@ auto_scale_lr = dict(base_batch_size=32)
 
 # As published: exempt is what is called a norm, so the layer scales, the BatchNorms and the norms of the stem decay.
 optim_wrapper = dict(paramwise_cfg=dict(undecayed=["norm"]))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(fan_hybrid_small=dict(), fan_hybrid_base=dict(), fan_hybrid_large=dict())

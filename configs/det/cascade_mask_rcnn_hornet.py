@@ -32,3 +32,15 @@ optim_wrapper = dict(
     optimizer=dict(lr=2e-4),
     paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.7, layers_above=layers_above),
 )
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(
+    hornet_tiny_gf=dict(),
+    hornet_small_7x7=dict(drop_path=0.6),
+    hornet_small_gf=dict(drop_path=0.6),
+    hornet_base_7x7=dict(drop_path=0.7, layer_decay=0.8),
+    hornet_base_gf=dict(drop_path=0.7, layer_decay=0.8),
+    # From ImageNet-22k.
+    hornet_large_7x7=dict(drop_path=0.7, lr=1e-4),
+    hornet_large_gf=dict(drop_path=0.7, lr=1e-4),
+)

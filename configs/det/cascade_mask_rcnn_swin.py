@@ -19,3 +19,6 @@ model = dict(
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(swin_small=dict(), swin_base=dict(drop_path=0.3))

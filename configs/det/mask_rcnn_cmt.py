@@ -3,9 +3,9 @@
     tools/convert.py cmt_s.pth checkpoints/cmt_s.safetensors --arch cmt_s
     tools/train.py configs/det/mask_rcnn_cmt.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection) at 1e-4 with the drop path of pretraining; the
-paper's detectors have no code. Published: 44.6 box AP, 40.7 mask AP (arXiv 2107.06263; not confirmed here). Not
-reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/mask_rcnn_pvt_t_fpn_1x_coco.py) at 1e-4
+with the drop path of pretraining; the paper's detectors have no code. Published: 44.6 box AP, 40.7 mask AP (arXiv
+2107.06263; not confirmed here). Not reproduced yet.
 """
 
 _base_ = "../_base_/mask_rcnn_1x.py"
@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.CMT",
         arch="cmt_s",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/cmt_s.safetensors"),
     ),

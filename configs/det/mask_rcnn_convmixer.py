@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.ConvMixer",
         arch="convmixer_1024_20_ks9_p14",
+        output_norm="layer",
         out_indices=(19,),
         init_cfg=dict(checkpoint="checkpoints/convmixer.safetensors"),
     ),

@@ -13,6 +13,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.VisionTransformer",
         arch="deit_small",
+        output_norm="layer",
         drop_path_rate=0.1,
         out_indices=(11,),
         init_cfg=dict(checkpoint="checkpoints/deit_small.safetensors"),

@@ -15,6 +15,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.DynamicViT",
         arch="dynamicvit_deit_s_07",
+        output_norm="layer",
         out_indices=(11,),
         init_cfg=dict(checkpoint="checkpoints/dynamicvit_deit_s_07.safetensors"),
     ),

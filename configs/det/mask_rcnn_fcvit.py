@@ -21,3 +21,6 @@ model = dict(
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)
 optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(undecayed=[]))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(fcvit_b24=dict())

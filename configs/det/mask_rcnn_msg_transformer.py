@@ -14,6 +14,9 @@ model = dict(
     backbone=dict(
         type="mixtransfer.MSGTransformer",
         arch="msg_transformer_tiny",
+        # Those of the paper's detectors, from memory; the classifier's exchange nothing beyond 224 pixels.
+        shuffles=(4, 4, 8, 4),
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/msg_transformer_tiny.safetensors"),
     ),

@@ -13,6 +13,9 @@ model = dict(
     backbone=dict(
         type="mixtransfer.PosMLP",
         arch="posmlp_t",
+        # Otherwise no map sees beyond 224 pixels.
+        shift_windows=True,
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/posmlp_t.safetensors"),
     ),

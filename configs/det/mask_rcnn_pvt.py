@@ -21,3 +21,6 @@ model = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(decay_norms=True))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(pvt_small=dict(), pvt_medium=dict(), pvt_large=dict(lr=2e-4 / 1.4, batch=1, total=8))

@@ -20,3 +20,6 @@ model = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=dict(decay_norms=True))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(raft_mlp_m=dict(), raft_mlp_l=dict())

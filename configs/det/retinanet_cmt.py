@@ -3,8 +3,9 @@
     tools/convert.py cmt_s.pth checkpoints/cmt_s.safetensors --arch cmt_s
     tools/train.py configs/det/retinanet_cmt.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection) with the drop path of pretraining; the paper's
-detectors have no code. Published: 44.3 box AP (arXiv 2107.06263, abstract). Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/retinanet_pvt_t_fpn_1x_coco.py) with
+the drop path of pretraining; the paper's detectors have no code. Published: 44.3 box AP (arXiv 2107.06263, abstract).
+Not reproduced yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"
@@ -13,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.CMT",
         arch="cmt_s",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/cmt_s.safetensors"),
     ),

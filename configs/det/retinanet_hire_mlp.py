@@ -3,8 +3,9 @@
     tools/convert.py hire_mlp_tiny.pth checkpoints/hire_mlp_tiny.safetensors --arch hire_mlp_tiny
     tools/train.py configs/det/retinanet_hire_mlp.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection); there is no code for the published detectors.
-Published: 38.9 box AP (arXiv 2108.13341; not confirmed here). Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/retinanet_pvt_t_fpn_1x_coco.py); there
+is no code for the published detectors. Published: 38.9 box AP (arXiv 2108.13341; not confirmed here). Not reproduced
+yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"

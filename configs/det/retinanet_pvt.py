@@ -19,3 +19,6 @@ model = dict(
     ),
     neck=dict(in_channels=[128, 320, 512]),
 )
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(pvt_small=dict(), pvt_medium=dict(), pvt_large=dict())

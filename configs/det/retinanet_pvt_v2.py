@@ -18,3 +18,13 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 160, 256]),
 )
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(
+    pvt_v2_b1=dict(),
+    pvt_v2_b2=dict(),
+    pvt_v2_b2_li=dict(),
+    pvt_v2_b3=dict(),
+    pvt_v2_b4=dict(lr=1e-4 / 1.4, batch=1, total=8),
+    pvt_v2_b5=dict(lr=1e-4 / 1.4, batch=1, total=8),
+)

@@ -3,8 +3,9 @@
     tools/convert.py pyramid_tnt_small.pth checkpoints/pyramid_tnt_small.safetensors --arch pyramid_tnt_small
     tools/train.py configs/det/retinanet_pyramid_tnt.py
 
-Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's RetinaNet (whai362/PVT, detection) on strides 8 to 128. Published: 42.0
-box AP (arXiv 2201.00978; not confirmed here), without code or settings. Not reproduced yet.
+Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's RetinaNet (whai362/PVT,
+detection/configs/retinanet_pvt_t_fpn_1x_coco.py) on strides 8 to 128. Published: 42.0 box AP (arXiv 2201.00978; not
+confirmed here), without code or settings. Not reproduced yet.
 """
 
 _base_ = "../_base_/retinanet_1x.py"
@@ -15,6 +16,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.PyramidTNT",
         arch="pyramid_tnt_small",
+        output_norm="layer",
         drop_path_rate=0.1,
         out_indices=(0, 1, 2, 3),
         init_cfg=dict(checkpoint="checkpoints/pyramid_tnt_small.safetensors"),

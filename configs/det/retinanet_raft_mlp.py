@@ -18,3 +18,6 @@ model = dict(
     ),
     neck=dict(in_channels=[128, 256, 512]),
 )
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(raft_mlp_m=dict(), raft_mlp_l=dict())

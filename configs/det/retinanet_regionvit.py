@@ -32,3 +32,12 @@ train_pipeline, test_pipeline = (
 train_dataloader = dict(sampler=dict(type="InfiniteSampler"), dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+# The published files are the same for all backbones.
+sizes = dict(
+    regionvit_small_w14=dict(),
+    regionvit_small_w14_peg=dict(),
+    regionvit_base=dict(),
+    regionvit_base_w14=dict(),
+    regionvit_base_w14_peg=dict(),
+)

@@ -2,8 +2,9 @@
 
     tools/train.py configs/pretrain/cait.py
 
-Hardware: 8 GPUs × 128 images, as published. Recipe: CaiT, arXiv 2103.17239: DeiT's over 400 epochs, tested without a
-margin. Published: 77.6 top-1 at 224 pixels without distillation (there; not confirmed here). Not reproduced yet.
+Hardware: 8 GPUs × 128 images. Recipe: facebookresearch/deit, main.py, DeiT's, over the 400 epochs of CaiT's paper
+(arXiv 2103.17239) and tested without a margin (README_cait.md). Published: 77.6 top-1 at 224 pixels without
+distillation (there; not confirmed here). Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"

@@ -2,9 +2,9 @@
 
     tools/train.py configs/pretrain/cait_smmix.py
 
-Hardware: 8 GPUs × 128 images, as published for CaiT. Recipe: CaiT's, with SMMix in place of CutMix (arXiv 2212.12977;
-its code has no CaiT: squares go by the last patch block, regions by the patches behind it). Published: a gain of more
-than 1 % (there, abstract). Not reproduced yet.
+Hardware: 8 GPUs × 128 images. Recipe: CaiT's, cait.py, with SMMix in place of CutMix (arXiv 2212.12977; its code has no
+CaiT: squares go by the last patch block, regions by the patches behind it). Published: a gain of more than 1 % (there,
+abstract). Not reproduced yet.
 """
 
 _base_ = "./cait.py"

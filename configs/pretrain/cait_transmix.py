@@ -2,9 +2,9 @@
 
     tools/train.py configs/pretrain/cait_transmix.py
 
-Hardware: 8 GPUs × 128 images, as published for CaiT. Recipe: CaiT's, with TransMix in place of CutMix, by the attention
-of the last class block (arXiv 2111.09833; its code has DeiT only). Published: a gain over CaiT (paper), whose number is
-not confirmed here. Not reproduced yet.
+Hardware: 8 GPUs × 128 images. Recipe: CaiT's, cait.py, with TransMix in place of CutMix, by the attention of the last
+class block (arXiv 2111.09833; its code has DeiT only). Published: a gain over CaiT (paper), whose number is not
+confirmed here. Not reproduced yet.
 """
 
 _base_ = "./cait.py"

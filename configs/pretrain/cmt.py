@@ -2,10 +2,9 @@
 
     tools/train.py configs/pretrain/cmt.py
 
-Hardware: 8 GPUs × 256 images, as published. Recipe: ggjy/CMT.pytorch, README (arXiv 2107.06263): DeiT's, AdamW 8e-4 for
-every 512 images, 20 epochs warmup. Published: 79.0 top-1 (there, README). Tested by DeiT's rule, int(256 / 224 · 160),
-the published datasets.py not being in the code. The published dropout of 0.1 before the head is left out. Not
-reproduced yet.
+Hardware: 8 GPUs × 256 images, as published. Recipe: ggjy/CMT.pytorch, README.md, train.py and datasets.py (arXiv
+2107.06263): DeiT's, AdamW 8e-4 for every 512 images, 20 epochs warmup. Published: 79.0 top-1 (there, README). The
+published dropout of 0.1 before the head is left out. Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"
@@ -35,3 +34,10 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20),
 ]
 train_cfg = dict(max_epochs=800)
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(
+    cmt_xs=dict(drop_path=0.08, weight_decay=0.04, lr=2.8e-3, start=1e-6 / 2.8e-3, last_lr=2e-5, epochs=400),
+    cmt_s=dict(lr=1e-3, start=1e-4, batch=128, total=1024, epochs=300),
+    cmt_b=dict(drop_path=0.25, lr=5e-4, start=2e-3, last_lr=2e-5, batch=64, total=512, epochs=300),
+)

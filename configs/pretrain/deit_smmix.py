@@ -2,8 +2,9 @@
 
     tools/train.py configs/pretrain/deit_smmix.py
 
-Hardware: 4 GPUs × 256 images, as published. Recipe: ChenMnZ/SMMix (arXiv 2212.12977): DeiT's without random erasing,
-each image once an epoch. Published: 81.1 top-1, against 79.8 of DeiT (there, README). Not reproduced yet.
+Hardware: 4 GPUs × 256 images, as published. Recipe: ChenMnZ/SMMix, script/train.sh and main.py (arXiv 2212.12977):
+DeiT's without random erasing, each image once an epoch. Published: 81.1 top-1, against 79.8 of DeiT (there, README).
+Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"

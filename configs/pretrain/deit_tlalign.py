@@ -2,8 +2,9 @@
 
     tools/train.py configs/pretrain/deit_tlalign.py
 
-Hardware: 8 GPUs × 128 images, as published. Recipe: Euphoria16/TL-Align (arXiv 2210.06455): DeiT's, with boxes of
-tokens in place of Mixup and CutMix. Published: 73.2 top-1, against 72.2 of DeiT (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 128 images, as published. Recipe: Euphoria16/TL-Align, train_deit_small_tla.sh and main_tla.py (arXiv
+2210.06455): DeiT's, with boxes of tokens in place of Mixup and CutMix. Published: 73.2 top-1, against 72.2 of DeiT
+(there, README). Not reproduced yet.
 """
 
 _base_ = "./deit.py"

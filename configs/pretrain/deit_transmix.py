@@ -30,3 +30,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99996)]
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(deit_base={"weight_decay": 0.05, "warmup": 5, "model.mixing.switch_prob": 0.8})

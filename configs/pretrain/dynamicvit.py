@@ -34,3 +34,12 @@ custom_hooks = [
     dict(type="mixtransfer.HoldPretrainedHook", epochs=5),
     dict(type="mmpretrain.EMAHook", momentum=1e-4, evaluate_on_origin=True),
 ]
+
+# DeiT-B as the README has it.
+sizes = dict(
+    dynamicvit_deit_b_07={
+        "drop_path": 0.2,
+        "model.ratio_weight": 5.0,
+        "model.teacher.checkpoint": "data/deit_base_patch16_224-b5f2ef4d.pth",
+    },
+)

@@ -11,3 +11,10 @@ at 4.5. Not reproduced yet.
 _base_ = "./dynamicvit_convnext.py"
 
 model = dict(arch="dynamicvit_swin_t_07", teacher=dict(checkpoint="data/swin_tiny_patch4_window7_224.pth"))
+
+# Other sizes (--arch) as the README has them.
+sizes = dict(
+    _delete_=True,
+    dynamicvit_swin_s_07={"model.teacher.checkpoint": "data/swin_small_patch4_window7_224.pth"},
+    dynamicvit_swin_b_07={"drop_path": 0.5, "model.teacher.checkpoint": "data/swin_base_patch4_window7_224.pth"},
+)

@@ -27,3 +27,15 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5, end=300),
 ]
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99992)]
+
+# Other sizes (--arch) as their published scripts have them. How many GPUs those ran on is not published: totals are of
+# 32, as for FAN-T.
+sizes = dict(
+    fan_hybrid_small=dict(drop_path=0.25, lr=4e-3, start=2.5e-4, batch=64, total=2048),
+    fan_hybrid_base=dict(drop_path=0.35, lr=4e-3, start=2.5e-4, warmup=10, batch=64, total=2048),
+    fan_hybrid_large=dict(drop_path=0.45, lr=4e-3, start=2.5e-4, warmup=10, batch=64, total=2048),
+    fan_vit_tiny=dict(drop_path=0.0, lr=2e-3, start=5e-4, erase=0.25, batch=128, total=4096),
+    fan_vit_small=dict(drop_path=0.2, lr=2e-3, start=5e-4, erase=0.25),
+    fan_vit_base=dict(drop_path=0.35, lr=2e-3, start=5e-4, batch=64, total=2048),
+    fan_vit_large=dict(drop_path=0.3),
+)

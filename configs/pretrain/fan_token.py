@@ -21,3 +21,9 @@ train_pipeline = [
 
 model = dict(teacher=dict(arch="fan_hybrid_tiny_token", checkpoint="work_dirs/fan_token_labeler/epoch_360.pth"))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+# A student learns from a labeler of its own size.
+sizes = {
+    f"fan_hybrid_{size}_token": {"model.teacher.arch": f"fan_hybrid_{size}_token"}
+    for size in ("small", "base", "large")
+}

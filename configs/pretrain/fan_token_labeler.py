@@ -30,3 +30,10 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=360)
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99992)]
+
+# Other sizes (--arch) as their published scripts have them; B and L ran on an unpublished number of machines.
+sizes = dict(
+    fan_hybrid_small_token=dict(drop_path=0.25),
+    fan_hybrid_base_token=dict(drop_path=0.35, lr=4e-3, start=2.5e-4, warmup=10, batch=64),
+    fan_hybrid_large_token=dict(drop_path=0.45, lr=4e-3, start=2.5e-4, warmup=10, batch=64),
+)

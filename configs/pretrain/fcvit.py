@@ -21,3 +21,6 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5, end=300),
 ]
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(fcvit_b12=dict(), fcvit_b24=dict(), fcvit_b48=dict(drop_path=0.2))

@@ -2,9 +2,9 @@
 
     tools/train.py configs/pretrain/hire_mlp.py
 
-Hardware: 8 GPUs × 256 images, as published. Recipe: ggjy/Hire-Wave-MLP.pytorch (arXiv 2108.13341): DeiT's, AdamW 2e-3
-at batch 2048, 20 epochs warmup, no drop path, 10 epochs at the lowest rate. Published: 79.7 top-1 (there, README). Not
-reproduced yet.
+Hardware: 8 GPUs × 256 images, as published. Recipe: ggjy/Hire-Wave-MLP.pytorch, README.md and train.py (arXiv
+2108.13341): DeiT's, AdamW 2e-3 at batch 2048, 20 epochs warmup, no drop path, 10 epochs at the lowest rate. Published:
+79.7 top-1 (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"
@@ -21,3 +21,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
 train_cfg = dict(max_epochs=310)
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(hire_mlp_base=dict(drop_path=0.2, lr=1e-3, start=1e-3, batch=128, total=1024))

@@ -20,3 +20,12 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=20),
 ]
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.9999)]
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(
+    hornet_tiny_gf=dict(clip=1.0),
+    hornet_small_7x7=dict(drop_path=0.4, clip=5.0),
+    hornet_small_gf=dict(drop_path=0.4, clip=1.0, magnitude=12),
+    hornet_base_7x7=dict(drop_path=0.5, clip=5.0),
+    hornet_base_gf=dict(drop_path=0.5, clip=1.0, magnitude=15),
+)

@@ -3,8 +3,9 @@
     tools/train.py configs/pretrain/mixmim_pretrain.py --amp
 
 Its checkpoint is converted like a published one; configs/pretrain/mixmim.py and the dense recipes start from there.
-Hardware: 8 GPUs × 256 images; published 16 × 128. Recipe: Sense-X/MixMIM, pretraining (arXiv 2205.13137): AdamW 1.2e-3
-at batch 2048, float16. Published: 85.1 top-1 after fine-tuning (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 256 images; published 16 × 128. Recipe: Sense-X/MixMIM, exp/base_600ep/pretrain.sh and
+main_pretrain.py (arXiv 2205.13137): AdamW 1.2e-3 at batch 2048, float16. Published: 85.1 top-1 after fine-tuning
+(there, README). Not reproduced yet.
 """
 
 _base_ = [

@@ -36,3 +36,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=10, end=300),
 ]
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99992)]
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(posmlp_s=dict(lr=1e-3, start=1e-2, batch=60, total=240, epochs=300))

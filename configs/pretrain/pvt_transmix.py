@@ -2,8 +2,9 @@
 
     tools/train.py configs/pretrain/pvt_transmix.py
 
-Hardware: 8 GPUs × 128 images, as published for PVT. Recipe: PVT's, with TransMix in place of CutMix (arXiv 2111.09833;
-its code has DeiT only). Published: 80.5 top-1, against 79.8 of PVT (paper, from memory). Not reproduced yet.
+Hardware: 8 GPUs × 128 images, as published for PVT. Recipe: PVT's, pvt.py, with TransMix in place of CutMix (arXiv
+2111.09833; its code has DeiT only). Published: 80.5 top-1, against 79.8 of PVT (paper, from memory). Not reproduced
+yet.
 """
 
 _base_ = "./pvt.py"

@@ -2,9 +2,10 @@
 
     tools/train.py configs/pretrain/raft_mlp.py
 
-Hardware: 8 GPUs × 256 images. Recipe: okojoalg/raft-mlp (arXiv 2108.04384): AdamW 2e-3 at batch 2048, everything
-decayed, crops of one size. Published: 76.1 top-1 (there; not confirmed here). The published code mixes every batch by
-Mixup and by CutMix, one after the other, jitters colors and cuts squares out instead of erasing. Not reproduced yet.
+Hardware: 8 GPUs × 256 images. Recipe: okojoalg/raft-mlp, configs/settings/imagenet-raft-mlp-cross-mlp-emb-s.yaml (arXiv
+2108.04384): AdamW 2e-3 at batch 2048, everything decayed, crops of one size. Published: 76.1 top-1 (there; not
+confirmed here). The published code mixes every batch by Mixup and by CutMix, one after the other, jitters colors and
+cuts squares out instead of erasing. Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"
@@ -30,3 +31,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=5),
 ]
 train_cfg = dict(max_epochs=305)
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(raft_mlp_m=dict(), raft_mlp_l=dict())

@@ -2,8 +2,8 @@
 
     tools/train.py configs/pretrain/regionvit.py
 
-Hardware: 8 GPUs × 256 images, as published. Recipe: IBM/RegionViT (arXiv 2106.02689): DeiT's, AdamW 2e-3 at batch 2048.
-Published: 80.4 top-1 (there, README). Not reproduced yet.
+Hardware: 8 GPUs × 256 images, as published. Recipe: IBM/RegionViT, README.md and main.py (arXiv 2106.02689): DeiT's,
+AdamW 2e-3 at batch 2048. Published: 80.4 top-1 (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/imagenet_300e.py"

@@ -2,8 +2,9 @@
 
     tools/train.py configs/pretrain/swin_mlp.py
 
-Hardware: 8 GPUs × 128 images, as published. Recipe: microsoft/Swin-Transformer: Swin's. Published: 79.4 top-1 (there,
-README). Not reproduced yet.
+Hardware: 8 GPUs × 128 images, as published. Recipe: microsoft/Swin-Transformer,
+configs/swinmlp/swin_mlp_tiny_c24_patch4_window8_256.yaml and config.py: Swin's. Published: 79.4 top-1 (there, README).
+Not reproduced yet.
 """
 
 _base_ = "./swin.py"
@@ -25,3 +26,10 @@ model = dict(
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(
+    swin_mlp_tiny_c12_w8_256=dict(),
+    swin_mlp_tiny_c6_w8_256=dict(),
+    swin_mlp_base_w7_224=dict(drop_path=0.5),
+)

@@ -2,9 +2,9 @@
 
     tools/train.py configs/pretrain/swin_tlalign.py
 
-Hardware: 8 GPUs × 128 images, as published for Swin. Recipe: Swin's, with token boxes in place of Mixup and CutMix, as
-TL-Align trains (arXiv 2210.06455). Published: 81.4 top-1, against 81.2 without alignment (Euphoria16/TL-Align, README).
-Not reproduced yet.
+Hardware: 8 GPUs × 128 images. Recipe: Swin's, swin.py, with token boxes in place of Mixup and CutMix, as TL-Align
+trains (arXiv 2210.06455). Published: 81.4 top-1, against 81.2 without alignment (Euphoria16/TL-Align, README). Not
+reproduced yet.
 """
 
 _base_ = "./swin.py"

@@ -34,3 +34,6 @@ sync_bn = "torch"
 train_dataloader = dict(batch_size=1)
 # As published: exempt is what is called a norm, so the layer scales, the BatchNorms and the norms of the stem decay.
 optim_wrapper = dict(paramwise_cfg=dict(undecayed=["norm"], head_lr_mult=10.0))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(fan_hybrid_small_seg=dict(), fan_hybrid_base_seg=dict(), fan_hybrid_large_seg=dict())

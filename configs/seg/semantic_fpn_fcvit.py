@@ -21,3 +21,6 @@ model = dict(
 
 # Layer scales decay too.
 optim_wrapper = dict(paramwise_cfg=dict(undecayed=[]))
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(fcvit_b24=dict())

@@ -3,8 +3,8 @@
     tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/seg/semantic_fpn_pvt_v2.py
 
-Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation); the code has none for PVTv2. Published: 37.2
-mIoU (arXiv 2106.13797; not confirmed here). Not reproduced yet.
+Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation/configs/sem_fpn/PVT/fpn_pvt_t_ade20k_40k.py); the
+code has none for PVTv2. Published: 37.2 mIoU (arXiv 2106.13797; not confirmed here). Not reproduced yet.
 """
 
 _base_ = "../_base_/semantic_fpn_40k.py"

@@ -23,3 +23,6 @@ model = dict(
 test_pipeline = [step for step in _base_.test_pipeline if step.type != "ResizeToMultiple"]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+# Other sizes (--arch) as their published files have them.
+sizes = dict(raft_mlp_m=dict(), raft_mlp_l=dict())

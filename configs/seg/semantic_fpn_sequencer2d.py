@@ -3,9 +3,9 @@
     tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/seg/semantic_fpn_sequencer2d.py
 
-Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation) with the drop path of pretraining; the paper's
-settings are not in its code. Published: 46.1 mIoU (arXiv 2205.01972, appendix; not confirmed here). FPN joins the
-strides 7, 14, 14 and 14 as they are. Not reproduced yet.
+Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation/configs/sem_fpn/PVT/fpn_pvt_t_ade20k_40k.py) with
+the drop path of pretraining; the paper's settings are not in its code. Published: 46.1 mIoU (arXiv 2205.01972,
+appendix; not confirmed here). FPN joins the strides 7, 14, 14 and 14 as they are. Not reproduced yet.
 """
 
 _base_ = "../_base_/semantic_fpn_40k.py"
@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.Sequencer2D",
         arch="sequencer2d_s",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/sequencer2d_s.safetensors"),
     ),

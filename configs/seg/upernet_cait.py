@@ -13,6 +13,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.CaiT",
         arch="cait_xxs24",
+        output_norm="layer",
         drop_path_rate=0.05,
         init_cfg=dict(checkpoint="checkpoints/cait_xxs24.safetensors"),
     ),

@@ -13,6 +13,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.CMT",
         arch="cmt_s",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/cmt_s.safetensors"),
     ),

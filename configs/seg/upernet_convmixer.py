@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.ConvMixer",
         arch="convmixer_1024_20_ks9_p14",
+        output_norm="layer",
         init_cfg=dict(checkpoint="checkpoints/convmixer.safetensors"),
     ),
     neck=dict(in_channels=[1024, 1024, 1024, 1024], out_channels=1024, scales=[14 / 4, 14 / 8, 14 / 16, 14 / 32]),

@@ -15,6 +15,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.DynamicViT",
         arch="dynamicvit_deit_s_07",
+        output_norm="layer",
         init_cfg=dict(checkpoint="checkpoints/dynamicvit_deit_s_07.safetensors"),
     ),
     neck=dict(in_channels=[384, 384, 384, 384], out_channels=384),

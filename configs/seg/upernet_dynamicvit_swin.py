@@ -15,6 +15,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.DynamicSwin",
         arch="dynamicvit_swin_t_07",
+        output_norm="layer",
         drop_path_rate=0.2,
         init_cfg=dict(checkpoint="checkpoints/dynamicvit_swin_t_07.safetensors"),
     ),

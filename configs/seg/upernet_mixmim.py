@@ -14,6 +14,10 @@ model = dict(
     backbone=dict(
         type="mixtransfer.MixMIMEncoder",
         arch="mixmim_base",
+        # What the published sizes would have at 512 pixels; the last two maps see the whole of any image.
+        window=(16, 16, 32, 16),
+        shift_windows=True,
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/mixmim_base.safetensors"),
     ),

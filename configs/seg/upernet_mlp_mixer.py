@@ -16,6 +16,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.MLPMixer",
         arch="mixer_b16",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/mixer_b16.safetensors"),
     ),

@@ -16,6 +16,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.PyramidTNT",
         arch="pyramid_tnt_small",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/pyramid_tnt_small.safetensors"),
     ),

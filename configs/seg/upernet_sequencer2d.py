@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.Sequencer2D",
         arch="sequencer2d_s",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/sequencer2d_s.safetensors"),
     ),

@@ -14,6 +14,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.SReT",
         arch="sret_tiny",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/sret_tiny.safetensors"),
     ),

@@ -20,3 +20,12 @@ model = dict(
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )
+
+# Other sizes (--arch) as their published files have them;
+# those from ImageNet-22k have crops of 640 in the paper (arXiv 2103.14030, table 3; from memory), without a file.
+sizes = dict(
+    swin_small=dict(),
+    swin_base=dict(),
+    swin_base_w12=dict(crop=640),
+    swin_large_w12=dict(crop=640),
+)

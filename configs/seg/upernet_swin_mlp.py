@@ -13,6 +13,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.SwinMLP",
         arch="swin_mlp_tiny_c24_w8_256",
+        output_norm="layer",
         drop_path_rate=0.2,
         init_cfg=dict(checkpoint="checkpoints/swin_mlp_tiny_c24_w8_256.safetensors"),
     ),

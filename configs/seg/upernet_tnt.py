@@ -15,6 +15,7 @@ model = dict(
     backbone=dict(
         type="mixtransfer.TNT",
         arch="tnt_small",
+        output_norm="layer",
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint="checkpoints/tnt_small.safetensors"),
     ),

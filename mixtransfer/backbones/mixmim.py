@@ -11,8 +11,8 @@ channels encode the column, the other half the row; a checkpoint's table is take
 384 pixels hold a resampled, not a fresh, sinusoid). In pretraining a token attends to the tokens of its own image only,
 and the mask, whose cells are the tokens of the last stage, is the same for the whole batch.
 Different: grids are padded to whole windows after the first norm, as in Swin, and the sinusoid is resampled to the grid
-(bicubic). No dense code is published with these networks: the maps are the un-normalized tokens at the end of each
-stage, before merging.
+(bicubic); as an option, for dense use, odd blocks shift their windows where a map is larger than one. No dense code is
+published with these networks: the maps are the un-normalized tokens at the end of each stage, before merging.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ UPERNET = "ADE20K: UPerNet, arXiv 2205.13137v1 as listed by Papers with Code"
 PATCH = 4
 WINDOW = 14
 TABLE = "absolute_pos_embed"
+#: Last stages whose window covers the images of pretraining.
+GLOBAL_STAGES = 2
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class MixMIMEncoder(Backbone):
         img_size: side that the position table and the windows are made for.
         window: window side of each stage, where it differs from what the published networks have at ``img_size``;
             tables are resampled when loading.
+        shift_windows: shift the windows of every second block of the last two stages by half a side, as Swin does, on
+            maps larger than a window: otherwise no output sees beyond one window, which is the whole image only at
+            ``img_size``. For dense use; a pretraining mask keeps the windows where they are.
         options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
@@ -131,7 +136,15 @@ class MixMIMEncoder(Backbone):
     def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int], window: Sequence[int] | None = None) -> None:
+    def build(
+        self,
+        spec: Spec,
+        *,
+        img_size: tuple[int, int],
+        window: Sequence[int] | None = None,
+        shift_windows: bool = False,
+    ) -> None:
+        self.shift_windows = shift_windows
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
         windows = window or published_windows([-(-min(img_size) // (PATCH * 2**i)) for i in range(len(spec.depths))])
         self.grid = grid_of(img_size, PATCH)
@@ -155,11 +168,12 @@ class MixMIMEncoder(Backbone):
         x = x + resize_position_table(self.absolute_pos_embed, self.grid, size)
         rows = None if labels is None else labels_to_tokens(labels, size)
         for index, stage in enumerate(self.layers[:count]):
-            grid = WindowGrid(*size, stage.window, 0, x.device)
+            shift = self.shift_windows and index >= len(self.layers) - GLOBAL_STAGES and max(size) > stage.window
+            grids = stage.grids(size, x.device, shift and mask is None)
             if mask is not None:
-                grid = mixed_windows(grid, _source(mask, size))
-            for block in stage.blocks:
-                x, rows = self.checkpointed(block, x, grid, rows)
+                grids = (mixed_windows(grids[0], _source(mask, size)),) * 2
+            for number, block in enumerate(stage.blocks):
+                x, rows = self.checkpointed(block, x, grids[number % 2], rows)
             yield x.unflatten(1, size), None if rows is None else labels_to_map(rows, size)
             if index < count - 1:
                 rows = None if rows is None else merge_labels(rows, size)

@@ -11,11 +11,12 @@ the norm after it merge both maps; every window slot of a region starts from a m
 drops whole shuffle regions. The second column of ``rel_pos_msg``, added to all keys of a messenger alike, changes
 nothing in a softmax and is not added.
 Different: the published network runs at sizes that windows and regions divide in every stage (multiples of 224). Here
-the stem's map is padded to the next such size with zeros, which take part like any token, and outputs are cropped. The
-image embedding is the mean over the messengers whose windows meet the image; at the published size there is one. No
-dense code is published: the maps are the un-normalized patches at the end of each stage. A messenger starts with the
-mean label of its window, a swap leaves each messenger with the mean of its region; padding has no label, and what
-remains is divided by the mass of labels that arrived.
+the stem's map is padded to the next such size with zeros, which take part like any token, and outputs are cropped;
+where other regions than the published ones are asked for, a stage's maps are padded to what its own need. The image
+embedding is the mean over the messengers whose windows meet the image; at the published size there is one. No dense
+code is published: the maps are the un-normalized patches at the end of each stage. A messenger starts with the mean
+label of its window, a swap leaves each messenger with the mean of its region; padding has no label, and what remains is
+divided by the mass of labels that arrived.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
+from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.eval_cache import EvalCache
@@ -151,6 +153,15 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, heads, window, rate) for rate in drop_paths)
         self.downsample = PatchMerging(channels) if merge else None
 
+    def fill(self, patches: Tensor, messengers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both maps, padded with zeros to whole shuffle regions."""
+        bottom, right = (-side % self.shuffle for side in messengers.shape[1:3])
+        messengers = pad(messengers, bottom, right)
+        bottom, right = (
+            n * self.window - side for n, side in zip(messengers.shape[1:3], patches.shape[1:3], strict=True)
+        )
+        return pad(patches, bottom, right), messengers
+
     def cut(self, patches: Tensor, messengers: Tensor) -> Tensor:
         """Return the windows (R, G, N, C) of the two maps."""
         parts = partition(messengers, 1, self.shuffle), partition(patches, self.window, self.shuffle)
@@ -182,6 +193,9 @@ class MSGTransformer(Backbone):
 
     Args:
         window: window side, where it differs from the published one; tables are resampled when loading.
+        shuffles: sides of the shuffle regions of the stages, in windows, where they differ from the published ones of
+            classification, which keep apart what lies more than 224 pixels apart. The first fixes the number of
+            messengers; the others change no parameter.
         options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
@@ -204,16 +218,21 @@ class MSGTransformer(Backbone):
     def outputs(self, spec):
         return pyramid([spec.channels * 2**i for i in range(len(spec.depths))])
 
-    def build(self, spec: Spec, *, window: int | None = None) -> None:
+    def build(self, spec: Spec, *, window: int | None = None, shuffles: Sequence[int] | None = None) -> None:
         channels = [spec.channels * 2**i for i in range(len(spec.depths))]
-        self.window = window or spec.window
+        self.window, shuffles = window or spec.window, spec.shuffles if shuffles is None else shuffles
+        if len(shuffles) != len(channels) or any(s < 1 or c % s**2 for s, c in zip(shuffles, channels, strict=False)):
+            raise UserError(
+                f"shuffles={tuple(shuffles)} of {self.arch}: give one side for each of {len(channels)} stages; its"
+                f" square has to divide the channels, {', '.join(map(str, channels))}"
+            )
         #: Sides of the stem's map that windows and regions divide in every stage are multiples of this.
         self.multiple = self.window * math.lcm(*(side * 2**i for i, side in enumerate(spec.shuffles)))
         self.patch_embed = Stem(self.in_channels, channels[0])
-        messengers = torch.empty(1, spec.shuffles[0] ** 2, 1, channels[0])
+        messengers = torch.empty(1, shuffles[0] ** 2, 1, channels[0])
         self.msg_tokens = nn.Parameter(trunc_normal_(messengers, std=0.02))
         rates, last = iter(self.drop_path_rates()), len(channels) - 1
-        sizes = zip(channels, spec.heads, spec.shuffles, spec.depths, strict=True)
+        sizes = zip(channels, spec.heads, shuffles, spec.depths, strict=True)
         self.layers = nn.ModuleList(
             Stage(width, heads, self.window, shuffle, [next(rates) for _ in range(depth)], merge=i < last)
             for i, (width, heads, shuffle, depth) in enumerate(sizes)
@@ -247,9 +266,10 @@ class MSGTransformer(Backbone):
             labels = F.pad(torch.cat([labels, torch.ones_like(labels[:, :1])], dim=1), (0, right, 0, bottom))
             patch_labels, messenger_labels = labels, F.avg_pool2d(labels, self.window)
         for index, stage in enumerate(self.layers[:stages]):
+            patches, messengers = stage.fill(patches, messengers)
             x, padded = stage.cut(patches, messengers), patches.shape[1:3]
             if labels is not None:
-                rows = stage.cut(patch_labels.permute(0, 2, 3, 1), messenger_labels.permute(0, 2, 3, 1))
+                rows = stage.cut(*stage.fill(*(part.permute(0, 2, 3, 1) for part in (patch_labels, messenger_labels))))
             for block in stage.blocks:
                 x, rows = self.checkpointed(block, x, rows)
             patches, messengers = stage.join(x, padded)
@@ -265,7 +285,8 @@ class MSGTransformer(Backbone):
             if index < stages - 1:
                 patches, messengers = stage.downsample(patches), stage.downsample(messengers)
                 if labels is not None:
-                    patch_labels, messenger_labels = F.avg_pool2d(patch_labels, 2), F.avg_pool2d(messenger_labels, 2)
+                    pool = nn.AvgPool2d(2, ceil_mode=True)
+                    patch_labels, messenger_labels = pool(patch_labels), pool(messenger_labels)
 
     def trunk(self, images, labels, count):
         for patches, _, rows, _ in self.run(images, labels, count):

@@ -18,7 +18,9 @@ Different: maps are padded to whole windows, and what a token gets from padding 
 by the mass that lies on tokens (published sizes need no padding, others are refused there); the matrices are kept in
 evaluation; tokens lie last inside a block, so that nothing is permuted between its products; LRPE's table is drawn with
 deviation 0.02, as the published code means to (there it starts at zero, which closes the gate); no dropout (published:
-0.023 behind each block and before the head); shifted windows, which cannot be run as published, are not offered.
+0.023 behind each block and before the head). Shifted windows, declared by the published code but broken there, are an
+option: odd blocks of a level move their windows by half a side, and tokens mix with their neighbors in the image only,
+as in Swin.
 
 No dense code is published: the maps are the levels' outputs, un-normalized. No attention: token labels are pooled.
 """
@@ -27,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,12 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.linear import gelu, linear
-from mixtransfer.layers.patches import grid_of
-from mixtransfer.layers.positions import relative_position_index
 from mixtransfer.layers.residual import residual
+from mixtransfer.layers.token_maps import LearnedMap, QuadraticMap
+from mixtransfer.layers.windows import OffsetWindows
 from mixtransfer.registry import MODELS
 
 __all__ = ["PosMLP"]
@@ -60,86 +60,6 @@ class Spec:
     windows: tuple[int, ...] = (14, 14, 14, 7)
     groups: tuple[int, ...] = (8, 16, 32, 64)
     position: str = "gqpe"
-
-
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return x, y, x², y², xy of the offset (x, y) of each pair (token, source) of a window, (5, N²)."""
-    row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
-    x, y = column[None, :] - column[:, None], row[:, None] - row[None, :]
-    return torch.stack([x, y, x * x, y * y, x * y]).flatten(1).to(dtype)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def window_tokens(height: int, width: int, window: int, device: torch.device) -> Tensor | None:
-    """Return 1 for tokens and 0 for padding in the windows of a map, (T / N, N); None where nothing is padded."""
-    if height % window == 0 and width % window == 0:
-        return None
-    return cut(torch.ones(1, height, width, 1, device=device), window).view(-1, window * window)
-
-
-def cut(x: Tensor, window: int) -> Tensor:
-    """Pad a map (B, H, W, C) at the bottom and right and cut it into windows, row-major: (B, T, C)."""
-    batch, height, width, channels = x.shape
-    rows, columns = grid_of((height, width), window)
-    x = pad(x, rows * window - height, columns * window - width)
-    return x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(batch, -1, channels)
-
-
-def join(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """Put windows (B, T, C) back together and drop the padding: (B, H, W, C)."""
-    rows, columns = grid_of(size, window)
-    x = x.view(len(x), rows, columns, window, window, -1).transpose(2, 3).reshape(len(x), rows * window, -1, x.size(2))
-    return x[:, : size[0], : size[1]]
-
-
-class QuadraticMap(nn.Module):
-    """Token-mixing matrices from a quadratic form of the offset: softmax of −½ (Δ − δ)ᵀ P (Δ − δ) over the sources."""
-
-    normalized = True
-
-    def __init__(self, window: int, groups: int, generalized: bool):
-        super().__init__()
-        self.window, self.generalized = window, generalized
-        self.attention_centers = nn.Parameter(0.01 * torch.randn(groups, 2))
-        spreads = torch.eye(2).repeat(groups, 1, 1) if generalized else torch.ones(groups)
-        self.attention_spreads = nn.Parameter(spreads + 0.01 * torch.randn_like(spreads))
-        self.token_proj_n_bias = nn.Parameter(torch.zeros(1, window * window, 1))
-
-    def forward(self) -> Tensor:
-        """Return the matrices (g, N, N), rows of sum 1."""
-        centers, spreads = self.attention_centers, self.attention_spreads
-        if self.generalized:
-            precision = spreads @ spreads.transpose(1, 2)
-            linear = (precision @ centers.unsqueeze(2)).squeeze(2)
-            quadratic = torch.stack([precision[:, 0, 0], precision[:, 1, 1], 2 * precision[:, 0, 1]], dim=1)
-        else:
-            linear = spreads.square().unsqueeze(1) * centers
-            quadratic = linear.new_tensor([1.0, 1.0, 0.0]).expand(len(linear), -1)
-        features = offset_features(self.window, linear.device, linear.dtype)
-        scores = torch.cat([linear, -quadratic / 2], dim=1) @ features
-        return scores.view(len(scores), self.window**2, -1).softmax(dim=2)
-
-
-class LearnedMap(nn.Module):
-    """Token-mixing matrices read from a learned table of offsets."""
-
-    normalized = False
-
-    def __init__(self, window: int, groups: int):
-        super().__init__()
-        table = torch.empty((2 * window - 1) ** 2, groups)
-        self.window_relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
-        self.token_proj_n_bias = nn.Parameter(torch.zeros(1, window * window, 1))
-        self.register_buffer("index", relative_position_index(window, window), persistent=False)
-
-    def forward(self) -> Tensor:
-        """Return the matrices (g, N, N)."""
-        table = self.window_relative_position_bias_table
-        return table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1).contiguous()
 
 
 class Gate(nn.Module):
@@ -263,6 +183,8 @@ class PosMLP(Backbone):
     """PosMLP with un-normalized outputs at strides 4, 8, 16 and 32.
 
     Args:
+        shift_windows: move the windows of every second block by half a side on maps larger than a window, for dense
+            use: otherwise no output sees beyond its 224 pixels. Nothing that is trained changes its shape.
         options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
@@ -290,7 +212,8 @@ class PosMLP(Backbone):
     def outputs(self, spec):
         return pyramid(spec.channels)
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: Spec, *, shift_windows: bool = False) -> None:
+        self.shift_windows = shift_windows
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels[0])
         rates = iter(self.drop_path_rates())
         self.levels = nn.ModuleList()
@@ -307,13 +230,18 @@ class PosMLP(Backbone):
         x = self.patch_embed(images)
         for level in self.levels[:count]:
             x = x if level.pool is None else level.pool(x)
-            size = tuple(x.shape[1:3])
-            valid = window_tokens(*size, level.window, x.device)
-            x = cut(x, level.window)
-            for block in level.encoder:
-                x = self.checkpointed(block, x, valid)
-            x = join(x, level.window, size)
+            grids = [OffsetWindows(tuple(x.shape[1:3]), level.window, shift) for shift in self.shifts(level, x)]
+            for number, block in enumerate(level.encoder):
+                grid = grids[number % len(grids)]
+                # Tokens stay in windows as long as the windows stay.
+                x = grid.cut(x) if number == 0 or len(grids) > 1 else x
+                x = self.checkpointed(block, x, grid.valid(x.device))
+                x = grid.join(x) if number == len(level.encoder) - 1 or len(grids) > 1 else x
             yield x, None
+
+    def shifts(self, level: Level, x: Tensor) -> tuple[int, ...]:
+        """Return how far the windows of even and of odd blocks are moved on a map (B, H, W, C)."""
+        return (0, level.window // 2) if self.shift_windows and max(x.shape[1:3]) > level.window else (0,)
 
     def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.levels))

@@ -16,7 +16,18 @@ from mixtransfer.checkpoints.rename import Renamed, absent_from, rename
 from mixtransfer.checkpoints.select import matches, rule_for
 from mixtransfer.errors import UserError
 
-__all__ = ["AUX_HEAD", "FLOATS", "HEAD", "FittedState", "account_for", "fill", "fit", "misfits", "shorten"]
+__all__ = [
+    "AUX_HEAD",
+    "FLOATS",
+    "HEAD",
+    "FittedState",
+    "account_for",
+    "drop_rule",
+    "fill",
+    "fit",
+    "misfits",
+    "shorten",
+]
 
 HEAD = ("head.weight", "head.bias")
 #: Entries that options add to any backbone, and no published file has.
@@ -91,7 +102,7 @@ def fit(ours: Renamed, backbone: Backbone, source: str, name: str, head: int | N
     dropped = {"derived (recomputed)": list(ours.derived)} if ours.derived else {}
     taken = {}
     for key, value in ours.state.items():
-        rule = None if key in own else _rule_of(key, backbone)
+        rule = None if key in own else drop_rule(key, backbone)
         if rule:
             dropped.setdefault(rule, []).append(key)
         else:
@@ -153,7 +164,8 @@ def shorten(keys: Sequence[str], shown: int = 6) -> str:
     return ", ".join(keys[:shown]) + more
 
 
-def _rule_of(key: str, backbone: Backbone) -> str | None:
+def drop_rule(key: str, backbone: Backbone) -> str | None:
+    """Return the rule that leaves an entry behind which the backbone does not have, or None."""
     if matches((*backbone.dense_only, *backbone.embed_only), key):
         return "parts of the other use (dense or classification)"
     return rule_for(key)

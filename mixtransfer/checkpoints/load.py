@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
-from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, misfits, shorten
+from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, drop_rule, misfits, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import Selection, select_weights
@@ -30,6 +30,7 @@ __all__ = [
     "load_strictly",
     "present_names",
     "recognize_format",
+    "without_unread",
 ]
 
 #: Entries of a segmentor's or detector's state that training adds and testing does not need.
@@ -137,10 +138,13 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) ->
 def fitting_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return those of ``weights`` that a whole model takes, under its present names; nothing is loaded.
 
+    Published segmentors and detectors fit too: their backbone may have the names of any format that its family knows,
+    and entries that nothing reads are left out by rule, see :func:`without_unread`.
+
     Raises:
         UserError: naming the missing, unexpected and misshapen entries, and those that are no finite real numbers.
     """
-    own, weights = model.state_dict(), present_names(model, weights)
+    own, weights = model.state_dict(), without_unread(model, present_names(model, weights), name)
     problems = misfits(
         missing=[key for key in own if key not in weights and not key.startswith(OPTIONAL)],
         unexpected=[key for key in weights if key not in own and not key.startswith(OPTIONAL)],
@@ -158,6 +162,36 @@ def fitting_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) 
     kept = {key: value for key, value in weights.items() if key in own}
     check_numbers(kept, own, name)
     return kept
+
+
+def without_unread(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the entries of a whole model with its backbone's under our names, without what no forward pass reads.
+
+    Rules take an entry only if the model has none of its name: tables that the backbone computes itself, its parts for
+    the other use, and parts that a head's published class builds and leaves unused (``unread`` of its module). They are
+    said in the log.
+    """
+    own, dropped = model.state_dict().keys(), {}
+    unread = {f"{path}.{entry}" for path, part in model.named_modules() for entry in getattr(part, "unread", ())}
+    for key in weights.keys() & unread - own:
+        dropped.setdefault("parts that the head does not read", []).append(key)
+    result = {key: value for key, value in weights.items() if key in own or key not in unread}
+    backbone, front = getattr(model, "backbone", None), "backbone."
+    strange = [key for key in result if key.startswith(front) and key not in own and not key.startswith(OPTIONAL)]
+    if isinstance(backbone, Backbone) and strange:
+        inside = {key.removeprefix(front): result.pop(key) for key in [*result] if key.startswith(front)}
+        ours = rename(inside, backbone.arch, recognize_format(backbone, inside))
+        if ours.derived:
+            dropped["derived (recomputed)"] = [front + key for key in ours.derived]
+        for key, value in ours.state.items():
+            rule = None if front + key in own or (front + key).startswith(OPTIONAL) else drop_rule(key, backbone)
+            if rule:
+                dropped.setdefault(rule, []).append(front + key)
+            else:
+                result[front + key] = value
+    for rule, keys in dropped.items():
+        print_log(f"{name}: {len(keys)} entries left out, {rule}: {shorten(sorted(keys))}", logger="current")
+    return result
 
 
 def present_names(model: nn.Module, weights: Mapping[str, Tensor], front: str = "") -> dict[str, Tensor]:

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CODE
     parser.add_argument("config", metavar="CONFIG", help="a config file, or a name that mixtransfer configs lists")
     parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
+    parser.add_argument(
+        "--arch",
+        metavar="NAME",
+        help="another size of the recipe's backbone, e.g. swin_base, with the values published for it; what changes is"
+        " said, and --cfg-options still wins",
+    )
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")
     parser.add_argument(
         "--cfg-options",
@@ -39,6 +45,7 @@ def config_of(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     return load_config(
         args.config,
         splits,
+        arch=args.arch,
         options=args.cfg_options,
         data=args.data,
         work_dir=args.work_dir,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mixtransfer.engine.cfg_options import apply_options, first_line
 from mixtransfer.engine.recipes import find_config
 from mixtransfer.errors import UserError
-from mixtransfer.progress import progress_line
+from mixtransfer.progress import notice, progress_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -52,6 +52,7 @@ def load_config(
     path: str | Path,
     splits: Sequence[str],
     *,
+    arch: str | None = None,
     options: Sequence[str] = (),
     data: str | None = None,
     work_dir: str | Path | None = None,
@@ -62,6 +63,8 @@ def load_config(
     Args:
         path: the config file.
         splits: the splits that will be read, "train", "val" or "test"; their data must be there.
+        arch: another size of the recipe's backbone, with its values, see :func:`~mixtransfer.engine.sizes.apply_arch`;
+            what changes is said.
         options: ``KEY=VALUE`` changes, see :func:`~mixtransfer.engine.cfg_options.apply_options`.
         data: dataset folder to use instead of the config's, or ``"scenes"``.
         work_dir: where results go; by default ``work_dirs/<name of the config>``.
@@ -72,6 +75,13 @@ def load_config(
     """
     check_launcher(launcher)
     cfg = read_config(path)
+    if arch is not None:
+        from mixtransfer.engine.sizes import apply_arch
+
+        before = cfg.to_dict()
+        remark = apply_arch(cfg, arch, str(path))
+        for line in [*differences(before, cfg.to_dict()), *([] if remark is None else [remark])]:
+            notice(f"--arch {arch}: {line}")
     apply_options(cfg, options, str(path))
     check_windows(cfg)
     if "test" in splits and not cfg.get("test_dataloader"):

@@ -19,6 +19,7 @@ def fit_channels(cfg: Config) -> None:
     """Make a config's neck, heads and token classifier follow its backbone and its classes, in place.
 
     A neck takes the channels of all outputs; without one, heads take those of the outputs that ``in_index`` selects.
+    A segmentor's neck that only rescales maps, and is as wide as the last of them, stays so, and its heads with it.
     The token classifier takes the classes of a segmentor's head, or those of a detector's and background; without a
     hook that trains it, it goes. Models whose backbone has no ``arch`` stay as they are.
 
@@ -39,7 +40,9 @@ def fit_channels(cfg: Config) -> None:
     channels = list(built.out_channels)
     if isinstance(model.get("neck"), ConfigDict):
         if "in_channels" in model.neck:
-            model.neck.in_channels = channels
+            written, model.neck.in_channels = model.neck.in_channels, channels
+            if type_name(model.neck) == "MultiLevelNeck" and model.neck.out_channels == written[-1]:
+                _widen(model, channels[-1])
     else:
         for head in _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head")):
             index = head.get("in_index", -1)
@@ -58,6 +61,15 @@ def fit_channels(cfg: Config) -> None:
             token_classifier.num_classes = segmentor[-1].num_classes
         elif detector:
             token_classifier.num_classes = detector[-1].num_classes + 1
+
+
+def _widen(model: ConfigDict, width: int) -> None:
+    """Make the neck's outputs, and a segmentor's heads on them, ``width`` channels wide."""
+    heads = _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head"))
+    for head in heads:
+        head.in_channels = [width] * len(head.in_channels) if isinstance(head.in_channels, Sequence) else width
+    if heads:
+        model.neck.out_channels = width
 
 
 def _dicts(part: Any) -> list[Any]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.patches import grid_of
 
-__all__ = ["WindowGrid"]
+__all__ = ["OffsetWindows", "WindowGrid"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,54 @@ class WindowGrid:
     def merge_labels(self, rows: Tensor) -> Tensor:
         """Put windowed label rows (B·W, N, K) back into the grid (B, L, K)."""
         return rows.reshape(-1, self.windows * self.tokens, rows.size(-1))[:, _tables(*self.key)[1]]
+
+
+@dataclass(frozen=True)
+class OffsetWindows:
+    """The windows of a map (H, W) in row-major order, padded on all sides so that they begin at ``shift``.
+
+    With a shift there is one more row and column of windows, each partly padding. Mixing tokens inside them is what
+    rolled windows do whose wrapped-around parts are masked.
+    """
+
+    size: tuple[int, int]
+    window: int
+    shift: int = 0
+
+    @property
+    def top(self) -> int:
+        """Rows of padding in front of the map, and columns."""
+        return -self.shift % self.window
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        return grid_of((self.size[0] + self.top, self.size[1] + self.top), self.window)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Return the windows (B, W·N, C) of a map (B, H, W, C)."""
+        (rows, columns), side = self.grid, self.window
+        bottom, right = rows * side - self.size[0] - self.top, columns * side - self.size[1] - self.top
+        x = pad(x, bottom, right, self.top, self.top).unflatten(2, (columns, side)).unflatten(1, (rows, side))
+        return x.transpose(2, 3).flatten(1, 4)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Return the map (B, H, W, C) of windows (B, W·N, C), without the padding."""
+        rows, columns = self.grid
+        x = x.unflatten(1, (rows, columns, self.window, self.window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x[:, self.top : self.top + self.size[0], self.top : self.top + self.size[1]]
+
+    def valid(self, device: torch.device) -> Tensor | None:
+        """Return 1 for tokens and 0 for padding, (W, N); None where nothing is padded."""
+        return _valid_slots(self, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _valid_slots(windows: OffsetWindows, device: torch.device) -> Tensor | None:
+    if windows.top == 0 and windows.size[0] % windows.window == 0 and windows.size[1] % windows.window == 0:
+        return None
+    return windows.cut(torch.ones(1, *windows.size, 1, device=device)).view(-1, windows.window**2)
 
 
 # A compiled graph takes the tables as constants; it cannot trace a cache, and would make them at every step.

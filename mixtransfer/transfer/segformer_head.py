@@ -49,6 +49,9 @@ class SegFormerHead(BaseDecodeHead):
         options: further arguments of mmseg's ``BaseDecodeHead``.
     """
 
+    #: Entries of the published class that no step reads.
+    unread = ("conv_seg.weight", "conv_seg.bias")
+
     def __init__(self, in_channels: Sequence[int], channels: int, **options: Any):
         options = {"init_cfg": None, **options, "input_transform": "multiple_select"}
         super().__init__(in_channels, channels, **options)
@@ -74,7 +77,7 @@ class SegFormerHead(BaseDecodeHead):
         return self.linear_pred(feat if self.dropout is None else self.dropout(feat))
 
 
-def drop_unread(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+def drop_unread(head: SegFormerHead, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Leave out the published entries that no step reads."""
-    for name in ("weight", "bias"):
-        state.pop(f"{prefix}conv_seg.{name}", None)
+    for name in head.unread:
+        state.pop(prefix + name, None)

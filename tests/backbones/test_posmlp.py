@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mixtransfer.backbones import posmlp
+from mixtransfer.layers.windows import OffsetWindows
 
 
 def plain_matrices(kind: str, pos: torch.nn.Module, window: int) -> torch.Tensor:
@@ -50,7 +51,7 @@ def test_padding_is_left_out_of_the_mixing(kind):
     gate = posmlp.Gate(2, groups, kind).double()
     for p in gate.parameters():
         p.data += 0.3 * torch.randn_like(p)
-    valid = posmlp.window_tokens(3, 5, 2, torch.device("cpu"))
+    valid = OffsetWindows((3, 5), 2).valid(torch.device("cpu"))
     windows = len(valid)
     u, v = torch.randn(2, groups * per_group, batch * windows * 4).double()
     out = gate(u, v, valid).view(groups, per_group, batch, windows, 4)

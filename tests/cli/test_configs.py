@@ -29,6 +29,21 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 #: Recipes of models that do not take any backbone; tests/pretrain/test_dynamic.py trains them.
 OWN_MODELS = [name for name in RECIPES if name.startswith("pretrain/dynamicvit")]
 every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_MODELS])
+#: One recipe of each kind, which every run of the suite trains for a step; ``-m long`` trains all others.
+OF_EACH_KIND = {
+    *("pretrain/swin_tlalign.py", "pretrain/deit_smmix.py", "pretrain/fan_token.py", "pretrain/mixmim_pretrain.py"),
+    *("seg/upernet_swin_tlalign.py", "seg/upernet_sequencer2d.py", "seg/semantic_fpn_pvt.py", "seg/segformer_fan.py"),
+    *("det/mask_rcnn_swin_tlalign.py", "det/mask_rcnn_deit.py", "det/mask_rcnn_msg_transformer.py"),
+    *("det/cascade_mask_rcnn_hornet.py", "det/retinanet_regionvit.py"),
+}
+trained = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.long)
+        for name in RECIPES
+        if name not in OWN_MODELS
+    ],
+)
 FAMILIES = (
     "deit cait pvt pvt_v2 swin swin_mlp tnt pyramid_tnt hornet cmt msg_transformer fan mixmim fcvit hire_mlp posmlp"
     " raft_mlp regionvit sret sequencer2d mlp_mixer convmixer dynamicvit dynamicvit_swin dynamicvit_convnext"
@@ -55,7 +70,7 @@ def test_every_name_that_a_file_sets_is_read(name):
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-    assert stored - loaded <= {"_base_", "custom_imports", *READ_BY_RUNNER}
+    assert stored - loaded <= {"_base_", "custom_imports", "sizes", *READ_BY_RUNNER}
 
 
 @every_recipe
@@ -113,7 +128,7 @@ def test_the_parts_fit_at_full_size(name):
         assert {head.num_classes for head in listed(roi.bbox_head) + listed(roi.mask_head)} == {classes}
 
 
-@every_backbone
+@trained
 def test_a_shrunken_one_trains_and_predicts(name, monkeypatch):
     cfg = recipe(name)
     shrink(cfg, monkeypatch)
@@ -211,3 +226,16 @@ def tiny_batch(task: str) -> dict:
         samples.append(sample)
     images = torch.randint(256, (2, 3, TINY, TINY), dtype=torch.uint8)
     return {"inputs": list(images), "data_samples": samples}
+
+
+def test_necks_that_rescale_maps_stay_as_wide_as_the_maps():
+    """As mmseg's recipes for ViT-B have it; a detector's pyramid keeps its own width."""
+    cfg = recipe("seg/upernet_deit.py")
+    cfg.model.backbone.arch = "deit_base"
+    fit_channels(cfg)
+    assert (cfg.model.neck.in_channels, cfg.model.neck.out_channels) == ([768] * 4, 768)
+    assert (cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels) == ([768] * 4, 768)
+    cfg = recipe("det/mask_rcnn_deit.py")
+    cfg.model.backbone.arch = "deit_base"
+    fit_channels(cfg)
+    assert (cfg.model.neck.in_channels, cfg.model.neck.out_channels) == ([768], 256)

@@ -1,10 +1,15 @@
 """SegFormer's published head: its entries load, and it computes what they say."""
 
 import mmseg.registry
+import pytest
 import torch
 import torch.nn.functional as F
 
+from mixtransfer import build_backbone
+from mixtransfer.checkpoints.load import fitting_weights
+from mixtransfer.checkpoints.rename import convert_state_dict
 from mixtransfer.engine.guarded_loading import GuardedLoading
+from mixtransfer.errors import UserError
 
 WIDTHS, CHANNELS, CLASSES = (8, 16, 12, 12), 24, 5
 HEAD = dict(
@@ -80,3 +85,39 @@ def test_every_parameter_learns():
     maps = [torch.randn(2, width, side, side) for width, side in zip(WIDTHS, (8, 4, 2, 1), strict=True)]
     head(maps).square().sum().backward()
     assert [name for name, value in head.named_parameters() if value.grad is None] == []
+
+
+class Segmentor(torch.nn.Module):
+    """Backbone and head under the names of mmseg's ``EncoderDecoder``."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = build_backbone("swin_micro", with_embedding=False)
+        self.decode_head = mmseg.registry.MODELS.build({**HEAD, "in_channels": self.backbone.out_channels})
+
+
+def test_a_whole_published_segmentor_fits_without_what_nothing_reads():
+    model = Segmentor()
+    own = model.state_dict()
+    unread = {
+        "backbone.layers.0.blocks.1.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.long),
+        "backbone.layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16),
+        "decode_head.conv_seg.weight": torch.zeros(CLASSES, CHANNELS, 1, 1),
+        "decode_head.conv_seg.bias": torch.zeros(CLASSES),
+    }
+    fitted = fitting_weights(model, {**own, **unread}, "published.pth")
+    assert fitted.keys() == own.keys() and all(torch.equal(fitted[key], own[key]) for key in own)
+    for name in ("decode_head.conv_segs.weight", "auxiliary_head.conv_seg.weight", "backbone.layers.9.weight"):
+        with pytest.raises(UserError, match=f"published.pth does not fit the model: 1 unexpected: {name}"):
+            fitting_weights(model, {**own, **unread, name: torch.zeros(1)}, "published.pth")
+
+
+def test_a_segmentors_backbone_may_have_a_librarys_names():
+    model = Segmentor()
+    own = model.state_dict()
+    inside = {key.removeprefix("backbone."): value for key, value in own.items() if key.startswith("backbone.")}
+    theirs = {f"backbone.{k}": v for k, v in convert_state_dict(inside, "swin_micro", "mixtransfer", "mmseg").items()}
+    assert theirs.keys() - own.keys()
+    head = {key: value for key, value in own.items() if not key.startswith("backbone.")}
+    fitted = fitting_weights(model, {**theirs, **head}, "theirs.pth")
+    assert fitted.keys() == own.keys() and all(torch.equal(fitted[key], own[key]) for key in own)
