@@ -61,9 +61,10 @@ class Spec:
 @torch.inference_mode(False)
 def resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the (new, old) matrix that resamples a line: linear, over the area behind a pixel where it shrinks."""
-    lines = torch.eye(old, dtype=torch.float64).view(1, old, old, 1)
-    matrix = F.interpolate(lines, size=(new, 1), mode="bilinear", align_corners=False, antialias=True)
-    return matrix[0, :, :, 0].t().contiguous().to(device, dtype)
+    # Not as columns of width 1: there torch's antialiasing puts the first row's weights everywhere (2.14).
+    lines = torch.eye(old, dtype=torch.float64).view(1, 1, old, old)
+    matrix = F.interpolate(lines, size=(old, new), mode="bilinear", align_corners=False, antialias=True)
+    return matrix[0, 0].t().contiguous().to(device, dtype)
 
 
 def resample(x: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -63,7 +63,7 @@ def fit_channels(cfg: Config) -> None:
             token_classifier.num_classes = detector[-1].num_classes + 1
 
 
-def _widen(model: ConfigDict, width: int) -> None:
+def _widen(model: Any, width: int) -> None:
     """Make the neck's outputs, and a segmentor's heads on them, ``width`` channels wide."""
     heads = _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head"))
     for head in heads:

@@ -188,9 +188,9 @@ FIELDS: dict[str, Callable[[Any, Any], None]] = {
 
 def _follow(cfg: Config, family: Any, before: str, arch: str) -> None:
     """Change what follows from an architecture without a table: the file of weights, images, blocks, scales."""
-    backbone = cfg.model.get("backbone") or {}
+    backbone: Any = cfg.model.get("backbone") or {}
     for part in (backbone, cfg.model):
-        start = part.get("init_cfg") or {}
+        start: Any = part.get("init_cfg") or {}
         if "checkpoint" in start:
             file = Path(start.checkpoint)
             stem = file.stem.replace(before, arch) if before in file.stem else arch

@@ -58,6 +58,7 @@ class LearnedMap(nn.Module):
     """Token-mixing matrices read from a learned table of offsets."""
 
     normalized = False
+    index: Tensor
 
     def __init__(self, window: int, groups: int):
         super().__init__()
