@@ -11,9 +11,10 @@ _PUBLIC = {
     "list_archs": "mixtransfer.zoo",
     "convert_state_dict": "mixtransfer.checkpoints.rename",
     "load_checkpoint": "mixtransfer.checkpoints.load",
+    "load_model": "mixtransfer.inference.model",
 }
 
-__all__ = ["build_backbone", "build_classifier", "convert_state_dict", "list_archs", "load_checkpoint"]
+__all__ = ["build_backbone", "build_classifier", "convert_state_dict", "list_archs", "load_checkpoint", "load_model"]
 __version__ = "0.1.0"
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("backbones", "mixing", "datasets"),
     ("checkpoints",),
     ("engine",),
-    ("transfer", "pretrain"),
+    ("transfer", "pretrain", "inference"),
     ("zoo", "visualization", "evaluation"),
     ("study", "demo"),
     ("cli",),

@@ -17,6 +17,7 @@ from mixtransfer.errors import UserError, unknown_name, visible
 COMMANDS = {
     "train": "train a classifier, segmentor or detector from a config",
     "test": "measure a trained checkpoint",
+    "predict": "write what a trained model sees in images",
     "convert": "convert a checkpoint between published formats and ours",
     "inspect": "say what a checkpoint file is and what is in it",
     "benchmark": "measure complexity and speed, or run a benchmark table",

@@ -37,7 +37,7 @@ LAYOUTS = {
     "det": "COCO's layout: train2017, val2017, annotations/instances_{train2017,val2017}.json",
     "cls": "one folder a class: train/<class>/*, val/<class>/*",
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 Progress = Callable[[int, int], None]
 

@@ -14,9 +14,9 @@ from mixtransfer.datasets.folders import open_dataset
 from mixtransfer.demo.steps import COUNT_MORE, FROM, ITERATIONS, NAMES, SEGMENT, WORK, Step
 from mixtransfer.engine.build import build_runner, prepare
 from mixtransfer.engine.config import load_config
+from mixtransfer.inference.model import load_model
 from mixtransfer.visualization import report
 from mixtransfer.visualization.batches import mixed_batch, save_aligned
-from mixtransfer.visualization.inference import load_model, predictions
 from mixtransfer.visualization.pictures import color_labels, save_curves, save_sheet
 
 SHOWN = 6
@@ -139,10 +139,8 @@ def _prediction_rows(images: Path, masks: Path, palette: Sequence) -> list[list[
     files = [images / f"{path.stem}.jpg" for path in chosen]
     columns = []
     for key in NAMES:
-        cfg = _config(key, "predict")
-        model = load_model(cfg, WORK / key / f"iter_{ITERATIONS}.pth")
-        samples = predictions(cfg, model, files)
-        columns.append([color_labels(sample.pred_sem_seg.data[0].cpu().numpy(), palette) for _, sample in samples])
+        model = load_model(WORK / key / f"iter_{ITERATIONS}.pth")
+        columns.append([color_labels(answer.labels, palette) for answer in model.predict(files)])
     return [
         [_read(file), color_labels(truths[path], palette), *predicted]
         for file, path, *predicted in zip(files, chosen, *columns, strict=True)

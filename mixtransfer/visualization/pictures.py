@@ -6,8 +6,6 @@ Pictures are RGB, (H, W, 3) uint8; labels are classes from 0, −1 where there i
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +23,6 @@ __all__ = [
     "enlarge",
     "heat",
     "overlay",
-    "picture_names",
     "plain_text",
     "save",
     "save_curves",
@@ -61,23 +58,6 @@ def color_labels(labels: np.ndarray, palette: Palette) -> np.ndarray:
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.6) -> np.ndarray:
     """Paint a map of classes over the image that it belongs to."""
     return (image * (1 - opacity) + color_labels(labels, palette) * opacity).round().astype(np.uint8)
-
-
-def picture_names(files: Sequence[Path], root: Path | None = None) -> dict[Path, str]:
-    """Return a name, with folders and without suffix, for each file's picture, such that no two pictures are the same.
-
-    The folders below ``root`` stay, by default below the folder that all files share. Where two files differ only in
-    suffix or case, or one is named as another's label map, all keep their suffix in the name.
-    """
-    places = {file: Path(os.path.abspath(file)) for file in files}
-    shared = os.path.abspath(root) if root else os.path.commonpath([str(place.parent) for place in places.values()])
-    # A picture of what lies elsewhere must not be written elsewhere.
-    full = {file: os.path.relpath(place, shared).replace("..", "_") for file, place in places.items()}
-    names = {file: str(Path(name).with_suffix("")) for file, name in full.items()}
-    # A file system may not tell case apart.
-    lower = Counter(name.lower() for name in dict(zip(full.values(), names.values(), strict=True)).values())
-    clash = any(count > 1 or f"{name}_labels" in lower for name, count in lower.items())
-    return full if clash else names
 
 
 def plain_text(name: str) -> str:

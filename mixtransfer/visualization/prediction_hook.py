@@ -9,7 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
-from mixtransfer.visualization.pictures import as_picture, picture_names, plain_text
+from mixtransfer.inference.write import output_names
+from mixtransfer.visualization.pictures import as_picture, plain_text
 
 __all__ = ["PredictionPictures"]
 
@@ -30,7 +31,7 @@ class PredictionPictures(Hook):
         """Name the pictures."""
         dataset = runner.test_dataloader.dataset
         files = [Path(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
-        self.names = {str(file): name for file, name in picture_names(files).items()}
+        self.names = {str(file): name for file, name in output_names(files).items()}
         self.load = next(step for step in image_steps(dataset) if type(step).__name__.startswith("LoadImage"))
         if "decode_head" not in runner.cfg.model:
             # These visualizers write with matplotlib.

@@ -11,7 +11,8 @@ from small_sets import NAMES, coco, masks, picture, turned
 from tiny_runs import ProbeHook, tiny_config, train
 
 from mixtransfer.cli import run_command
-from mixtransfer.visualization.pictures import picture_names, plain_text
+from mixtransfer.inference.write import output_names
+from mixtransfer.visualization.pictures import plain_text
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_detector_trains_on_a_file_without_optional_fields(tmp_path, capsys):
 
 def test_no_two_pictures_have_one_name():
     def names(*files, **options):
-        return list(picture_names([Path(file) for file in files], **options).values())
+        return list(output_names([Path(file) for file in files], **options).values())
 
     assert names("a/x/0.jpg", "a/y/0.jpg") == ["x/0", "y/0"]
     assert names("a/x/0.jpg", "b/0.jpg", root=Path("a")) == ["x/0", "_/b/0"]
