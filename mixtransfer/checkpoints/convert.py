@@ -16,7 +16,7 @@ from typing import Any
 import mixtransfer
 from mixtransfer.backbones import Backbone, backbone_class
 from mixtransfer.checkpoints.fit import HEAD, fill, fit, shorten
-from mixtransfer.checkpoints.headers import read_header
+from mixtransfer.checkpoints.headers import INDEX, read_header, whole_of
 from mixtransfer.checkpoints.load import recognize_format
 from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import read_checkpoint
@@ -214,14 +214,20 @@ def plan(sources: Sequence[Path], folder: Path, suffix: str) -> list[tuple[Path,
         raise UserError(f"{folder} is a file; several checkpoints go into a folder")
     found = []
     for source in sources:
-        inside = sorted(p for p in source.rglob("*") if p.name.endswith(CHECKPOINTS)) if source.is_dir() else [source]
+        inside = [source] if not source.is_dir() else [p for p in sorted(source.rglob("*")) if _is_whole(p)]
         root = source if source.is_dir() else source.parent
         for path in inside:
-            name = re.sub(r"(\.pth)?\.[a-z]+$", suffix, path.name)
+            name = re.sub(r"(\.pth|\.safetensors\.index)?\.[a-z]+$", suffix, path.name)
             found.append((path, folder / path.relative_to(root).with_name(name)))
     if not found:
         raise UserError(f"{', '.join(map(str, sources))}: no {', '.join(CHECKPOINTS)} files there")
     return found
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file has the name of a checkpoint, or of an index, and is no part beside its index."""
+    index = whole_of(path)
+    return path.name.endswith((*CHECKPOINTS, INDEX)) and not (index and index.is_file())
 
 
 def _check_target(target: Path, options: ConvertOptions) -> None:
@@ -325,11 +331,13 @@ def _write(proven: Proven, target: Path, options: ConvertOptions, after: Callabl
 
 
 def _origin(source: Path, selected: Selection) -> dict[str, Any]:
+    header = read_header(source)
     return {
         "file": source.name,
-        "bytes": source.stat().st_size,
+        "bytes": header.size,
         "sha256": file_hash(source),
-        "kind": read_header(source).kind,
+        **({"parts": {part.name: file_hash(part) for part in header.parts}} if header.parts else {}),
+        "kind": header.kind,
         "weights": _where(selected),
     }
 

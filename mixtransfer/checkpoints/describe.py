@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtransfer.checkpoints.headers import Header, read_header
+from mixtransfer.checkpoints.headers import Header, read_header, whole_of
 from mixtransfer.checkpoints.recognize import Match, recognize
 from mixtransfer.checkpoints.select import EMA, RAW, Selection, select_weights
 from mixtransfer.checkpoints.stand_ins import Entry, Foreign, is_harmless
@@ -61,7 +61,10 @@ def describe(path: str | Path, average: bool | None = None) -> Description:
         UserError: the file is missing, damaged or of another kind, or holds no weights.
     """
     outline = read_header(path)
-    rows = [("file", f"{path}: {outline.kind}, {_bytes(outline.size)}"), ("code", _code(outline))]
+    parts = f" of {len(outline.parts)} files" if outline.parts else ""
+    rows = [("file", f"{path}: {outline.kind}{parts}, {_bytes(outline.size)}"), ("code", _code(outline))]
+    if index := whole_of(path):
+        rows.append(("part", f"of the model that {index} lists; give that file instead"))
     selected = select_weights(outline.content, str(path), average)
     matches = recognize(selected.weights)
     rows += _network(selected, matches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ HEAD = ("head.weight", "head.bias")
 OPTIONS = (r"token_classifier\..+", r"output_norm\d+\..+")
 #: Said where a position table does not fit.
 OBLONG = "; tables of images that are not square fit networks for that size only, say --img-size HxW (img_size=(H, W))"
+CLASSLESS = "; its class token has no position of its own (timm's no_embed_class), as it has in every network here"
 #: The second head of networks with ``has_token_logits``.
 AUX_HEAD = ("aux_head.weight", "aux_head.bias")
 #: Types of weights; those of 8 bits are numbers only together with a scale.
@@ -125,7 +127,9 @@ def fit(ours: Renamed, backbone: Backbone, source: str, name: str, head: int | N
         misshapen=[f"{key} {before[key]} instead of {own[key]}" for key in misshapen],
     )
     if problems:
-        hint = OBLONG if any(re.search(r"pos(?![a-z]*_bias)", key) for key in misshapen) else ""
+        tables = [key for key in misshapen if re.search(r"pos(?![a-z]*_bias)", key)]
+        classless = any(_is_classless(before[key], own[key]) for key in tables)
+        hint = CLASSLESS if classless else OBLONG if tables else ""
         raise UserError(f"{name} does not fit {backbone.arch} ({source} names): {problems}{hint}")
     odd = [
         f"{key} ({str(value.dtype)[6:]})"
@@ -178,6 +182,12 @@ def _resized_tables(backbone: Backbone, state: dict[str, Tensor], name: str) -> 
         except (RuntimeError, IndexError, ValueError) as error:
             # A family resamples what has the right form; a table of another form is misshapen, not ours to guess.
             raise UserError(f"{name} does not fit {backbone.arch}: a table cannot be resampled ({error})") from None
+
+
+def _is_classless(table: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Tell whether a position table, (1, tokens, channels), lacks only the rows of the one or two class tokens."""
+    rest = len(table) == len(own) == 3 and own[1] - table[1]
+    return rest in (1, 2) and math.isqrt(table[1]) ** 2 == table[1] and table[2] == own[2]
 
 
 def _uneven(before: Mapping[str, tuple], state: Mapping[str, Tensor], own: Mapping[str, tuple]) -> set[str]:

@@ -20,7 +20,7 @@ from mixtransfer.checkpoints.pickle_outline import TENSORS, PickleOutline
 from mixtransfer.checkpoints.stand_ins import DAMAGED, SIZES, Entry, Once, check_values, too_much
 from mixtransfer.errors import UserError
 
-__all__ = ["Header", "check_sums", "is_url", "read_header"]
+__all__ = ["Header", "check_sums", "is_url", "read_header", "require_file", "whole_of"]
 
 #: Names that safetensors gives torch's types.
 SAFETENSORS = {
@@ -32,8 +32,10 @@ SAFETENSORS = {
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 #: What Python's zipfile raises on a damaged file.
 ZIP_ERRORS = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, LookupError, struct.error, zlib.error)
-#: Bytes of a header of safetensors, and of the list of a zip file's members.
+#: Bytes of a header of safetensors, of an index of such files, and of the list of a zip file's members.
 HEADER_LIMIT = 2**24
+#: What follows the name of a model in the name of its index, and of its parts.
+INDEX, PART = ".safetensors.index.json", re.compile(r"(.+)-\d{5}-of-(?!00001)\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,28 @@ class Header:
     """The outline of a file.
 
     Attributes:
-        kind: ``"safetensors"``, ``"torch zip"`` or ``"torch legacy"``.
-        size: bytes of the file.
+        kind: ``"safetensors"``, ``"safetensors index"``, ``"torch zip"`` or ``"torch legacy"``.
+        size: bytes of the file, or of all that an index lists.
         content: what the file holds: dicts, lists and plain values, with :class:`Entry` for tensors and
             :class:`Foreign` for objects of other classes.
         wants: the classes and functions that the file names beyond torch's own, as ``module.name``.
+        parts: the files that an index lists.
     """
 
     kind: str
     size: int
     content: Any
     wants: tuple[str, ...] = ()
+    parts: tuple[Path, ...] = ()
 
 
 def read_header(path: str | Path) -> Header:
-    """Read the outline of a ``.safetensors`` or ``torch.save`` file.
+    """Read the outline of a ``.safetensors`` or ``torch.save`` file, or of the parts that an index lists.
 
     Raises:
         UserError: there is no such file, or it is damaged, lies about its sizes, or is of another kind.
     """
-    given, path = path, Path(path)
-    if is_url(given):
-        raise UserError(f"{given}: a URL, where a file is needed; download it first")
-    if not path.is_file():
-        what = "a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
-        raise UserError(f"{path}: {what}")
+    path = require_file(path)
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size
@@ -74,6 +73,8 @@ def read_header(path: str | Path) -> Header:
                 return _read_zip(file, size)
             if head.startswith(LEGACY_HEAD):
                 return _read_legacy(file, size)
+            if path.name.endswith(INDEX):
+                return _read_index(file, size, path)
             if len(head) > 8 and head[8:9] == b"{":
                 return _read_safetensors(file, size)
             raise UserError(f"{_kind_of(head)}; give a .safetensors or torch.save file")
@@ -81,6 +82,27 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def require_file(path: str | Path) -> Path:
+    """Return the path of a checkpoint.
+
+    Raises:
+        UserError: it is a URL or a folder, or there is no such file.
+    """
+    if is_url(path):
+        raise UserError(f"{path}: a URL, where a file is needed; download it first")
+    path = Path(path)
+    if not path.is_file():
+        what = "a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
+        raise UserError(f"{path}: {what}")
+    return path
+
+
+def whole_of(path: str | Path) -> Path | None:
+    """Return the index of the model that a file is a part of by its name, ``model-00001-of-00002.safetensors``."""
+    match = PART.fullmatch(Path(path).name)
+    return Path(path).with_name(match[1] + INDEX) if match else None
 
 
 def is_url(path: str | Path) -> bool:
@@ -125,6 +147,35 @@ def _read_safetensors(file: BinaryIO, size: int) -> Header:
     if end != size - 8 - length:
         raise UserError(f"its header speaks of {end} bytes of weights, the file has {size - 8 - length}; {DAMAGED}")
     return Header("safetensors", size, {**content, **({"__metadata__": metadata} if metadata else {})})
+
+
+def _read_index(file: BinaryIO, size: int, path: Path) -> Header:
+    """Read what the parts of a model hold, which must be what their index says."""
+    if size > HEADER_LIMIT:
+        raise UserError(f"has {size} bytes, more than an index of safetensors files; {DAMAGED}")
+    file.seek(0)
+    parts: dict[str, set[str]] = {}
+    try:
+        for key, name in json.loads(file.read(), object_pairs_hook=_once)["weight_map"].items():
+            parts.setdefault(name, set()).add(key)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"is no index of safetensors files; {DAMAGED}") from None
+    content, files = {}, []
+    for name, keys in parts.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"lists {str(name)[:100]!r}, which is no .safetensors file beside it")
+        files.append(path.with_name(name))
+        part = read_header(files[-1])
+        size += part.size
+        found = {key: value for key, value in part.content.items() if key != "__metadata__"}
+        if part.kind != "safetensors" or found.keys() != keys:
+            raise UserError(f"{name} has not the {len(keys)} entries that this index lists for it; {DAMAGED}")
+        content |= found
+        if len(content) > TENSORS:
+            raise too_much(TENSORS, "tensors")
+    return Header("safetensors index", size, content, parts=tuple(files))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:

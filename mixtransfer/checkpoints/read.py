@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixtransfer.checkpoints.headers import check_sums, read_header
+from mixtransfer.checkpoints.headers import check_sums, read_header, whole_of
 from mixtransfer.checkpoints.select import all_behind, find_container, named_tensors, without_wrappers
 from mixtransfer.checkpoints.stand_ins import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, is_harmless
 from mixtransfer.errors import UserError
@@ -29,7 +29,7 @@ MODULE = "module."
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a ``.safetensors`` or ``torch.save`` file into host memory.
+    """Read a ``.safetensors`` or ``torch.save`` file, or the parts that an index lists, into host memory.
 
     Only tensors, plain values, and settings of known harmless classes are read; nothing in the file is run.
 
@@ -50,7 +50,10 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
 def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) -> Any:
     """Return what a file holds, as :func:`read_checkpoint` does, be it named weights or not."""
     header, path = read_header(path), Path(path)
-    kind, wants = header.kind, header.wants
+    kind, wants, parts = header.kind, header.wants, header.parts
+    index = whole_of(path)
+    if index is not None:
+        raise UserError(f"{path}: a part of a model; give {index}, and keep all parts beside it")
     unknown = [name for name in wants if not is_harmless(name, wants)]
     if unknown and not trust:
         raise UserError(
@@ -59,8 +62,8 @@ def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) ->
         )
     del header  # of many values, while torch reads them again
     try:
-        if kind == "safetensors":
-            return load_file(path)
+        if kind.startswith("safetensors"):
+            return {key: value for part in parts or (path,) for key, value in load_file(part).items()}
         if kind == "torch zip":
             check_sums(path)
         with _allowed(wants):

@@ -96,14 +96,14 @@ def _complexity(args: argparse.Namespace) -> int:
 
 
 def _robustness(args: argparse.Namespace) -> int:
+    from mixtransfer.checkpoints.headers import require_file
     from mixtransfer.checkpoints.read import read_checkpoint
     from mixtransfer.datasets.classes import in_order, trained_classes
     from mixtransfer.engine.build import build_runner, one_line_errors, prepare
     from mixtransfer.engine.config import load_config, task_of
     from mixtransfer.evaluation.robustness import for_cropped_images, open_corrupted, summary, table
 
-    if not Path(args.checkpoint).is_file():
-        raise UserError(f"{args.checkpoint}: no such checkpoint file")
+    require_file(args.checkpoint)
     images = open_corrupted(args.data, args.clean)
     with tempfile.TemporaryDirectory() as work_dir:
         cfg = load_config(args.config, (), options=args.cfg_options, work_dir=work_dir)

@@ -70,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``convert``."""
+    from mixtransfer.checkpoints.headers import is_url, require_file
+
+    for source in filter(is_url, args.src):
+        require_file(source)
+
     from mixtransfer.checkpoints.convert import ConvertOptions, convert_file
 
     given = {key: value for key, value in vars(args).items() if key not in ("src", "dst")}

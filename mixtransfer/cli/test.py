@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``test``."""
-    if not Path(args.checkpoint).is_file():
-        raise UserError(f"{args.checkpoint}: no such checkpoint file")
+    from mixtransfer.checkpoints.headers import require_file
+
+    require_file(args.checkpoint)
     cfg = config_of(args, splits=("test",))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     make_folder(out.parent, "--out, folder")

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; return 0, or the status of :class:`~mixtransfer.engine.interrupt.Interrupted`."""
     cfg = config_of(args, splits=("train", "val"))
 
-    from mixtransfer.engine.interrupt import Interrupted, InterruptHook
+    from mixtransfer.engine.interrupt import Interrupted, InterruptHook, say
     from mixtransfer.engine.work_dir import locked
 
     interrupt = InterruptHook()
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
             _train(args, cfg, interrupt)
     except Interrupted as stop:
         if stop.checkpoint is None:
-            print("stopped before training began")
+            say("stopped before training began")
         else:
-            print(f"stopped after iteration {stop.iteration}, saved {visible(stop.checkpoint)}; go on with --resume")
+            say(f"stopped after iteration {stop.iteration}, saved {visible(stop.checkpoint)}; go on with --resume")
         return stop.status
     return 0
 

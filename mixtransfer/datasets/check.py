@@ -24,6 +24,7 @@ from mixtransfer.datasets.folders import (
     read_class_names,
 )
 from mixtransfer.datasets.stored import (
+    LAST_UNUSED,
     SHIFTED,
     VOID,
     Unusable,
@@ -162,7 +163,7 @@ def _check_segmentation(root: Path, progress: Progress) -> Report:
         report.classes.append((f"{label} {name}", *shares))
     # Without masks that could be read there is nothing to say.
     alone = label_problem(pixels["training"], names, VOID) if pixels["training"].sum() else None
-    problem = alone if alone and alone[0] != SHIFTED else label_problem(together, names, VOID)
+    problem = alone if alone and alone[0] not in (SHIFTED, LAST_UNUSED) else label_problem(together, names, VOID)
     if problem and together.sum():
         report.add(problem[0], f"annotations: {problem[1]}")
     return report

@@ -50,7 +50,7 @@ ORIENTATION, BITS_OF_TIFF, OPENCV_ERRORS = 0x0112, 258, 2
 
 #: The kinds of problems of :func:`label_problem`; the last one can have another reason, and training only says it.
 EMPTY, ALONE = "every mask is void", "masks with one class only"
-SHIFTED = "the last class never occurs"
+SHIFTED, LAST_UNUSED = "masks that count classes from 0", "the last class never occurs"
 #: Percent of pixels from which on label 0 may be a class.
 LEAST_ZERO = 1
 
@@ -212,7 +212,7 @@ def label_problem(counts: np.ndarray, names: Sequence[str], void: tuple[int, ...
         void: labels that belong to no class, (0, 255) in ADE20K's layout.
 
     Returns:
-        The kind of problem and what was found; None where classes can be told apart and may count as they should.
+        The kind of problem and what was found; None where classes can be told apart and count as they should.
     """
     first = 1 if 0 in void else 0
     used, share = [k for k in range(len(names)) if counts[first + k]], 100 * counts[0] / max(counts.sum(), 1)
@@ -225,5 +225,10 @@ def label_problem(counts: np.ndarray, names: Sequence[str], void: tuple[int, ...
         return ALONE, f"only label {label} ({name}) occurs, there is nothing to tell apart; {zero}{remedy}"
     if first and share >= LEAST_ZERO and used[-1] != len(names) - 1:
         last = f"label {len(names)} ({names[-1]})"
-        return SHIFTED, f"{last} never occurs and {zero}: if masks count classes from 0, add 1 to their labels"
+        # Of many classes some may be rare; that of all labels from 0 to the last but one none is missing is no chance.
+        kind = SHIFTED if len(used) == len(names) - 1 else LAST_UNUSED
+        return kind, (
+            f"{last} never occurs and {zero}: if masks count classes from 0, add 1 to their labels, else take the"
+            " name from the end of the list of classes"
+        )
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, is_distributed, is_main_process
+from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -22,12 +23,24 @@ from mixtransfer.engine.resume import UNVALIDATED
 from mixtransfer.engine.sampling import SIGNALS
 from mixtransfer.engine.work_dir import INTERRUPTED
 
-__all__ = ["REQUEUE", "InterruptHook", "Interrupted"]
+__all__ = ["REQUEUE", "InterruptHook", "Interrupted", "say"]
 
 #: The exit status after a signal by which a scheduler takes its machine back: start the same command again.
 REQUEUE = 85
 #: Steps between two questions to the other processes. On GPUs an answer waits for all steps that are queued.
 STEPS_ON_GPU = 20
+
+
+def say(text: str) -> None:
+    """Print a line that no training may end with an error for: a terminal that closes takes its output with it."""
+    try:
+        print(text, flush=True)
+    except RuntimeError:
+        pass  # the signal came while another line was printed
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
 
 
 class Interrupted(KeyboardInterrupt):
@@ -63,6 +76,8 @@ class InterruptHook(Hook):
         self.begun_at, self.stepped_at = 0, -1
         #: Whether the epoch's last hooks are done that change the state.
         self.between = True
+        #: Whether a validation has begun and not ended.
+        self.validating = False
         #: The buffers before the iteration ``copied_at``, since a forward pass that fails may have changed them.
         self.buffers: dict[str, torch.Tensor] = {}
         self.copied_at = -1
@@ -90,7 +105,7 @@ class InterruptHook(Hook):
             return
         self.requested = number
         if is_main_process():
-            print("\nstopping after this iteration; Ctrl-C again to stop without saving", flush=True)
+            say("\nstopping after this iteration; Ctrl-C again to stop without saving")
 
     @contextlib.contextmanager
     def saving(self, runner: Runner) -> Iterator[None]:
@@ -114,7 +129,7 @@ class InterruptHook(Hook):
             own = dict(model_of(runner).named_buffers())
             for name, value in self.buffers.items():
                 own[name].copy_(value)
-        return self._save(runner) if is_main_process() else None
+        return self._save(runner, unvalidated=self.validating) if is_main_process() else None
 
     def before_train(self, runner: Runner) -> None:
         """From here on there is something to save."""
@@ -140,17 +155,22 @@ class InterruptHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Ask how many batches all processes have."""
-        self.between = True
+        self.between = self.validating = True
         if self.training and is_distributed():
             count = torch.tensor(len(runner.val_dataloader))
             all_reduce(count, "min")
             self.common = int(count)
+
+    def after_val(self, runner: Runner) -> None:
+        """The metrics are computed and logged."""
+        self.validating = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Save and stop if a signal came; the state is that after ``runner.iter`` iterations."""
         if runner.iter % self.every == 0:
             self._agree()
         self._stop(runner)
+        self.validating = False
         self.copied_at = runner.iter
         self.buffers = {name: value.detach().clone() for name, value in model_of(runner).named_buffers()}
 
@@ -166,7 +186,10 @@ class InterruptHook(Hook):
     def _stop(self, runner: Runner, unvalidated: bool = False) -> None:
         """Save and stop if all processes know of a signal and no gradient waits for others."""
         if self.agreed and optim_wrapper_of(runner).should_update():
-            raise Interrupted(self._save(runner, unvalidated), runner.iter, self.agreed)
+            path = self._save(runner, unvalidated)
+            # A launcher ends all processes as soon as one has ended, and the first one is still writing.
+            barrier()
+            raise Interrupted(path, runner.iter, self.agreed)
 
     def _agree(self) -> None:
         self.agreed = self.requested

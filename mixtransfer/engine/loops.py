@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast, get_rank, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
+from torch import nn
 
 from mixtransfer.engine.parts import model_of
 from mixtransfer.engine.sampling import GuardedLoader, seed_everything
@@ -34,7 +35,10 @@ class ValidationLoop(ValLoop):
 
     def run(self) -> dict:
         """Return the metrics; none, if a hook raised :class:`Abandoned` and training cannot stop here yet."""
-        swaps = [_Swaps(hook) for hook in self.runner.hooks if isinstance(hook, EMAHook)]
+        averages = [hook for hook in self.runner.hooks if isinstance(hook, EMAHook)]
+        swaps = [_Swaps(hook) for hook in averages]
+        for model in (model_of(self.runner), *(hook.ema_model for hook in averages)):
+            _take_buffers_of_first(model)
         try:
             return super().run()
         except Abandoned as abandoned:
@@ -45,6 +49,15 @@ class ValidationLoop(ValLoop):
         finally:
             for swap in swaps:
                 swap.undo()
+
+
+def _take_buffers_of_first(model: nn.Module) -> None:
+    """Let all processes measure one model, that of checkpoints: running statistics are each process's own."""
+    if is_distributed():
+        kept = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in kept:
+                broadcast(buffer, 0)
 
 
 class _Swaps:

@@ -13,12 +13,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mixtransfer.engine.parts import unwrapped
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -81,11 +81,10 @@ class TransferOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the wrapper around the optimizer of ``model``'s trainable parameters."""
-        inner: Any = model.module if is_model_wrapper(model) else model
         wrapper = copy.deepcopy(self.optim_wrapper_cfg)
         wrapper.setdefault("type", "OptimWrapper")
         optimizer = wrapper.pop("optimizer")
-        groups = self.groups(inner, optimizer["lr"], optimizer.get("weight_decay", 0.0))
+        groups = self.groups(unwrapped(model), optimizer["lr"], optimizer.get("weight_decay", 0.0))
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         chosen = any(optimizer.get(name) is not None for name in IMPLEMENTATIONS)
         if optimizer["type"] in FUSED and not chosen and devices <= {"cpu", "cuda"}:

@@ -9,13 +9,17 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ["model_of", "optim_wrapper_of"]
+__all__ = ["model_of", "optim_wrapper_of", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model itself, without the wrapper of distributed training."""
+    return cast(nn.Module, model.module if is_model_wrapper(model) else model)
 
 
 def model_of(runner: Runner) -> nn.Module:
-    """Return the model itself, without the wrapper of distributed training."""
-    model = runner.model
-    return cast(nn.Module, model.module if is_model_wrapper(model) else model)
+    """Return a runner's model itself, without the wrapper of distributed training."""
+    return unwrapped(cast(nn.Module, runner.model))
 
 
 def optim_wrapper_of(runner: Runner) -> OptimWrapper:

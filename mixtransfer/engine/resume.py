@@ -146,8 +146,6 @@ def optimizer_state(
     Raises:
         UserError: naming what differs.
     """
-    if not isinstance(wrapper, OptimWrapper) or not isinstance(wrapper.optimizer, Optimizer):
-        raise UserError(f"{name}: a training with several optimizers cannot be resumed")
     own = wrapper.state_dict()
     if not isinstance(saved, Mapping) or saved.keys() != own.keys():
         there = sorted(map(str, saved)) if isinstance(saved, Mapping) else []

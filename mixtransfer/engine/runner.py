@@ -24,6 +24,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
@@ -186,7 +187,14 @@ class TransferRunner(Runner):
     @override
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         with config_errors("optim_wrapper"):
-            return super().build_optim_wrapper(optim_wrapper)
+            wrapper = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(wrapper, OptimWrapperDict):
+            # Its parts may accumulate and step at different times, so no iteration would leave a state to resume from.
+            raise UserError(
+                f"optim_wrapper: has {len(wrapper)} optimizers ({', '.join(wrapper.keys())}), training works with one;"
+                " give one optimizer, with paramwise_cfg where parameters need other rates"
+            )
+        return wrapper
 
     @override
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:

@@ -24,6 +24,7 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from mixtransfer.datasets.stored import Unusable, image_size, read_mask
 from mixtransfer.errors import UserError
 
 __all__ = [
@@ -60,18 +61,16 @@ def seed_everything(*place: int) -> None:
         torch.cuda.manual_seed(state[2])
 
 
-def unreadable_file(info: Mapping[str, Any]) -> str | None:
-    """Return the file of a sample that is missing or cannot be decoded as an image; None if all can be."""
-    for key in ("img_path", "seg_map_path"):
+def unreadable_file(info: Mapping[str, Any]) -> tuple[str, Unusable] | None:
+    """Return the file of a sample that ``data check`` refuses, and why; None if its image and mask are sound."""
+    for key, read in (("img_path", image_size), ("seg_map_path", read_mask)):
         path = info.get(key)
         if path is None or "://" in str(path):
             continue
         try:
-            image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-        except (OSError, cv2.error):
-            image = None
-        if image is None:
-            return str(path)
+            read(Path(path))
+        except Unusable as problem:
+            return str(path), problem
     return None
 
 
@@ -113,10 +112,10 @@ class SeededDataset(Dataset):
     def _pass_over(self, number: int, error: Exception) -> None:
         """Note that a sample cannot be read; raise a UserError if it may not be replaced, ``error`` if it is a bug."""
         info = self.dataset.get_data_info(number)
-        path = unreadable_file(info)
-        if path is None:
+        found = unreadable_file(info)
+        if found is None:
             raise error
-        message = f"{path}: cannot be loaded ({last_line(error)}); see mixtransfer data check"
+        message = f"{found[0]}: cannot be loaded: {found[1]}; see mixtransfer data check"
         if self.unreadable is None or self.share == 0:
             raise UserError(message) from error
         self.unreadable[number] = True

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
+from mixtransfer.engine.parts import model_of
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import flip_partner, size_of, step_generator
 from mixtransfer.mixing.regions import Region
@@ -104,6 +104,8 @@ class TokenMixHook(Hook):
         self._handles: list = []
         self._step: _Step | None = None
         self._previous: tuple[Tensor, GroundTruth] | None = None
+        #: The same as the running iteration found it; nothing between iterations.
+        self._found: list[tuple[Tensor, GroundTruth] | None] = []
         self._iteration, self._stopped = 0, False
 
     def before_train(self, runner) -> None:
@@ -111,7 +113,7 @@ class TokenMixHook(Hook):
         self.after_train(runner)
         if not self.prob:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         self._signature = inspect.signature(model.forward)
         self._ignore_index = _ignore_index(model)
         # Ground truth is handled by NumPy and by data-dependent sizes: torch.compile takes the networks around it.
@@ -131,8 +133,12 @@ class TokenMixHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Note the iteration, and whether mixing is over."""
-        self._iteration = runner.iter
+        self._iteration, self._found = runner.iter, [self._previous]
         self._stopped = runner.iter >= runner.max_iters - self.stop_iters
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Let the next iteration mix with what this one has kept."""
+        self._found = []
 
     def after_train(self, runner) -> None:
         """Detach from the model."""
@@ -141,9 +147,10 @@ class TokenMixHook(Hook):
         self._handles = []
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save the image that the next batch of one is mixed with."""
-        if self._previous is not None:
-            image, truth = self._previous
+        """Save the image that the next batch of one is mixed with; after an error, that of the iteration it ended."""
+        (previous,) = self._found or [self._previous]
+        if previous is not None:
+            image, truth = previous
             checkpoint[CHECKPOINT_KEY] = {"image": image, "truth": dict(vars(truth))}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

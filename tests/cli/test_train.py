@@ -285,6 +285,12 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
     "harm, words, workers",
     [
         (lambda image, mask: image.write_bytes(b"no image"), "cannot be loaded", 0),
+        # OpenCV reads it where it is not asked for colors.
+        (
+            lambda image, mask: image.write_bytes(cv2.imencode(".tif", np.zeros((64, 64), np.float32))[1].tobytes()),
+            "cannot be loaded: unreadable image (OpenCV reads no TIFF of mode F",
+            0,
+        ),
         (
             lambda image, mask: cv2.imwrite(str(mask), np.full((64, 64), 13, np.uint8)),
             "outside the classes (13; 12 classes",
@@ -296,7 +302,7 @@ def copy_of(scenes: Path, target: Path) -> tuple[Path, Path, Path]:
             0,
         ),
     ],
-    ids=["unreadable", "label", "size"],
+    ids=["unreadable", "float", "label", "size"],
 )
 def test_bad_samples_are_named(harm, words, workers, scenes, tmp_path, error):
     folder, image, mask = copy_of(scenes, tmp_path / "data")

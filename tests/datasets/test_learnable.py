@@ -66,15 +66,23 @@ def test_one_class_that_counts_void_first_is_told_how_to_label(tmp_path):
         assert part in str(error.value)
 
 
-def test_labels_from_0_are_said(tmp_path, capsys):
+def test_labels_from_0_are_refused_by_check_and_training(tmp_path):
     root = masks(tmp_path, background=0, labels=lambda k: k)
     share = np.mean([np.asarray(Image.open(path)) == 0 for path in root.rglob("annotations/*/*.png")])
     problem = check_folder(root)[0].problems[stored.SHIFTED]
     assert problem[0].startswith(
         f"annotations: label 3 (cat) never occurs and 0, {100 * share:.1f}% of pixels, is void"
     )
+    with pytest.raises(UserError, match=r"count classes from 0: label 3 \(cat\) never occurs and 0,.* add 1 to"):
+        require_learnable(segmentor(root))
+
+
+def test_a_last_class_that_is_one_of_several_without_a_pixel_is_said(tmp_path, capsys):
+    # Some rare classes of many are missing from a part of a dataset.
+    root = masks(tmp_path, names=["ant", "bee", "cat", "dog"], background=0, labels=lambda k: k)
+    assert stored.LAST_UNUSED in check_folder(root)[0].problems
     require_learnable(segmentor(root))
-    assert "label 3 (cat) never occurs and 0," in capsys.readouterr().err
+    assert "the last class never occurs: label 4 (dog) never occurs and 0," in capsys.readouterr().err
 
 
 def test_sound_labels_are_no_problem(tmp_path, capsys):

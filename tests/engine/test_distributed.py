@@ -25,7 +25,7 @@ def scenes(tmp_path_factory):
     return small_scenes(tmp_path_factory.mktemp("data"))
 
 
-def train_on(count: int, *arguments: str, timeout: float = 180) -> list[subprocess.CompletedProcess]:
+def train_on(count: int, *arguments: str, timeout: float = 600) -> list[subprocess.CompletedProcess]:
     """Run ``train`` in ``count`` processes as torchrun starts them; return what they did, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

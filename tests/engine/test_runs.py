@@ -20,6 +20,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.visualization import Visualizer
 from torch import nn
 
@@ -29,7 +30,7 @@ from mixtransfer.engine.runner import TransferRunner
 from mixtransfer.engine.sampling import SeededDataset
 from mixtransfer.engine.work_dir import checkpoints, locked, newest_sound, remove_training, require_unused
 from mixtransfer.errors import UserError
-from mixtransfer.registry import DATASETS, METRICS, MODELS
+from mixtransfer.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 SIZE = 12
 
@@ -223,6 +224,19 @@ def test_an_error_saves_the_iterations_before_it(tmp_path, capsys, monkeypatch):
     assert_same(straight, run(tmp_path / "cut", resume=tmp_path / "cut" / "interrupted.pth"))
 
 
+def test_an_error_in_a_validation_is_resumed_with_that_validation(tmp_path):
+    def fail():
+        raise RuntimeError("a metric")
+
+    straight = run(tmp_path / "straight")
+    computed = ToyMetric.computed
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "cut", At("val", 10, fail), interval=100)
+    resumed = run(tmp_path / "cut", resume=tmp_path / "cut" / "interrupted.pth", interval=100)
+    assert_same(straight, resumed)
+    assert ToyMetric.computed - computed == 3  # after 5, 10 and 12 iterations
+
+
 def test_an_error_after_a_step_saves_nothing(tmp_path):
     def fail():
         raise RuntimeError("a hook")
@@ -276,7 +290,7 @@ def test_data_workers_leave_signals_to_their_parent_and_end_with_it(number, tmp_
     try:
         assert any(line == "step\n" for line in training.stdout)
         (os.killpg if number == signal.SIGTERM else os.kill)(training.pid, number)
-        training.communicate(timeout=60)  # until no process, no data worker either, holds its output
+        training.communicate(timeout=600)  # until no process, no data worker either, holds its output
         status = training.returncode
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -286,12 +300,40 @@ def test_data_workers_leave_signals_to_their_parent_and_end_with_it(number, tmp_
     assert saved == (["interrupted.pth"] if number == signal.SIGTERM else [])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals")
+def test_a_terminal_that_closes_leaves_the_state_behind(tmp_path):
+    # It sends SIGHUP, and whatever is printed afterwards is an error.
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    master, slave = os.openpty()
+    login = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{PROGRAM}".replace("workers=2", "workers=0")
+    training = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", login, str(tmp_path)],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        os.close(slave)
+        seen = b""
+        while b"step" not in seen:
+            seen += os.read(master, 4096)
+        os.close(master)
+        assert training.wait(600) == REQUEUE
+    finally:
+        training.kill()
+        training.wait()
+    assert [path.name for path in checkpoints(tmp_path)] == ["interrupted.pth"]
+
+
 #: Two processes with five and four batches of validation, of which the second one gets a signal in a validation.
 TWO = """
 import os, signal, sys
-from test_runs import At, run, Interrupted
+from test_runs import At, EMAHook, run, Interrupted
 second = os.environ["RANK"] == "1"
-hooks = [At("val", 10, lambda: os.kill(os.getpid(), signal.SIGUSR2))] if second else []
+def statistics():
+    print("statistics", [hook for hook in hooks if hasattr(hook, "src_model")][0].src_model.norm.running_mean.tolist())
+hooks = [EMAHook(momentum=0.3), At("val", 5, statistics)]
+hooks += [At("val", 10, lambda: os.kill(os.getpid(), signal.SIGUSR2))] if second else []
 try:
     run(sys.argv[1], *hooks, launcher="pytorch", uneven=True)
 except Interrupted as stop:
@@ -317,12 +359,15 @@ def test_two_processes_validate_unevenly_and_stop_together(tmp_path):
         for rank in "01"
     ]
     try:
-        printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+        printed = [rank.communicate(timeout=600)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [REQUEUE, REQUEUE], "".join(printed)
     assert all("stopped after 10" in text for text in printed)
+    measured = [[line for line in text.splitlines() if line.startswith("statistics")] for text in printed]
+    # Batches of the two differ, and so do their own statistics.
+    assert len(measured[1]) == 4 and {*measured[0]} == {*measured[1]} and len({*measured[0]}) == 1
     assert checkpoints(tmp_path)[0].name == "interrupted.pth"
 
 
@@ -367,6 +412,28 @@ def test_a_loss_of_nothing_stops():
         guard.after_train_iter(runner, 0, outputs={"loss": torch.zeros(())})
     with pytest.raises(UserError, match="the loss is exactly 0 in the first 50 steps"):
         guard.after_train_iter(runner, 0, outputs={"loss": torch.zeros(())})
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ApartConstructor:
+    """Two optimizers, as those of generators and discriminators are built."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.rates = optim_wrapper_cfg
+
+    def __call__(self, model):
+        parts = {name: getattr(model, name).parameters() for name in self.rates}
+        return OptimWrapperDict(
+            **{name: OptimWrapper(torch.optim.SGD(part, **self.rates[name])) for name, part in parts.items()}
+        )
+
+
+def test_several_optimizers_are_one_line(tmp_path):
+    runner = toy(tmp_path)[0]
+    rates = dict(norm=dict(lr=0.1), line=dict(lr=0.2), constructor="mixtransfer.ApartConstructor")
+    runner.optim_wrapper = rates
+    with pytest.raises(UserError, match=r"optim_wrapper: has 2 optimizers \(norm, line\), training works with one"):
+        runner.train()
 
 
 def test_a_training_that_is_done_is_not_shortened(tmp_path):
