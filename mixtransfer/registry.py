@@ -36,7 +36,9 @@ HEADS = {
     "FCNMaskHead": "transfer.mask_head",
     "HorFPN": "transfer.hornet_heads",
     "HorUPerHead": "transfer.hornet_heads",
+    "LayerNorm2d": "transfer.simple_feature_pyramid",
     "SegFormerHead": "transfer.segformer_head",
+    "SimpleFeaturePyramid": "transfer.simple_feature_pyramid",
     "UPerHead": "transfer.uper_head",
 }
 T = TypeVar("T")

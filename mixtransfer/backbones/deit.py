@@ -11,18 +11,21 @@ Kept from the published code: LayerNorm with eps 1e-6, learned absolute position
 prepended, one norm after the last block, the class token as the image embedding.
 Different: sides that 16 does not divide are padded, and positions are resampled to the grid (bicubic). No dense code is
 published with these networks: the maps are the un-normalized patch tokens after the blocks of ``out_indices``, which is
-where ViT segmentors read them (SETR, Zheng et al., arXiv 2012.15840, reads evenly spaced blocks).
+where ViT segmentors read them (SETR, Zheng et al., arXiv 2012.15840, reads evenly spaced blocks). With ``window`` the
+dense network is ViTDet's (Li et al., arXiv 2203.16527, section 3): no class token, attention in windows but for four
+evenly spaced blocks; its relative positions, which DeiT has no weights for, are left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone
+from mixtransfer.backbones.base import Backbone, evenly_spaced
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend
@@ -33,6 +36,7 @@ from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed, grid_of
 from mixtransfer.layers.positions import resize_position_table, resize_square_table
 from mixtransfer.layers.residual import keep_mask, residual, residual_with_labels
+from mixtransfer.layers.windows import OffsetWindows, attend_inside
 from mixtransfer.registry import MODELS
 
 __all__ = ["VisionTransformer"]
@@ -90,10 +94,16 @@ class Block(nn.Module):
         self.mlp = Mlp(channels, 4 * channels)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None; ``bias`` is one of :class:`Attention`."""
+    def forward(
+        self, x: Tensor, labels: Tensor | None, bias: Tensor | None = None, windows: OffsetWindows | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, 1+N, C) and their labels (B, 1+N, K) or None; ``bias`` is one of :class:`Attention`.
+
+        With ``windows`` there is no class token, and patches attend inside them.
+        """
         if bias is None:
-            attention = lambda y, rows: self.attn(self.norm1(y), rows)  # noqa: E731
+            attend = self.attn if windows is None else partial(attend_inside, windows, self.attn)
+            attention = lambda y, rows: attend(self.norm1(y), rows)  # noqa: E731
             x, labels = residual_with_labels(x, labels, attention, self.drop_path, self.training)
         else:
             # A bias belongs to one sample, so attention runs for all.
@@ -109,6 +119,8 @@ class VisionTransformer(Backbone):
 
     Args:
         img_size: side that the position table is made for.
+        window: side in tokens of the windows that blocks of the dense network attend in, four blocks aside; by default
+            all blocks attend globally.
         options: those of :class:`~mixtransfer.backbones.base.Backbone`.
     """
 
@@ -154,8 +166,8 @@ class VisionTransformer(Backbone):
     def outputs(self, spec):
         return [(spec.channels, spec.patch)] * spec.depth
 
-    def build(self, spec: Spec, *, img_size: tuple[int, int]) -> None:
-        self.grid = grid_of(img_size, spec.patch)
+    def build(self, spec: Spec, *, img_size: tuple[int, int], window: int | None = None) -> None:
+        self.grid, self.window = grid_of(img_size, spec.patch), window
         self.patch_embed = PatchEmbed(self.in_channels, spec.channels, spec.patch)
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
         tokens = 1 + self.grid[0] * self.grid[1]
@@ -163,6 +175,8 @@ class VisionTransformer(Backbone):
         self.blocks = nn.ModuleList(Block(spec.channels, spec.heads, rate) for rate in self.drop_path_rates())
         if self.with_embedding:
             self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+        # A dense network in windows does not read it.
+        self.cls_token.requires_grad_(window is None or self.with_embedding)
         self.apply(init_linear)
 
     def tokens(self, images: Tensor, labels: Tensor | None):
@@ -176,9 +190,14 @@ class VisionTransformer(Backbone):
 
     def trunk(self, images, labels, count):
         x, rows, grid = self.tokens(images, labels)
-        for block in self.blocks[:count]:
-            x, rows = self.checkpointed(block, x, rows)
-            yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
+        windows = None if self.window is None else OffsetWindows(grid, self.window)
+        first = int(windows is None)
+        if windows is not None:
+            x, rows = x[:, 1:], None if rows is None else rows[:, 1:]
+        for index, block in enumerate(self.blocks[:count]):
+            inside = () if windows is None or index in evenly_spaced(self.depth) else (None, windows)
+            x, rows = self.checkpointed(block, x, rows, *inside)
+            yield x[:, first:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, first:], grid)
 
     def embedding(self, images, labels):
         x, rows, _ = self.tokens(images, labels)

@@ -6,10 +6,12 @@ on sizes only and are kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,7 +19,7 @@ from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.patches import grid_of
 
-__all__ = ["OffsetWindows", "WindowGrid"]
+__all__ = ["OffsetWindows", "WindowGrid", "attend_inside"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,36 @@ class OffsetWindows:
     def valid(self, device: torch.device) -> Tensor | None:
         """Return 1 for tokens and 0 for padding, (W, N); None where nothing is padded."""
         return _valid_slots(self, device)
+
+
+def attend_inside(
+    windows: OffsetWindows,
+    attention: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    labels: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend inside the windows of a map; padding is zero and takes part, as in ViTDet (arXiv 2203.16527).
+
+    Args:
+        windows: those of the map (H, W).
+        attention: from tokens (B, N, C) and labels (B, N, K) to new tokens and the labels that each attended to.
+        x: tokens (B, H·W, C).
+        labels: their labels (B, H·W, K), or None. Padding has none, what a token attended to is divided by the mass
+            that it found.
+    """
+
+    def cut(rows: Tensor) -> Tensor:
+        return windows.cut(rows.unflatten(1, windows.size)).unflatten(1, (-1, windows.window**2)).flatten(0, 1)
+
+    def join(rows: Tensor) -> Tensor:
+        return windows.join(rows.unflatten(0, (len(x), -1)).flatten(1, 2)).flatten(1, 2)
+
+    if labels is None:
+        return join(attention(cut(x), None)[0]), None
+    out, attended = attention(cut(x), cut(F.pad(labels, (0, 1), value=1.0)))
+    assert attended is not None, "attention returns labels where it gets some"
+    attended = join(attended)
+    return join(out), attended[..., :-1] / attended[..., -1:]
 
 
 @lru_cache(maxsize=64)

@@ -45,6 +45,7 @@ def schedule(cfg):
 ADAMW = dict(optim_wrapper__optimizer__type="AdamW", optim_wrapper__optimizer__betas=(0.9, 0.999))
 HEADS = dict(model__neck__out_channels=256, model__neck__num_outs=5, model__roi_head__mask_head__num_convs=4)
 RETINANET = dict(model__neck__add_extra_convs="on_input", model__neck__num_outs=5, model__bbox_head__stacked_convs=4)
+HORFPN = dict(model__neck__type="mixtransfer.HorFPN", model__neck__kernel_size=7, model__neck__global_filter=False)
 TWO_FC = dict(model__roi_head__bbox_head__type="Shared2FCBBoxHead", model__roi_head__bbox_head__fc_out_channels=1024)
 
 
@@ -76,6 +77,8 @@ DETECTORS = {
     "retinanet_pvt_v2": (1e-4, 1e-4, 0.1, 2, ONE, (1333, 800), RETINANET),
     "retinanet_raft_mlp": (1e-4, 1e-4, 0.0, 2, ONE, (1333, 800), RETINANET),
     "cascade_mask_rcnn_swin": (1e-4, 0.05, 0.2, 2, THREE, DETR, {}),
+    "cascade_mask_rcnn_swin_1x": (1e-4, 0.05, 0.0, 2, ONE, DETR, {}),
+    "mask_rcnn_hornet_horfpn": (1e-4, 0.05, 0.6, 2, ONE, DETR, {**HEADS, **HORFPN}),
     "cascade_mask_rcnn_hornet": (2e-4, 0.05, 0.4, 2, THREE, DETR, {}),
     "cascade_mask_rcnn_fan": (1e-4, 0.05, 0.3, 1, THREE, DETR, {}),
     **{f"mask_rcnn_{name}": (1e-4, 0.05, None, 2, ONE, DETR, {}) for name in AFTER_SWIN},
@@ -162,13 +165,51 @@ def test_regionvit_trains_for_detectron2s_iterations(name):
         assert steps(loader)["Resize"].scale == (1120, 672)
 
 
+@pytest.mark.parametrize(("head", "large"), [(h, x) for h in ("mask_rcnn", "retinanet") for x in (False, True)])
+def test_regionvits_long_schedules(head, large):
+    """Short sides of 480 to 896, the long ones below 1120 or, with a dagger, 1344; the rate falls twice."""
+    cfg = recipe(f"det/{head}_regionvit_3x{'_large' * large}.py")
+    longest = 1344 if large else 1120
+    sides = [(longest, side) for side in range(480, 897, 32)]
+    assert cfg.train_cfg.max_iters == 270000 and cfg.model.backbone.drop_path_rate == 0.2
+    assert schedule(cfg) == {
+        "LinearLR": dict(start_factor=0.001, by_epoch=False, begin=0, end=1000),
+        "MultiStepLR": dict(by_epoch=False, begin=0, end=270000, milestones=[210000, 250000], gamma=0.1),
+    }
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert detr(train["RandomChoice"]) == [[sides], [[(1333, 400), (1333, 500), (1333, 600)], (384, 600), sides]]
+    assert test["Resize"].scale == ((1344, 896) if large else (1120, 672))
+
+
+def test_vitdets_rates_decays_and_images():
+    cfg = recipe("det/mask_rcnn_deit_vitdet.py")
+    found, _ = settings(cfg)
+
+    def layer(name):
+        block = number(r"backbone\.blocks\.(\d+)", name)
+        return block[0] + 1 if block else 0 if name.startswith("backbone.p") else 13
+
+    rate = lambda key: 1e-4 * 0.7 ** (13 - layer(key)) if key.startswith("backbone.") else 1e-4  # noqa: E731
+    spared = ("norm", ".ln.", "pos_embed")
+    assert found == {
+        key: (pytest.approx(rate(key)), 0.0 if any(word in key for word in spared) else 0.1) for key in found
+    }
+    assert {"roi_head.mask_head.convs.0.ln.weight", "neck.outputs.0.norm1.weight"} <= found.keys()
+    assert cfg.model.backbone.window == 14 and cfg.train_cfg.max_iters == 184375
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert (train["RandomResize"].scale, train["RandomResize"].ratio_range) == ((1024, 1024), (0.1, 2.0))
+    assert train["RandomCrop"].crop_size == train["Pad"].size == test["Resize"].scale == (1024, 1024)
+
+
 # Segmentors ----------------------------------------------------------------------------------------------------------
 
 FAN_HEAD = dict(model__decode_head__type="mixtransfer.SegFormerHead", model__decode_head__channels=768)
 UPERNET = dict(model__decode_head__channels=512, model__auxiliary_head__channels=256)
+HORUPER = dict(model__decode_head__type="mixtransfer.HorUPerHead", model__decode_head__kernel_size=7)
 #: Recipe -> rate, decay, drop path, images a GPU, iterations, warm-up, power; then further values.
 SEGMENTORS = {
     "upernet_hornet": (1e-4, 0.05, 0.4, 2, 160000, 1500, 1.0, UPERNET),
+    "upernet_hornet_horfpn": (1e-4, 0.05, 0.3, 2, 160000, 1500, 1.0, {**UPERNET, **HORUPER}),
     "upernet_swin": (6e-5, 0.01, 0.3, 2, 160000, 1500, 1.0, UPERNET),
     "upernet_swin_tlalign": (6e-5, 0.01, 0.3, 2, 160000, 1500, 1.0, UPERNET),
     "upernet_hire_mlp": (1.2e-4, 0.01, 0.2, 4, 80000, 800, 1.0, UPERNET),
@@ -179,7 +220,7 @@ SEGMENTORS = {
     "segformer_fan": (6e-5, 0.01, 0.0, 1, 160000, 1500, 1.0, FAN_HEAD),
 }
 #: Short side and step of the windows, or None for whole images.
-WINDOWS = {"upernet_hornet": (512, 341), "segformer_fan": (1024, 768)}
+WINDOWS = {"upernet_hornet": (512, 341), "upernet_hornet_horfpn": (512, 341), "segformer_fan": (1024, 768)}
 #: Recipes that round the sides of tested images up to 32.
 ALIGNED = {"semantic_fpn_fcvit", "semantic_fpn_pvt"}
 
@@ -322,6 +363,13 @@ def hornet_stage(name):
         ("det/mask_rcnn_hornet.py", 1e-4, lambda x: 0.95 ** (7 - hornet_layer(x, 7)), (0.698, 1.292)),
         ("det/cascade_mask_rcnn_hornet.py", 2e-4, lambda x: 0.7 ** (13 - hornet_layer(x, 13)), (0.0097, 0.7)),
         ("seg/upernet_hornet.py", 1e-4, lambda x: 0.9 ** hornet_stage(x), (0.478, 0.729)),
+        # With 12 layers there are six more between the last stage and the heads.
+        (
+            "seg/upernet_hornet_horfpn.py",
+            1e-4,
+            lambda x: 0.9 ** (hornet_stage(x) and hornet_stage(x) + 6),
+            (0.254, 0.387),
+        ),
     ],
 )
 def test_hornets_rates_by_layer(name, rate, factor, ends):
