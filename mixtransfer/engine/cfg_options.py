@@ -11,7 +11,7 @@ from mixtransfer.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["READ_BY_RUNNER", "apply_options", "first_line", "literal"]
+__all__ = ["LISTS", "READ_BY_RUNNER", "SECTIONS", "apply_options", "first_line", "literal"]
 
 #: The top-level names of a config that a runner reads; everything else is a variable of the config file.
 READ_BY_RUNNER = (
@@ -40,6 +40,15 @@ TAKEN = {
     "model.test_cfg.rpn": "nms_pre max_per_img min_bbox_size nms",
     "model.test_cfg.rcnn": "score_thr nms max_per_img mask_thr_binary",
 }
+#: Top-level names that hold settings or a list of such; what else a runner reads are words, switches or either.
+SECTIONS = (
+    "model data_preprocessor train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr"
+    " optim_wrapper default_hooks env_cfg log_processor visualizer randomness model_wrapper_cfg"
+).split()
+LISTS = ("custom_hooks", "param_scheduler", "val_evaluator", "test_evaluator")
+#: Settings that nothing works without.
+NEEDED = ("model", "model.backbone", "train_dataloader", "train_dataloader.dataset", "train_cfg", "optim_wrapper",
+          "optim_wrapper.optimizer", "default_hooks", "env_cfg")  # fmt: skip
 #: Places that a config need not have.
 ABSENT = ("randomness", "env_cfg", "env_cfg.mp_cfg", "env_cfg.dist_cfg", "auto_scale_lr", "optim_wrapper.clip_grad")
 
@@ -67,6 +76,7 @@ def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
             raise UserError(f"--cfg-options {option}: write KEY=VALUE, e.g. train_dataloader.batch_size=4")
         _check_key(cfg, key, name)
         values[key] = _value(option, text)
+        _check_kind(cfg, key, values[key], option)
     try:
         cfg.merge_from_dict(values)
     except (KeyError, TypeError, IndexError) as error:
@@ -137,6 +147,38 @@ def _check_key(cfg: Config, key: str, name: str) -> None:
         else:
             raise UserError(f"--cfg-options {key}: {here} is {place!r} and has no entries; set it as a whole")
         path.append(part)
+
+
+def _check_kind(cfg: Config, key: str, value: Any, option: str) -> None:
+    """Refuse a word or number in the place of settings; where a config says None, make room for settings."""
+    *path, last = key.split(".")
+    holder: Any = cfg
+    for part in path:
+        holder = holder[int(part)] if isinstance(holder, list | tuple) else holder[part]
+    present = holder.get(last) if isinstance(holder, dict) or not path else holder[int(last)]
+    several = isinstance(present, list | tuple) and any(isinstance(item, Mapping) for item in present)
+    listed = several or (not path and last in LISTS)
+    if listed or isinstance(present, Mapping) or (not path and last in SECTIONS):
+        items = value if isinstance(value, list | tuple) else [value]
+        fits = all(isinstance(item, Mapping) for item in items) and (listed or bool(items))
+        if not fits and (value is not None or key in NEEDED):
+            kind = "a list of settings" if several else "settings"
+            example = f"{key}={'[dict(...)]' if several else 'dict(...)'}"
+            raise UserError(f"--cfg-options {option}: {key} holds {kind}; set their entries, or write {example}")
+    if present is None and isinstance(value, Mapping) and last in holder:
+        holder[last] = {}
+    elif isinstance(present, Mapping) and isinstance(value, Mapping):
+        _make_room(present, value)
+
+
+def _make_room(present: Any, value: Mapping) -> None:
+    """Let settings take the places in ``present`` where it says None, which mmengine does not merge with."""
+    for key, item in value.items():
+        if isinstance(item, Mapping) and key in present:
+            if present[key] is None:
+                present[key] = {}
+            elif isinstance(present[key], Mapping):
+                _make_room(present[key], item)
 
 
 def _taken(path: Sequence[str], place: Mapping) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtransfer.engine.cfg_options import apply_options, first_line
+from mixtransfer.engine.cfg_options import LISTS, SECTIONS, apply_options, first_line
 from mixtransfer.engine.recipes import find_config
 from mixtransfer.errors import UserError
 from mixtransfer.progress import notice, progress_line
@@ -116,6 +116,13 @@ def read_config(path: str | Path) -> Config:
         raise UserError(f"{path}: not a config: {type(error).__name__}: {first_line(error)}") from error
     if "model" not in cfg:
         raise UserError(f"{path}: not a config of a training: it has no 'model'")
+    for key in (*SECTIONS, *LISTS):
+        value = cfg.get(key)
+        items = value if key in LISTS and isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(item, Mapping) for item in items):
+            raise UserError(
+                f"{path}: {key} is {str(value)[:60]!r}; write dict(...){' or a list of such' * (key in LISTS)}"
+            )
     accept_former_names(cfg._cfg_dict)
     return cfg
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from mixtransfer.engine.build import prepare
 from mixtransfer.engine.cfg_options import apply_options
-from mixtransfer.engine.config import check_launcher, check_windows
+from mixtransfer.engine.config import check_launcher, check_windows, read_config
 from mixtransfer.engine.settings import changed_settings, describe
 from mixtransfer.errors import UserError
 
@@ -40,6 +40,11 @@ def config(**more):
         ("train_dataloader.dataset={'type': 'CityscapesDataset'}", {"type": "CityscapesDataset"}),
         ("model.backbone.out_indices=0,2", [0, 2]),
         ("model.backbone.pretrained=weights/a=b.pth", "weights/a=b.pth"),
+        # In the place of None, alone and inside other settings.
+        ("optim_wrapper.clip_grad={'max_norm': 2}", {"max_norm": 2}),
+        ("optim_wrapper={'clip_grad': {'max_norm': 2}, '_delete_': True}", {"clip_grad": {"max_norm": 2}}),
+        ("custom_hooks=[]", []),
+        ("val_dataloader=None", None),
     ],
 )
 def test_whatever_is_read_can_be_set(option, value):
@@ -69,6 +74,29 @@ def test_options_that_nothing_reads_are_refused(option, words):
     with pytest.raises(UserError) as error:
         apply_options(config(), [option], "it.py")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    "model=3 model.backbone=None train_cfg=None train_dataloader.dataset=[] param_scheduler=fast custom_hooks=[EMAHook]"
+    " custom_hooks=3 default_hooks=7 param_scheduler.0=4 randomness=3".split(),
+)
+def test_settings_do_not_become_a_word(option):
+    with pytest.raises(UserError, match=rf"--cfg-options .*: {option.partition('=')[0]} holds (a list of )?settings"):
+        apply_options(config(), [option], "it.py")
+
+
+def test_settings_go_where_a_config_says_none_inside_others():
+    cfg = config()
+    apply_options(cfg, ["optim_wrapper={'clip_grad': {'max_norm': 2}}"], "it.py")
+    assert cfg.optim_wrapper.clip_grad == {"max_norm": 2} and cfg.optim_wrapper.optimizer.lr == 0.1
+
+
+@pytest.mark.parametrize("line", ["model = 3", "custom_hooks = 3", "custom_hooks = ['a']", "train_cfg = 'x'"])
+def test_a_config_with_a_word_in_the_place_of_settings_is_one_line(line, tmp_path):
+    (tmp_path / "it.py").write_text(f"model = dict()\n{line}\n")
+    with pytest.raises(UserError, match=rf"it\.py: {line.partition(' ')[0]} is .*; write dict"):
+        read_config(tmp_path / "it.py")
 
 
 def test_sliding_windows_need_a_size():
