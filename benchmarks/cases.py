@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,20 @@ from benchmarks.speed import Comparison
 from benchmarks.steps import Options, evaluation_step, require_close, set_mode, training_step
 from mixtransfer.backbones import SwinTransformer
 from mixtransfer.checkpoints.rename import convert_state_dict
+from mixtransfer.compat.ops import regions
 from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
 from mixtransfer.pretrain.classifier import MixingClassifier
 
-__all__ = ["Options", "families", "optimizer", "swin", "tlalign", "upernet"]
+__all__ = ["Options", "families", "mask_rcnn", "optimizer", "swin", "tlalign", "upernet"]
 
 DROP_PATH_RATES = (0.0, 0.3)
 #: The same segmentor by us and by mmseg, from the root of the checkout and in the installed mmseg.
 OUR_UPERNET = "configs/seg/upernet_swin.py"
 MMSEG_UPERNET = ".mim/configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+#: The same detector by us and by mmdet.
+OUR_MASK_RCNN = "configs/det/mask_rcnn_swin.py"
+MMDET_MASK_RCNN = ".mim/configs/swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 
 
 def swin(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
@@ -132,13 +138,45 @@ def upernet(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
         steps = {name: training_step(head, calls[name], maps, options) for name, head in heads.items()}
         yield Comparison(f"{title}, head, forward and backward", steps)
     set_mode(nets, training=False)
-    with torch.no_grad():
-        logits = {name: net.encode_decode(images[:1], [{"img_shape": images.shape[2:]}]) for name, net in nets.items()}
-    require_close("mmseg", "logits", logits["mmseg"], logits["ours"], torch.float32)
     for size in dict.fromkeys(size for _, size in options.shapes((1, 512))):
         images = torch.randn(1, 3, size, size, device=options.device)
-        steps = {name: evaluation_step(net.predict, images, options) for name, net in nets.items()}
+        about = {key: (size, size) for key in ("img_shape", "ori_shape", "pad_shape")}
+        calls = {name: _classes_of(net, about) for name, net in nets.items()}
+        with torch.no_grad():
+            maps = [call(images) for call in calls.values()]
+        # Random weights leave pixels between two classes.
+        if (torch.ne(*maps).float().mean()) > 1e-4:
+            raise RuntimeError("mmseg answers with other classes")
+        steps = {name: evaluation_step(call, images, options) for name, call in calls.items()}
         yield Comparison(f"UPerNet {arch}, 1 × {size}², test", steps, options.max_ratio(mmseg=0.70))
+
+
+def mask_rcnn(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
+    """Our Mask R-CNN against mmdet's: a training step with the optimizer's, on 5 and on 30 objects.
+
+    Both draw the same samples of proposals in every step. mmdet's pools regions by torchvision's kernel, which computes
+    what mmcv's compiled one does.
+    """
+    from mmdet.testing import demo_mm_inputs
+
+    if options.compile:
+        raise UserError("case mask_rcnn: --compile has no effect on it; leave it out")
+    nets, wrappers = mask_rcnn_networks(arch)
+    set_mode({name: net.to(options.device) for name, net in nets.items()}, training=True)
+    batch = options.batch or 1
+    height, width = (options.size, options.size) if options.size else (480, 640)
+    images = torch.randn(batch, 3, height, width, device=options.device)
+    for count in (5, 30):
+        found = demo_mm_inputs(batch, (3, height, width), [count] * batch, 80, with_mask=True)["data_samples"]
+        samples = [sample.to(options.device) for sample in found]
+        for sample in samples:
+            sample.set_metainfo({"batch_input_shape": (height, width), "pad_shape": (height, width)})
+        steps = {name: _detection(net, wrappers[name], images, samples, options) for name, net in nets.items()}
+        steps["mmdet"] = _with_kernels(steps["mmdet"])
+        losses = {name: step() for name, step in steps.items()}
+        require_close("mmdet", "loss", losses["mmdet"], losses["ours"], options.dtype)
+        title = f"Mask R-CNN {arch}, {batch} × {height}×{width}, {count} objects, training step"
+        yield Comparison(title, steps, options.max_ratio(mmdet=0.80))
 
 
 class TimmMaps(nn.Module):
@@ -210,37 +248,51 @@ def load_converted(net: nn.Module, state: Mapping[str, Tensor], arch: str, libra
 
 def upernet_networks(arch: str) -> tuple[dict[str, nn.Module], dict[str, OptimWrapper]]:
     """Return our segmentor and mmseg's with the same random weights, and their optimizers at a learning rate of 0."""
-    import mmseg
-    from mmseg.registry import MODELS
+    nets, wrappers = _models("mmseg", arch, OUR_UPERNET, MMSEG_UPERNET)
+    ours, theirs = nets.values()
+    for part in ("decode_head", "auxiliary_head"):
+        getattr(theirs, part).load_state_dict(getattr(ours, part).state_dict())
+    return nets, wrappers
 
+
+def mask_rcnn_networks(arch: str) -> tuple[dict[str, nn.Module], dict[str, OptimWrapper]]:
+    """Return our detector and mmdet's with the same random weights, and their optimizers at a learning rate of 0."""
+    nets, wrappers = _models("mmdet", arch, OUR_MASK_RCNN, MMDET_MASK_RCNN)
+    ours, theirs = nets.values()
+    for part in ("neck", "rpn_head", "roi_head"):
+        getattr(theirs, part).load_state_dict(getattr(ours, part).state_dict())
+    return nets, wrappers
+
+
+def _models(
+    library: str, arch: str, our_file: str, their_file: str
+) -> tuple[dict[str, nn.Module], dict[str, OptimWrapper]]:
+    """Return both models without stochastic depth, their backbones with the same weights, and their optimizers."""
     spec, nets, wrappers = SwinTransformer.archs[arch], {}, {}
     channels = [spec.channels * 2**stage for stage in range(4)]
     sizes = {
         "ours": {"arch": arch},
-        "mmseg": {
+        library: {
             "embed_dims": spec.channels,
             "depths": spec.depths,
             "num_heads": spec.heads,
             "window_size": spec.window,
         },
     }
-    files = {
-        "ours": Path(__file__).parents[1] / OUR_UPERNET,
-        "mmseg": Path(mmseg.__file__).parent / MMSEG_UPERNET,
-    }
-    for name, file in files.items():
+    root = Path(str(importlib.import_module(library).__file__)).parent
+    for name, file in {"ours": Path(__file__).parents[1] / our_file, library: root / their_file}.items():
         torch.manual_seed(0)
         cfg = read_config(file)
         cfg.model.backbone.update(sizes[name], drop_path_rate=0.0, init_cfg=None)
-        cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = channels, channels[2]
+        if library == "mmseg":
+            cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = channels, channels[2]
+        else:
+            cfg.model.neck.in_channels = channels
         cfg.optim_wrapper.optimizer.lr = 0.0
-        with DefaultScope.overwrite_default_scope("mmseg"):
-            nets[name] = revert_sync_batchnorm(MODELS.build(cfg.model))
+        with DefaultScope.overwrite_default_scope(library):
+            nets[name] = revert_sync_batchnorm(importlib.import_module(f"{library}.registry").MODELS.build(cfg.model))
             wrappers[name] = build_optim_wrapper(nets[name], cfg.optim_wrapper)
-    ours, theirs = nets.values()
-    load_converted(theirs.backbone, ours.backbone.state_dict(), arch, "mmseg")
-    for part in ("decode_head", "auxiliary_head"):
-        getattr(theirs, part).load_state_dict(getattr(ours, part).state_dict())
+    load_converted(nets[library].backbone, nets["ours"].backbone.state_dict(), arch, library)
     return nets, wrappers
 
 
@@ -292,6 +344,38 @@ def _classification(net: MixingClassifier, images: Tensor, labels: Tensor, optio
         return value.detach()
 
     return step
+
+
+def _classes_of(net: nn.Module, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return a call that tests an image and returns its classes (1, H, W)."""
+    from mmseg.structures import SegDataSample
+
+    return lambda images: net.predict(images, [SegDataSample(metainfo=about)])[0].pred_sem_seg.data
+
+
+def _detection(
+    net: nn.Module, wrapper: OptimWrapper, images: Tensor, samples: list[Any], options: Options
+) -> Callable[[], Tensor]:
+    step = _segmentation(net, wrapper, images, samples, options)
+
+    def seeded() -> Tensor:
+        torch.manual_seed(0)
+        return step()
+
+    return seeded
+
+
+def _with_kernels(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Return a step in which regions are pooled by torchvision's kernels."""
+
+    def run() -> Tensor:
+        few, regions.FEW_CHANNELS = regions.FEW_CHANNELS, sys.maxsize
+        try:
+            return step()
+        finally:
+            regions.FEW_CHANNELS = few
+
+    return run
 
 
 def _segmentation(

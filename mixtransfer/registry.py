@@ -31,12 +31,16 @@ __all__ = [
 ]
 
 SCOPE = "mixtransfer"
-#: Necks and heads that extend mmdet's and mmseg's, with their modules, which import such a library: seconds of a start.
+#: Our segmentor, necks and heads on mmdet's and mmseg's, with their modules, which import such a library: seconds.
 HEADS = {
+    "EncoderDecoder": "transfer.segmentor",
     "FCNMaskHead": "transfer.mask_head",
+    "FPNHead": "transfer.level_heads",
     "HorFPN": "transfer.hornet_heads",
     "HorUPerHead": "transfer.hornet_heads",
     "LayerNorm2d": "transfer.simple_feature_pyramid",
+    "LevelwiseSegformerHead": "transfer.level_heads",
+    "PSPHead": "transfer.level_heads",
     "SegFormerHead": "transfer.segformer_head",
     "SimpleFeaturePyramid": "transfer.simple_feature_pyramid",
     "UPerHead": "transfer.uper_head",

@@ -19,6 +19,7 @@ _base_ = [
 ]
 
 model = dict(
+    type="mixtransfer.EncoderDecoder",
     data_preprocessor=dict(size=(1024, 1024)),
     backbone=dict(
         _delete_=True,

@@ -1,4 +1,4 @@
-"""A 3 × 3 convolution over upsampled levels, computed without upsampling them: the same sums with fewer products.
+"""A convolution over upsampled levels, computed without upsampling them: the same sums with fewer products.
 
 Heads upsample the levels of a pyramid to the finest, concatenate them and convolve. The convolution is linear, so it is
 a sum over levels, and of one level a sum over the nine taps of shift(up(W_tap x)): a 1 × 1 product commutes with
@@ -7,7 +7,7 @@ output row i, tap row ky and source row r, V[i, (ky, r)] is the weight that upsa
 where that row lies outside of the map. So V (H × 3h) holds interpolation, shift and zero border at once, the same for
 columns (W × 3w), and the level's part of the answer is these two products of P, the nine taps' 1 × 1 products.
 Convolving at the low resolution and upsampling afterwards would be another function: taps then reach as far as low
-pixels do, and see another border.
+pixels do, and see another border. A 1 × 1 convolution has one tap, so its part is upsampled as it is.
 
 Shapes: B batch, C channels of a level, D of the answer, H × W the finest map, h × w a coarser one.
 """
@@ -16,20 +16,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from mixtransfer.layers.linear import linear
 
-__all__ = ["PyramidConv2d"]
+__all__ = ["Levels", "PyramidConv2d", "fuse", "takes_levels"]
 
 Size = tuple[int, int]
+#: Sides of the kernels that are replaced, with their zero borders.
+KERNELS = {(3, 3): (1, 1), (1, 1): (0, 0)}
+
+
+class Levels(NamedTuple):
+    """Maps (B, C_i, h_i, w_i) that are read as upsampled to ``size``."""
+
+    maps: Sequence[Tensor]
+    size: Size
 
 
 class PyramidConv2d(nn.Conv2d):
-    """A 3 × 3 convolution with zero border over the concatenation of levels that are upsampled to the first.
+    """A convolution, 3 × 3 with zero border or 1 × 1, over the concatenation of levels upsampled to one size.
 
     Args:
         conv: the plain convolution whose parameters it takes over, the same tensors.
@@ -39,37 +50,71 @@ class PyramidConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d, align_corners: bool):
         # Initial values would only move the state of the random numbers: they are replaced.
         with torch.device("meta"):
-            super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+            bias = conv.bias is not None
+            super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias
         self.align_corners = align_corners
 
     @staticmethod
     def can_replace(conv: nn.Module) -> bool:
-        """Say whether a module is a 3 × 3 convolution of stride 1 with a zero border, one group and no hooks."""
+        """Say whether a module is such a convolution, of stride 1 and one group, and without hooks."""
         return (
             type(conv) is nn.Conv2d
-            and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-            and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+            and KERNELS.get(conv.kernel_size) == conv.padding
+            and (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
             and not (conv._forward_pre_hooks or conv._forward_hooks)
         )
 
-    def forward(self, levels: Sequence[Tensor] | Tensor) -> Tensor:
-        """Return (B, D, H, W) for levels (B, C_i, h_i, w_i), or for their concatenation (B, ΣC_i, H, W)."""
+    def forward(self, levels: Levels | Sequence[Tensor] | Tensor) -> Tensor:
+        """Return (B, D, H, W) for levels, which the first gives its size if none is named, or for their concatenation.
+
+        That is a map (B, ΣC_i, H, W).
+        """
         if isinstance(levels, Tensor):
             return super().forward(levels)
-        size = levels[0].shape[2:]
-        weights = self.weight.split([x.size(1) for x in levels], dim=1)
-        coarse = [products_pay(x, size) for x in levels]
-        direct = [self._resize(x, size) for x, low in zip(levels, coarse, strict=True) if not low]
-        weight = torch.cat([w for w, low in zip(weights, coarse, strict=True) if not low], dim=1)
-        out = F.conv2d(torch.cat(direct, dim=1), weight, self.bias, padding=1)
-        pairs = [(x, w) for x, w, low in zip(levels, weights, coarse, strict=True) if low]
+        maps, size = levels if isinstance(levels, Levels) else (levels, levels[0].shape[2:])
+        weights = self.weight.split([x.size(1) for x in maps], dim=1)
+        pays = products_pay if self.kernel_size == (3, 3) else is_smaller
+        coarse = [pays(x, size) for x in maps]
+        pairs = [(x, w) for x, w, low in zip(maps, weights, coarse, strict=True) if low]
+        if len(pairs) == len(maps):
+            out = 0.0 if self.bias is None else self.bias[:, None, None]
+        else:
+            direct = [self._resize(x, size) for x, low in zip(maps, coarse, strict=True) if not low]
+            weight = torch.cat([w for w, low in zip(weights, coarse, strict=True) if not low], dim=1)
+            out = F.conv2d(torch.cat(direct, dim=1), weight, self.bias, padding=self.padding)
+        if self.kernel_size == (1, 1):
+            for x, weight in pairs:
+                out = out + self._resize(F.conv2d(x, weight), size)
+            return out
         return out + convolve_coarse(pairs, size, self.align_corners) if pairs else out
 
     def _resize(self, x: Tensor, size: Size) -> Tensor:
         if x.shape[2:] == size:
             return x
         return F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+
+
+def fuse(module: nn.Module, align_corners: bool) -> None:
+    """Let a block of convolution, norm and activation take levels, if its convolution is one that can be replaced."""
+    if (
+        isinstance(module, ConvModule)
+        and module.order[0] == "conv"
+        and not (module.with_explicit_padding or module.with_spectral_norm)
+        and PyramidConv2d.can_replace(module.conv)
+    ):
+        module.conv = PyramidConv2d(module.conv, align_corners)
+
+
+def takes_levels(module: nn.Module) -> bool:
+    """Say whether a block accepts levels; with mmcv's convolution that folds the norm in (evaluation), it does not."""
+    conv = getattr(module, "conv", None)
+    return isinstance(conv, PyramidConv2d) and module.efficient_conv_bn_eval_forward is None
+
+
+def is_smaller(x: Tensor, size: Size) -> bool:
+    """Say whether a level (B, C, h, w) has fewer positions than ``size``."""
+    return x.size(2) * x.size(3) < size[0] * size[1]
 
 
 def products_pay(x: Tensor, size: Size) -> bool:

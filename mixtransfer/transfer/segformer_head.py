@@ -23,6 +23,7 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from mixtransfer.registry import MODELS
+from mixtransfer.transfer.fused_upsampling import Levels, fuse, takes_levels
 
 __all__ = ["SegFormerHead"]
 
@@ -60,6 +61,7 @@ class SegFormerHead(BaseDecodeHead):
         self.linear_fuse = ConvModule(
             len(in_channels) * channels, channels, 1, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )
+        fuse(self.linear_fuse, self.align_corners)
         self.linear_pred = nn.Conv2d(channels, self.out_channels, 1)
         del self.conv_seg
         self.register_load_state_dict_pre_hook(drop_unread)
@@ -69,6 +71,8 @@ class SegFormerHead(BaseDecodeHead):
         maps = self._transform_inputs(inputs)
         size = maps[0].shape[2:]
         levels = [getattr(self, f"linear_c{level}")(x) for level, x in enumerate(maps, 1)]
+        if takes_levels(self.linear_fuse):
+            return self.cls_seg(self.linear_fuse(Levels(levels[::-1], size)))
         levels = [resize(x, size=size, mode="bilinear", align_corners=self.align_corners) for x in reversed(levels)]
         return self.cls_seg(self.linear_fuse(torch.cat(levels, dim=1)))
 

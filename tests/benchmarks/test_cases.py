@@ -13,6 +13,7 @@ import torch
 from benchmarks import cases, command
 from benchmarks.speed import Comparison, Ratio, Result, measure, table
 from mixtransfer.cli import run_command
+from mixtransfer.compat.ops import regions
 from mixtransfer.evaluation.complexity import complexity
 
 CPU = torch.device("cpu")
@@ -98,6 +99,17 @@ def test_upernet_contestants_are_equal_and_all_of_them_run():
     assert titles == [
         f"UPerNet swin_micro, 1 × 64², {what}" for what in ("training step", "head, forward and backward", "test")
     ]
+
+
+def test_mask_rcnn_contestants_are_equal_and_all_of_them_run():
+    few = regions.FEW_CHANNELS
+    contests = list(cases.mask_rcnn(cases.Options(batch=1, size=64), arch="swin_micro"))
+    assert [contest.title.split(", ")[2] for contest in contests] == ["5 objects", "30 objects"]
+    for contest in contests:
+        losses = [step() for step in contest.steps.values()]
+        assert losses[0].isfinite()
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+    assert few == regions.FEW_CHANNELS
 
 
 @pytest.mark.parametrize(

@@ -265,3 +265,22 @@ def test_multi_scale_deformable_attention_is_mmcvs_own_in_pytorch():
     assert gradcheck(
         lambda v, p, w: MultiScaleDeformableAttnFunction.apply(v, shapes, start, p, w, 64), (value, places, weights)
     )
+
+
+def test_offsets_of_a_larger_map_are_read_by_their_memory():
+    """DyHead's blocks hand over those of the level below; mmcv's kernel walks through them in steps of its output."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 5, 6, **DOUBLE), torch.randn(3, 4, 3, 3, **DOUBLE)
+    offset, mask = torch.randn(2, 18, 10, 12, **DOUBLE), torch.rand(2, 9, 10, 12, **DOUBLE)
+    inputs = [x.requires_grad_(), offset.requires_grad_(), mask.requires_grad_()]
+    out = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 1)
+    read = [
+        torch.stack([image.reshape(-1)[: count * 30].view(count, 5, 6) for image in values])
+        for values, count in ((offset, 18), (mask, 9))
+    ]
+    expected = ops.modulated_deform_conv2d(x, read[0], read[1], weight, None, 1, 1, 1, 1, 1)
+    assert torch.equal(out, expected)
+    upstream = torch.randn_like(out)
+    got, wanted = (torch.autograd.grad(value, inputs, upstream) for value in (out, expected))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)

@@ -118,7 +118,7 @@ def test_other_convolutions_run_as_in_mmseg(options):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(kernel_size=1),
+        dict(kernel_size=1, padding=1),
         dict(kernel_size=5, padding=2),
         dict(padding=2, dilation=2),
         dict(padding=1, groups=2),

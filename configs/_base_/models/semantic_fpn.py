@@ -3,10 +3,11 @@
 _base_ = "mmseg::_base_/models/fpn_r50.py"
 
 model = dict(
+    type="mixtransfer.EncoderDecoder",
     pretrained=None,
     data_preprocessor=dict(size=(512, 512)),
     # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
     # channels that follow from it. From random weights: model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
-    decode_head=dict(num_classes=150),
+    decode_head=dict(type="mixtransfer.FPNHead", num_classes=150),
 )

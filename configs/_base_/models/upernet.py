@@ -5,6 +5,7 @@ backbone. Checkpoints of mixtransfer.UPerHead are those of mmseg's UPerHead, and
 _base_ = "mmseg::_base_/models/upernet_swin.py"
 
 model = dict(
+    type="mixtransfer.EncoderDecoder",
     data_preprocessor=dict(size=(512, 512)),
     # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
     # channels that follow from it. From random weights: model.backbone.init_cfg=None

@@ -88,7 +88,10 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **settings: int,
 ) -> None:
-    """Write the deformable convolution with weights of the samples into ``output`` (arXiv 1811.11168, section 3.2)."""
+    """Write the deformable convolution with weights of the samples into ``output`` (arXiv 1811.11168, section 3.2).
+
+    Offsets and weights may be those of a larger map, see :func:`_laid_out`.
+    """
     output.copy_(_deform_conv(input, offset, weight, mask, bias if with_bias else None, **_named(settings)))
 
 
@@ -142,8 +145,22 @@ def _deform_conv(
     from torchvision.ops import deform_conv2d
 
     dtype = at_least_float32(input, offset)
+    if mask is not None:
+        sides = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        size = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sides]
+        offset, mask = _laid_out(offset, size), _laid_out(mask, size)
     parts = [None if part is None else part.to(dtype) for part in (input, offset, weight, bias, mask)]
     return deform_conv2d(parts[0], parts[1], parts[2], parts[3], stride, padding, dilation, parts[4])
+
+
+def _laid_out(x: Tensor, size: list[int]) -> Tensor:
+    """Return a map (B, C, H, W) of at least ``size`` as mmcv's kernel reads it: its memory, as if it had that size.
+
+    DyHead (arXiv 2106.08322) moves the samples of a coarser level by the offsets of a finer one.
+    """
+    if list(x.shape[2:]) == size:
+        return x
+    return x.flatten(1)[:, : x.size(1) * size[0] * size[1]].unflatten(1, (x.size(1), *size))
 
 
 def masked_im2col_forward(
