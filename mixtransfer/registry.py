@@ -75,7 +75,7 @@ def import_quietly(module: str) -> ModuleType:
 MODELS = _child(root.MODELS, "backbones", "pretrain", "mixing", kind=_Models)
 HOOKS = _child(root.HOOKS, "engine.hooks", "transfer", "pretrain")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "engine.optim", "pretrain")
-WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load")
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load", "pretrain.initialize")
 DATASETS = _child(root.DATASETS, "datasets.sets")
 TRANSFORMS = _child(root.TRANSFORMS, "datasets.transforms", "pretrain")
 METRICS = _child(root.METRICS, "evaluation.metrics")

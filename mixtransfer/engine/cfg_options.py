@@ -36,6 +36,8 @@ TAKEN = {
     "val_cfg": "type fp16",
     "test_cfg": "type fp16",
     "default_hooks": "runtime_info timer sampler_seed logger param_scheduler checkpoint visualization",
+    # A classifier's, which names no type; its family refuses what it has not.
+    "model.backbone": "in_channels drop_path_rate frozen_stages with_cp init_cfg img_size window",
     "model.test_cfg": "mode crop_size stride",
     "model.test_cfg.rpn": "nms_pre max_per_img min_bbox_size nms",
     "model.test_cfg.rcnn": "score_thr nms max_per_img mask_thr_binary",
@@ -50,7 +52,15 @@ LISTS = ("custom_hooks", "param_scheduler", "val_evaluator", "test_evaluator")
 NEEDED = ("model", "model.backbone", "train_dataloader", "train_dataloader.dataset", "train_cfg", "optim_wrapper",
           "optim_wrapper.optimizer", "default_hooks", "env_cfg")  # fmt: skip
 #: Places that a config need not have.
-ABSENT = ("randomness", "env_cfg", "env_cfg.mp_cfg", "env_cfg.dist_cfg", "auto_scale_lr", "optim_wrapper.clip_grad")
+ABSENT = (
+    "model.backbone",
+    "randomness",
+    "env_cfg",
+    "env_cfg.mp_cfg",
+    "env_cfg.dist_cfg",
+    "auto_scale_lr",
+    "optim_wrapper.clip_grad",
+)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ __all__ = ["CONFIGS", "Recipe", "find_config", "list_recipes", "recipe_files"]
 PACKAGE = Path(__file__).parents[1]
 #: The folder of the configs: inside an installed package, or beside the package in a checkout.
 CONFIGS = next(path for path in (PACKAGE / ".mim/configs", PACKAGE.parent / "configs") if path.is_dir())
-KINDS = {"pretrain": "classification", "seg": "segmentation", "det": "detection"}
+KINDS = {"pretrain": "classification", "finetune": "classification", "seg": "segmentation", "det": "detection"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ OWN_MODELS = [name for name in RECIPES if name.startswith("pretrain/dynamicvit")
 every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_MODELS])
 #: One recipe of each kind, which every run of the suite trains for a step; ``-m long`` trains all others.
 OF_EACH_KIND = {
+    *("finetune/sequencer2d_cifar10.py", "finetune/swin_384.py"),
     *("pretrain/swin_tlalign.py", "pretrain/deit_smmix.py", "pretrain/fan_token.py", "pretrain/mixmim_pretrain.py"),
     *("seg/upernet_swin_tlalign.py", "seg/upernet_sequencer2d.py", "seg/semantic_fpn_pvt.py", "seg/segformer_fan.py"),
     *("det/mask_rcnn_swin_tlalign.py", "det/mask_rcnn_deit.py", "det/mask_rcnn_msg_transformer.py"),
@@ -86,6 +87,9 @@ def test_the_file_says_how_to_run_it(name):
     if start:
         arch = model.backbone.arch if "arch" in model.backbone else model.arch
         assert f" {start.checkpoint} --arch {arch}\n" in text
+    if model.get("init_cfg") and "checkpoint" in model.init_cfg:
+        # Of another size, maybe.
+        assert f" {model.init_cfg.checkpoint} --arch " in text
 
 
 @pytest.mark.parametrize("kind", ["pretrain/", "seg/upernet_", "det/mask_rcnn_"])

@@ -1,0 +1,19 @@
+"""A classifier for Oxford's 102 flowers, enlarged to 224 pixels, from weights of ImageNet: the data set by
+mmpretrain's class, augmentation and schedule as timm's train.py on ImageNet.
+"""
+
+_base_ = "./imagenet_timm_310e.py"
+
+data_preprocessor = dict(num_classes=102)
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+model = dict(num_classes=102, backbone=dict(init_cfg=dict(type="mixtransfer.Pretrained")))
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True, type="Flowers102", data_root="data/Flowers102", split="trainval", pipeline=train_pipeline
+    )
+)
+val_dataloader = dict(
+    dataset=dict(_delete_=True, type="Flowers102", data_root="data/Flowers102", split="test", pipeline=test_pipeline)
+)
+test_dataloader = val_dataloader
