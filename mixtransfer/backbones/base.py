@@ -31,6 +31,7 @@ from mixtransfer.backbones.formats import library_formats
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.layers.host_draws import PassDraws, repeated
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.overwrite import unhooked
 from mixtransfer.layers.residual import checked_rate, drop_path_rates
@@ -144,6 +145,7 @@ class Backbone(BaseModule):
         self.arch, self.in_channels = arch, in_channels
         self.with_cp, self.with_embedding = with_cp, with_embedding
         self.drop_path_rate = checked_rate(drop_path_rate)
+        self.draws = PassDraws()
         self.depths: tuple[int, ...] = spec.depths if hasattr(spec, "depths") else (spec.depth,)
         self.depth = sum(self.depths)
         outputs = self.outputs(spec)
@@ -269,7 +271,7 @@ class Backbone(BaseModule):
         """Return the dense maps and, with ``labels`` (B, K, h, w), their aligned labels."""
         maps, aligned = [], []
         count = max(self.out_indices, default=-1) + 1
-        with self._overwriting():
+        with self._pass(images):
             for index, (x, label) in enumerate(self.trunk(images, labels, count) if count else ()):
                 if index not in self.out_indices:
                     continue
@@ -293,7 +295,7 @@ class Backbone(BaseModule):
         if not self.with_embedding:
             raise UserError(f"{self.arch} was built for dense maps only; pass with_embedding=True to use embed()")
         pooled = token_labels is not None and self.label_rule == "pooling"
-        with self._overwriting():
+        with self._pass(images):
             vector, label = self.embedding(images, None if pooled else token_labels)
         if token_labels is None:
             return vector
@@ -316,13 +318,14 @@ class Backbone(BaseModule):
         lacking = [name for name in wanted if name not in self.evidence]
         if lacking or not self.with_embedding:
             raise UserError(f"{self.arch} cannot tell {', '.join(lacking or ['its embedding: with_embedding=False'])}")
-        with self._overwriting():
+        with self._pass(images):
             return self.embedding_with_evidence(images, wanted)
 
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
+            again = repeated()
+            contexts = lambda: (nullcontext(), _recomputed(block, again))  # noqa: E731
             return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
         return block(*args)
 
@@ -341,9 +344,18 @@ class Backbone(BaseModule):
         """Return checkpoint entries with size-dependent tables resampled to this network's sizes."""
         return state
 
-    def _overwriting(self) -> AbstractContextManager[None]:
-        # A compiler plans the memory of a graph by itself.
-        return nullcontext() if torch.compiler.is_compiling() else unhooked(self)
+    def drawing(self, images: Tensor) -> AbstractContextManager[None]:
+        """Return a block in which the random draws of one pass go to the images' device together."""
+        return self.draws.sent_to(images.device) if self.training else nullcontext()
+
+    def _pass(self, images: Tensor) -> AbstractContextManager[None]:
+        # A compiler plans the memory of a graph by itself, and its draws are the graph's own.
+        return nullcontext() if torch.compiler.is_compiling() else self._eager_pass(images)
+
+    @contextmanager
+    def _eager_pass(self, images: Tensor) -> Iterator[None]:
+        with unhooked(self), self.drawing(images):
+            yield
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
@@ -357,6 +369,12 @@ class Backbone(BaseModule):
                 item.requires_grad_(False)
             else:
                 item.eval().requires_grad_(False)
+
+
+@contextmanager
+def _recomputed(block: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with _statistics_kept(block), again():
+        yield
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from mixtransfer.backbones.base import Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.host_draws import uniform
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
 from mixtransfer.layers.linear import Mlp
@@ -91,15 +92,18 @@ class Encoded(NamedTuple):
     decisions: tuple[Tensor, ...]
 
 
-def logistic_noise(shape: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
-    """Draw, on the CPU, the difference of two Gumbel variables for every token (B, N)."""
-    return torch.rand(shape, generator=generator).logit()
+def logistic_noise(
+    shape: tuple[int, int], generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Draw, on the device of the generator, the difference of two Gumbel variables for every token (B, N)."""
+    return torch.rand(shape, generator=generator, device=device).logit()
 
 
-def decide(score: Tensor, noise: Noise) -> Tensor:
+def decide(score: Tensor, noise: Noise | None = None) -> Tensor:
     """Return which tokens are kept, 0 or 1, of log-odds ``score`` (B, N), with the gradient of the relaxed decision."""
     score = score.to(torch.promote_types(score.dtype, torch.float32))
-    score = score + noise(tuple(score.shape)).to(score.device, score.dtype, non_blocking=True)
+    shape = tuple(score.shape)
+    score = score + (uniform(shape, score.device).logit() if noise is None else noise(shape)).to(score)
     soft = score.sigmoid()
     return (score >= 0).to(score.dtype) + (soft - soft.detach())
 
@@ -232,13 +236,13 @@ class SparseBackbone(Backbone):
     drops_tokens: ClassVar[bool]
     added: ClassVar[tuple[str, ...]] = ("score_predictor", "fastmlp", "fast_path")
 
-    def encode(self, images: Tensor, labels: Tensor | None = None, noise: Noise = logistic_noise) -> Encoded:
+    def encode(self, images: Tensor, labels: Tensor | None = None, noise: Noise | None = None) -> Encoded:
         """Run the published classifier's trunk.
 
         Args:
             images: (B, 3, H, W).
             labels: token labels (B, K, h, w), or None.
-            noise: draws the decisions of training, called once a predictor with (B, N).
+            noise: draws the decisions of training, called once a predictor with (B, N); torch's generator if None.
         """
         raise NotImplementedError
 
@@ -317,7 +321,7 @@ class DynamicViT(SparseBackbone):
         whole, whole_rows, keep, places = x, rows, None, None
         for index, block in enumerate(self.blocks[:count]):
             if index in self.locations and self.training:
-                keep = self.relaxed(index, x, keep, logistic_noise)
+                keep = self.relaxed(index, x, keep)
             elif index in self.locations:
                 whole, whole_rows = _put(whole, places, x), _put(whole_rows, places, rows)
                 chosen = self.best(index, x, grid)
@@ -330,7 +334,7 @@ class DynamicViT(SparseBackbone):
                 whole, whole_rows = _put(whole, places, x), _put(whole_rows, places, rows)
             yield whole[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(whole_rows[:, 1:], grid)
 
-    def encode(self, images, labels=None, noise=logistic_noise):
+    def encode(self, images, labels=None, noise=None):
         x, rows, grid = self.tokens(images, labels)
         keep, decisions = None, []
         for index, block in enumerate(self.blocks):
@@ -351,7 +355,7 @@ class DynamicViT(SparseBackbone):
         chosen = score.topk(max(int(grid[0] * grid[1] * self.keep_ratios[number]), 1), dim=1).indices
         return F.pad(chosen + 1, (1, 0))
 
-    def relaxed(self, index: int, x: Tensor, keep: Tensor | None, noise: Noise) -> Tensor:
+    def relaxed(self, index: int, x: Tensor, keep: Tensor | None, noise: Noise | None = None) -> Tensor:
         """Return which tokens block ``index`` sees, (B, 1+N, 1) of 0 and 1; dropped ones stay dropped."""
         patches = torch.ones_like(x[:, 1:, :1]) if keep is None else keep[:, 1:]
         score = self.score_predictor[self.locations.index(index)](x[:, 1:], patches)

@@ -29,7 +29,6 @@ from mixtransfer.backbones.dynamicvit import (
     Noise,
     Predictor,
     SparseBackbone,
-    logistic_noise,
     next_rate,
 )
 from mixtransfer.backbones.dynamicvit_swin import SPARSE_STAGE, Split, blend, choose, drop, falling_ratios
@@ -166,7 +165,7 @@ class DynamicConvNeXt(SparseBackbone):
             self.norm = nn.LayerNorm(channels[-1], eps=NORM_EPS)
         self.apply(_init)
 
-    def trunk(self, images, labels, count, noise: Noise = logistic_noise, decisions: list[Tensor] | None = None):
+    def trunk(self, images, labels, count, noise: Noise | None = None, decisions: list[Tensor] | None = None):
         """Yield maps as the contract says; relaxed decisions (B, N) are put into ``decisions``."""
         decisions = [] if decisions is None else decisions
         x = images.permute(0, 2, 3, 1)
@@ -182,7 +181,7 @@ class DynamicConvNeXt(SparseBackbone):
                 x = blend(choice, *x)
             yield x, None
 
-    def encode(self, images, labels=None, noise=logistic_noise):
+    def encode(self, images, labels=None, noise=None):
         decisions: list[Tensor] = []
         *_, (x, _) = self.trunk(images, None, len(self.stages), noise, decisions)
         label = None if labels is None else image_label(labels)

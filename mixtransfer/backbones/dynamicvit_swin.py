@@ -38,7 +38,6 @@ from mixtransfer.backbones.dynamicvit import (
     Predictor,
     SparseBackbone,
     decide,
-    logistic_noise,
     next_rate,
 )
 from mixtransfer.backbones.formats.key_map import KeyMap
@@ -92,7 +91,7 @@ def choose(
     x: Tensor | tuple[Tensor, Tensor],
     choice: Split | Tensor | None,
     ratio: float,
-    noise: Noise,
+    noise: Noise | None,
     decisions: list[Tensor],
 ) -> tuple[Tensor | tuple[Tensor, Tensor], Split | Tensor]:
     """Choose the slow positions anew.
@@ -239,7 +238,7 @@ class DynamicSwin(SparseBackbone):
     no_weight_decay = swin.SwinTransformer.no_weight_decay
     resize_loaded = swin.SwinTransformer.resize_loaded
 
-    def trunk(self, images, labels, count, noise: Noise = logistic_noise, decisions: list[Tensor] | None = None):
+    def trunk(self, images, labels, count, noise: Noise | None = None, decisions: list[Tensor] | None = None):
         """Yield maps and labels as the contract says; relaxed decisions (B, N) are put into ``decisions``."""
         decisions = [] if decisions is None else decisions
         x, size = self.patch_embed(images)
@@ -261,7 +260,7 @@ class DynamicSwin(SparseBackbone):
                 rows = None if rows is None else swin.merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
 
-    def encode(self, images, labels=None, noise=logistic_noise):
+    def encode(self, images, labels=None, noise=None):
         decisions: list[Tensor] = []
         *_, (x, label) = self.trunk(images, labels, len(self.layers), noise, decisions)
         x = self.norm(x).flatten(1, 2)

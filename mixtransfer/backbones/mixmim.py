@@ -195,7 +195,8 @@ class MixMIMEncoder(Backbone):
         Returns:
             Tokens (B, h·w, 8C); no token of one image has seen the other.
         """
-        *_, (x, _) = self.trunk(images, None, len(self.layers), mask)
+        with self._pass(images):
+            *_, (x, _) = self.trunk(images, None, len(self.layers), mask)
         return self.norm(x).flatten(1, 2)
 
     def stage_modules(self):

@@ -30,6 +30,7 @@ from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.cpu import in_chunks
+from mixtransfer.layers.host_draws import drawn
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
@@ -227,9 +228,13 @@ class Pool(nn.Module):
 
 # A compiled graph takes the order as a constant, as it cannot trace a generator.
 @constant_in_graphs
-def seeded_order(tokens: int, number: int) -> Tensor:
+def seeded_order(tokens: int, number: int, device: torch.device) -> Tensor:
     """Return the order of ``tokens`` tokens in the ordering pass of this number, always the same one."""
-    return torch.randperm(tokens, generator=torch.Generator().manual_seed(number))
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(number)).to(device)
+
+
+def _order(tokens: int) -> tuple[Tensor]:
+    return (torch.randperm(tokens),)
 
 
 @MODELS.register_module()
@@ -294,10 +299,12 @@ class SReT(Backbone):
 
     def order(self, tokens: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the order of the tokens in an ordering pass, and the order that undoes it."""
-        order = self.orders.get((tokens, number))
-        if order is None:
-            order = torch.randperm(tokens) if self.training else seeded_order(tokens, number)
-        order = order.to(device)
+        if (tokens, number) in self.orders:
+            order = self.orders[tokens, number].to(device)
+        elif self.training and not torch.compiler.is_compiling():
+            (order,) = drawn(_order, tokens, device=device)
+        else:
+            order = torch.randperm(tokens, device=device) if self.training else seeded_order(tokens, number, device)
         return order, order.argsort()
 
     def trunk(self, images, labels, count):

@@ -23,6 +23,8 @@ __all__ = ["parser", "run"]
 
 #: What ``--resume`` may say instead of a file: the newest checkpoint if there is one, or else an error.
 AUTO, MUST = "auto", "must"
+#: Types of mixed precision; ``AUTO`` is what the GPU has.
+AMP = (AUTO, "bfloat16", "float16")
 END = """\
 exit status: 0 done; 2 something given is wrong, in one line; 130 stopped by Ctrl-C or SIGTERM; 85 stopped by SIGHUP,
 SIGUSR1 or SIGUSR2, by which schedulers take a machine back: start the same command again. After 130 and 85 the work
@@ -57,7 +59,14 @@ def parser() -> argparse.ArgumentParser:
         help="replace images that cannot be read by others, and stop when they are more than this share of the"
         " dataset; 0 stops at the first (default: %(default)s)",
     )
-    options.add_argument("--amp", action="store_true", help="mixed precision (float16), on a GPU")
+    options.add_argument(
+        "--amp",
+        nargs="?",
+        const=AUTO,
+        choices=AMP,
+        metavar="TYPE",
+        help="mixed precision on a GPU, bfloat16 or float16 (default: bfloat16 where the GPU has it)",
+    )
     options.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     options.add_argument("--seed", type=seed, help="seed of everything random (default: the config's, or 0)")
     options.add_argument(
@@ -86,8 +95,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> None:
+def amp_settings(kind: str) -> dict:
+    """Return the settings of mmengine's AmpOptimWrapper for a type of ``AMP``.
+
+    Gradients in float16 are scaled up, so that none is lost; bfloat16 has float32's range and needs no scale.
+
+    Raises:
+        UserError: there is no GPU, or it has no bfloat16.
+    """
     import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("--amp needs a GPU, and torch finds none; leave it out")
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "bfloat16" and not bfloat16:
+        raise UserError(f"--amp bfloat16: {torch.cuda.get_device_name()} has none; give float16")
+    if kind == "float16" or not bfloat16:
+        return {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
+    return {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": {"enabled": False}}
+
+
+def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> None:
     from mmengine.dist import get_world_size, is_main_process
 
     from mixtransfer.engine.settings import changed_settings, describe
@@ -100,9 +128,7 @@ def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> N
         cfg.randomness.deterministic = True
     cfg.bad_images = args.bad_images
     if args.amp:
-        if not torch.cuda.is_available():
-            raise UserError("--amp needs a GPU, and torch finds none; leave it out")
-        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+        cfg.optim_wrapper.update(amp_settings(args.amp))
     if args.compile:
         cfg.compile = True
     path, place = _resumed(args, cfg)

@@ -25,6 +25,7 @@ from mixtransfer.engine.parts import optim_wrapper_of
 from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
 from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
 from mixtransfer.errors import UserError
+from mixtransfer.mixing.draws import double
 from mixtransfer.registry import HOOKS
 
 __all__ = ["AtomicBackend", "CheckpointHook", "LossGuardHook"]
@@ -174,9 +175,12 @@ class LossGuardHook(hooks.Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Look at every value that the model logs."""
-        values = {
-            key: float(torch.as_tensor(value).detach()) for key, value in (outputs or {}).items() if "loss" in key
-        }
+        losses = {key: torch.as_tensor(value).detach() for key, value in (outputs or {}).items() if "loss" in key}
+        # All are read at once: a device is waited for at each reading.
+        values = {}
+        if losses:
+            read = torch.stack([double(x).reshape(()) for x in losses.values()]).tolist()
+            values = dict(zip(losses, read, strict=True))
         bad = [key for key, value in values.items() if not np.isfinite(value)]
         if bad:
             # The sum comes first in the log; a term says more.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import mix_labels
+from mixtransfer.layers.host_draws import drawn
 from mixtransfer.layers.overwrite import overwriting_allowed
 
 __all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual", "residual_with_labels"]
@@ -35,27 +36,36 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 def keep_mask(batch: int, rate: float, like: Tensor) -> Tensor:
     """Draw which of ``batch`` samples keep a branch; return their factors 0 or 1/(1−rate), shape (batch, 1, 1, …)."""
-    kept = (torch.rand(batch) >= rate).to(like.device, like.dtype) / (1 - rate)
-    return kept.view(batch, *([1] * (like.dim() - 1)))
+    if torch.compiler.is_compiling():
+        kept = torch.rand(batch, device=like.device) >= rate
+    else:
+        kept, _ = drawn(_kept, batch, rate, device=like.device)
+    return (kept.to(like.dtype) / (1 - rate)).view(batch, *([1] * (like.dim() - 1)))
+
+
+def _kept(batch: int, rate: float) -> tuple[Tensor, Tensor]:
+    """Draw which of ``batch`` samples keep a branch, (batch,) bool, and return their numbers beside it."""
+    kept = torch.rand(batch) >= rate
+    return kept, kept.nonzero().flatten()
 
 
 def residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, training: bool) -> Tensor:
     """Return ``x + branch(x)`` with stochastic depth at ``rate`` over the first dimension.
 
     In training a dropped sample's branch is not computed at all; the draw is made on the CPU, so that no device has
-    to be waited for. A compiled graph keeps its shapes instead and multiplies by the mask.
+    to be waited for (:mod:`~mixtransfer.layers.host_draws`). A compiled graph keeps its shapes instead and multiplies
+    by the mask.
     """
     if not training or rate == 0:
         return add_(x, branch(x))
     if torch.compiler.is_compiling():
         return x + branch(x) * keep_mask(x.size(0), rate, x)
-    kept = (torch.rand(x.size(0)) >= rate).nonzero().flatten()
+    _, kept = drawn(_kept, x.size(0), rate, device=x.device)
     if len(kept) == 0:
         # A branch that nobody keeps still belongs to the graph, so that each of its parameters gets a gradient.
         return x + branch(x[:1]) * 0
     if len(kept) == x.size(0):
         return torch.add(x, branch(x), alpha=1 / (1 - rate))
-    kept = kept.to(x.device, non_blocking=True)
     out = branch(x.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))
 

@@ -6,7 +6,7 @@ Shapes: B batch, H × W image, h × w grid of tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixtransfer.layers.host_draws import send
 from mixtransfer.layers.labels import pool_labels
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "EvenDraw",
     "PendingDraw",
     "PixelDraw",
+    "double",
     "draw_beta",
+    "exact",
     "flip_partner",
     "no_mix",
     "own_share",
@@ -32,12 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The mix of one step: plain CPU data that can be saved and replayed.
+    """The mix of one step: plain data that can be saved and replayed.
+
+    It is drawn on the CPU; :meth:`to` brings it to the images' device, where nothing of it is read back.
 
     Attributes:
         partner: (B,) int64, the index of the image that each image is mixed with.
         mask: (B or 1, h, w), the share of each token that comes from the partner; bool if it is 0 or 1 everywhere.
         ratio: (B,) float64, the share of each image that is its own.
+        mixes: whether anything comes from a partner, for a draw that lies on another device than the CPU.
         pastes: True if a region is pasted (CutMix-like), False if images are blended evenly (Mixup); ``ratio`` then
             weighs the labels.
         needs: names of the evidence about the unmixed images that the draw waits for; none.
@@ -49,15 +55,25 @@ class Draw:
     partner: Tensor
     mask: Tensor
     ratio: Tensor
+    mixes: bool | None = field(default=None, kw_only=True)
 
     def resolve(self, evidence: Mapping[str, Tensor]) -> Draw:
         """Return the draw itself, which waits for no evidence; see :meth:`PendingDraw.resolve`."""
         return self
 
+    def to(self, device: torch.device) -> Draw:
+        """Return the draw on a device; what lies on the CPU goes there in one copy that the host does not wait for."""
+        lying = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        there = {name: exact(value, device) for name, value in lying.items() if value.device != device}
+        if not there:
+            return self
+        mixes = bool(self.mask.any()) if self.mixes is None else self.mixes
+        return replace(self, **dict(zip(there, send(list(there.values()), device), strict=True)), mixes=mixes)
+
     def mix(self, images: Tensor) -> Tensor:
         """Return the mixed images (B, C, H, W); ``images`` itself if nothing comes from a partner."""
         share = self.pixels(size_of(images))
-        if not share.any():
+        if not (share.any() if self.mixes is None else self.mixes):
             return images
         share = share[:, None].to(images.device)
         partner = images[self.partner.to(images.device)]
@@ -69,11 +85,11 @@ class Draw:
     def pixels(self, size: tuple[int, int]) -> Tensor:
         """Return the share of each pixel that comes from the partner, (B or 1, H, W), of the mask's dtype."""
         # nearest-exact: "nearest" may round a cell's first pixel into the cell before it.
-        return F.interpolate(self.mask[:, None].double(), size, mode="nearest-exact")[:, 0].to(self.mask.dtype)
+        return F.interpolate(double(self.mask[:, None]), size, mode="nearest-exact")[:, 0].to(self.mask.dtype)
 
     def on_grid(self, size: tuple[int, int]) -> Tensor:
         """Return the partner's share of each token of another grid, (B or 1, h, w) float64."""
-        return pool_labels(self.mask[:, None].double(), size)[:, 0]
+        return pool_labels(double(self.mask[:, None]), size)[:, 0]
 
     def label_map(self, images: Tensor) -> Tensor:
         """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
@@ -144,6 +160,16 @@ def no_mix(batch: int, grid: tuple[int, int]) -> Draw:
     """Return the draw that takes nothing from any partner."""
     mask = torch.zeros(1, *grid, dtype=torch.bool)
     return EvenDraw(torch.arange(batch), mask, torch.ones(batch, dtype=torch.float64))
+
+
+def double(x: Tensor) -> Tensor:
+    """Return float64 values, or float32 ones on a device that has no others."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def exact(x: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor of a type that a device has."""
+    return x.float() if device.type == "mps" and x.dtype == torch.float64 else x
 
 
 def own_share(mask: Tensor, batch: int) -> Tensor:

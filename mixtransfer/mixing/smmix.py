@@ -27,7 +27,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing.draws import Draw, PendingDraw, flip_partner, no_mix, size_of
+from mixtransfer.layers.host_draws import send
+from mixtransfer.mixing.draws import Draw, PendingDraw, double, exact, flip_partner, no_mix, size_of
 from mixtransfer.mixing.losses import divergence, soft_cross_entropy
 from mixtransfer.mixing.methods import Mixing
 from mixtransfer.mixing.regions import Region, mixup_or
@@ -41,7 +42,7 @@ __all__ = ["AttendedSquare", "FineGrained", "PendingSquare", "SMMix", "SquareDra
 class SquareDraw(Draw):
     """A square of each partner, pasted at another place.
 
-    Unlike other draws it lies on the device of the attention, so that no device waits for it.
+    It is made on the device of the attention, so that the host does not wait for it.
 
     Attributes:
         shift: (B, 2) int64, rows and columns of tokens from where a square is pasted to where the partner has it.
@@ -60,7 +61,7 @@ class SquareDraw(Draw):
 
     def _source(self, axis: int, side: int) -> Tensor:
         """Return the partner's row (or column) of pixels behind each of an image, (B, side)."""
-        step = (self.shift[:, axis].double() * side / self.mask.size(1 + axis)).round().long()
+        step = (double(self.shift[:, axis]) * side / self.mask.size(1 + axis)).round().long()
         return (torch.arange(side, device=step.device) + step[:, None]).clamp(0, side - 1)
 
 
@@ -86,7 +87,7 @@ class PendingSquare(PendingDraw):
         grid = size_of(attention)
         sides = allowed_sides(min(grid), self.smallest, self.largest)
         if not sides:
-            return no_mix(len(attention), grid)
+            return no_mix(len(attention), grid).to(attention.device)
         return place_square(attention, sides[int(self.size * len(sides))])
 
 
@@ -104,16 +105,16 @@ def place_square(attention: Tensor, side: int) -> SquareDraw:
     """Return the draw that pastes squares of ``side`` tokens by the attention (B, h, w) to the unmixed images."""
     batch, height, width = attention.shape
     scores = square_scores(attention, side)
-    partner = flip_partner(batch)
+    ratio = torch.full((batch,), 1 - side**2 / (height * width), dtype=torch.float64)
+    partner, ratio = send([flip_partner(batch), exact(ratio, scores.device)], scores.device)
     columns = scores.size(2)
-    target, source = scores.flatten(1).argmin(dim=1), scores.flatten(1).argmax(dim=1)[partner.to(scores.device)]
+    target, source = scores.flatten(1).argmin(dim=1), scores.flatten(1).argmax(dim=1)[partner]
     target, source = (torch.stack([cell // columns, cell % columns], dim=1) for cell in (target, source))
     inside = [
         (cells >= target[:, axis, None]) & (cells < target[:, axis, None] + side)
         for axis, cells in enumerate(torch.arange(n, device=scores.device) for n in (height, width))
     ]
-    ratio = torch.full((batch,), 1 - side**2 / (height * width), dtype=torch.float64)
-    return SquareDraw(partner, inside[0][:, :, None] & inside[1][:, None], ratio, source - target)
+    return SquareDraw(partner, inside[0][:, :, None] & inside[1][:, None], ratio, source - target, mixes=True)
 
 
 @MODELS.register_module()

@@ -56,9 +56,10 @@ class StepCounter(nn.Module):
         self._register_load_state_dict_pre_hook(_load_step, with_module=True)
 
     @outside_graphs
-    def generator(self, seed: int) -> torch.Generator:
-        """Return the generator of this step and process, for draws whose stream starts at ``seed``."""
-        return step_generator(seed, get_rank(), self.step)
+    def generator(self, seed: int, device: torch.device | None = None) -> torch.Generator:
+        """Return the generator of this step and process on a device, for draws whose stream starts at ``seed``."""
+        generator = step_generator(seed, get_rank(), self.step)
+        return generator if device is None else torch.Generator(device).manual_seed(generator.initial_seed())
 
     @outside_graphs
     def count_step(self) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from mixtransfer.mixing.draws import Draw, PixelDraw, size_of
+from mixtransfer.mixing.draws import Draw, PixelDraw, double, size_of
 from mixtransfer.mixing.methods import Mixing
 from mixtransfer.mixing.regions import Box, mixup_or
 from mixtransfer.mixing.targets import Target, blend
@@ -43,7 +43,7 @@ def attention_share(attention: Tensor, draw: Draw) -> Tensor:
     size = size_of(attention)
     if isinstance(draw, PixelDraw):
         # "nearest" takes the first pixel of a token, as published.
-        share = F.interpolate(draw.pixel_mask[:, None].double(), size, mode="nearest")[:, 0]
+        share = F.interpolate(double(draw.pixel_mask[:, None]), size, mode="nearest")[:, 0]
     else:
         share = draw.on_grid(size)
     attended = (attention * share.to(attention)).sum(dim=(1, 2))

@@ -129,7 +129,8 @@ class MixingClassifier(StepCounter, BaseModel):
     def classify(self, images: Tensor, token_labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, num_classes) and, with ``token_labels``, the label (B, K) of the embedding."""
         if self.backbone.has_token_logits:
-            encoded = self.backbone.encode(images, token_labels)
+            with self.backbone.drawing(images):
+                encoded = self.backbone.encode(images, token_labels)
             return self.head(encoded.vector) + 0.5 * self.aux_head(encoded.tokens).amax(dim=1), encoded.label
         if token_labels is None:
             return self.head(self.backbone.embed(images)), None
@@ -247,8 +248,9 @@ class MixingClassifier(StepCounter, BaseModel):
 
     @outside_graphs
     def draw(self, images: Tensor) -> Draw | PendingDraw:
-        """Draw how this step mixes its images (B, 3, H, W)."""
-        return self.mixing.draw(tuple(images.shape), self.cell_grid(images), self.step)
+        """Draw how this step mixes its images (B, 3, H, W), on their device."""
+        drawn = self.mixing.draw(tuple(images.shape), self.cell_grid(images), self.step)
+        return drawn.to(images.device) if isinstance(drawn, Draw) else drawn
 
     def cell_grid(self, images: Tensor) -> tuple[int, int]:
         """Return the grid (h, w) of cells that the method draws on."""

@@ -128,14 +128,17 @@ class DynamicClassifier(MixingClassifier):
             fields: not read.
         """
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
-        generator = self.generator(self.decision_seed)
+        # Drawn on the images' device, since there are as many numbers as tokens.
+        device = images.device
+        noise = partial(logistic_noise, generator=self.generator(self.decision_seed, device), device=device)
         label_map = draw = None
         if self.mixing is not None:
             draw = self.draw(images).resolve({})
             images = self.mixing.apply(images, draw)
             label_map = draw.label_map(images) if "token_labels" in self.mixing.needs else None
         self.count_step()
-        encoded = self.backbone.encode(images, label_map, partial(logistic_noise, generator=generator))
+        with self.backbone.drawing(images):
+            encoded = self.backbone.encode(images, label_map, noise)
         if draw is not None:
             targets = self.mixing.relabel(targets, draw, {"token_labels": encoded.label})
         return self.losses(images, encoded, targets)

@@ -193,7 +193,8 @@ class OAMixer(MixingClassifier):
         grid = net.blocks[0].mlp_tokens.grid if isinstance(net, MLPMixer) else self.patch_grid(images)
         with torch.autocast(images.device.type, enabled=False):
             distance = patch_distance(self.patches(maps, grid), self.distance)
-        return self.run(net, images, partial(self.block_mask, distance=distance))
+        with net.drawing(images):
+            return self.run(net, images, partial(self.block_mask, distance=distance))
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
         """Return the grid (h, w) of the backbone's patches."""

@@ -143,7 +143,7 @@ class TokenLabelingClassifier(MixingClassifier):
 
         It is drawn on the device of the logits, since the host would be slow at so many numbers.
         """
-        generator = torch.Generator(logits.device).manual_seed(self.generator(self.noise_seed).initial_seed())
+        generator = self.generator(self.noise_seed, logits.device)
         draws = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
         return -draws.exponential_(generator=generator).log()
 

@@ -1,14 +1,14 @@
 """Mixing of dense ground truth: label maps, instance masks and boxes, for OpenMMLab data samples.
 
-Nothing here writes into its arguments. Shapes: B batch, H × W padded image, n instances. An image's *valid* area is
-its upper left ``img_shape``; the rest of H × W is padding.
+Nothing here writes into its arguments. Ground truth is worked on by the host, where the data loader left it; label maps
+are pasted where they lie. Shapes: B batch, H × W padded image, n instances. An image's *valid* area is its upper left
+``img_shape``; the rest of H × W is padding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,54 +19,99 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import size_of
-from mixtransfer.mixing.regions import Region
+from mixtransfer.transfer.crops import Crop, window
 
-__all__ = ["GroundTruth", "class_map", "draw_pixels", "fit", "ground_truth", "mix_sample", "saved_sample"]
+__all__ = [
+    "GroundTruth",
+    "class_map",
+    "classes_of",
+    "fit",
+    "ground_truth",
+    "label_maps",
+    "mix_instances",
+    "paste",
+    "saved_sample",
+]
 
 INSTANCES, IGNORED, LABEL_MAP = "gt_instances", "ignored_instances", "gt_sem_seg"
+#: What a checkpoint holds of a ground truth.
+SAVED = ("valid", "maps", "instances", "masks")
+#: field -> name -> a label map.
+Maps = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The dense ground truth of one image, as plain tensors by the names they have in the data sample.
+    """The dense ground truth of one image on the host, by the names that it has in the data sample.
 
     Attributes:
         valid: height and width without padding.
         maps: field -> name -> (c, h, w), where h × w is the padded or the valid size.
         instances: field -> name -> a value for each instance; ``bboxes`` (n, 4) among them.
-        masks: field -> (n, h, w) bool on CPU, for the fields whose instances have masks.
+        masks: field -> (n, h, w), 0 outside, for the fields whose instances have masks.
     """
 
     valid: tuple[int, int]
-    maps: dict[str, dict[str, Tensor]]
+    maps: Maps
     instances: dict[str, dict[str, Any]]
     masks: dict[str, Tensor]
+    _crops: dict[str, list[Crop]] = field(default_factory=dict, init=False, repr=False)
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, plain values and tensors."""
+        masks = {key: masks.bool() for key, masks in self.masks.items()}
+        return {name: getattr(self, name) for name in SAVED} | {"masks": masks}
+
+    def crops(self, key: str, size: tuple[int, int]) -> list[Crop]:
+        """Return the pixels of the instances of a field; rectangles inside ``size`` where they have no masks."""
+        if key in self.masks:
+            if key not in self._crops:
+                self._crops[key] = [Crop.of(mask) for mask in self.masks[key].numpy()]
+            return self._crops[key]
+        boxes = self.instances[key]["bboxes"].tolist() if key in self.instances else []
+        return [Crop.rectangle(*window(box, size)) for box in boxes]
 
 
-def ground_truth(sample: BaseDataElement, size: tuple[int, int]) -> GroundTruth:
+def ground_truth(sample: BaseDataElement, size: tuple[int, int], loaded: BaseDataElement | None = None) -> GroundTruth:
     """Collect the ground truth of a data sample whose image was padded to ``size``.
+
+    Args:
+        sample: the data sample, on any device.
+        size: H and W.
+        loaded: the sample on the host, as it was before the data preprocessor moved it, if the ground truth is the
+            same; without it, what lies on a device is read from there.
 
     Raises:
         UserError: a label map of another size than its image.
     """
+    host = sample.cpu() if loaded is None else loaded
     valid = tuple(sample.metainfo.get("img_shape", size)[:2])
     truth = GroundTruth(valid, {}, {}, {})
     for key, element in sample.items():
         if isinstance(element, PixelData) and key.startswith("gt_"):
-            truth.maps[key] = dict(element.items())
-            if tuple(element.shape) not in (tuple(size), valid):
+            truth.maps[key] = dict(getattr(host, key).items())
+            shape = tuple(getattr(host, key).shape)
+            if shape not in (tuple(size), valid):
                 raise UserError(
-                    f"{sample.metainfo.get('img_path', 'a sample')}: {key} is {element.shape}, its image {valid}; "
+                    f"{sample.metainfo.get('img_path', 'a sample')}: {key} is {shape}, its image {valid}; "
                     "TokenMixHook pastes maps pixel by pixel, so load them at the image's size"
                 )
         elif key in (INSTANCES, IGNORED) and "bboxes" in element:
-            fields = dict(element.items())
+            fields = {name: getattr(getattr(host, key), name) for name in element.keys()}
             if "masks" in fields:
-                bitmaps = np.asarray(fields.pop("masks").to_ndarray())
-                truth.masks[key] = torch.from_numpy(bitmaps.astype(bool, copy=False))
+                truth.masks[key] = torch.from_numpy(np.asarray(fields.pop("masks").to_ndarray()))
             fields["bboxes"] = getattr(fields["bboxes"], "tensor", fields["bboxes"])
             truth.instances[key] = fields
     return truth
+
+
+def label_maps(sample: BaseDataElement) -> Maps:
+    """Return the label maps of a data sample, where they lie."""
+    return {
+        key: dict(element.items())
+        for key, element in sample.items()
+        if isinstance(element, PixelData) and key.startswith("gt_")
+    }
 
 
 def saved_sample(saved: Any) -> tuple[Tensor, GroundTruth]:
@@ -85,12 +130,9 @@ def _is_sample(saved: Any) -> bool:
         return all(isinstance(value, dict) for value in values)
 
     truth = saved.get("truth") if dicts(saved) else None
-    if not dicts(truth) or truth.keys() != GroundTruth.__dataclass_fields__.keys():
+    if not dicts(truth) or truth.keys() != set(SAVED):
         return False
-    image, (valid, maps, instances, masks) = (
-        saved.get("image"),
-        (truth[key] for key in GroundTruth.__dataclass_fields__),
-    )
+    image, (valid, maps, instances, masks) = saved.get("image"), (truth[key] for key in SAVED)
     if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point() or not image.isfinite().all():
         return False
     if not isinstance(valid, tuple) or len(valid) != 2 or any(type(side) is not int for side in valid):
@@ -119,76 +161,163 @@ def _length(value: Any) -> int | None:
 def class_map(truth: GroundTruth, size: tuple[int, int], num_classes: int, ignore_index: int) -> Tensor:
     """Return the class of every pixel, (H, W) int64, −1 for ignored pixels, crowds and padding.
 
+    See :func:`classes_of`.
+    """
+    return torch.from_numpy(classes_of(truth, size, num_classes, ignore_index).astype(np.int64) - 1)
+
+
+def classes_of(truth: GroundTruth, size: tuple[int, int], num_classes: int, ignore_index: int) -> np.ndarray:
+    """Return one more than the class of every pixel, (H, W) of a small unsigned type; 0 where there is none.
+
     Instances are painted the smaller over the larger (as rectangles if they have no masks) on a background, which is
-    class ``num_classes`` − 1. Without instances it is the label map.
+    class ``num_classes`` − 1. Without instances it is the label map. Ignored pixels, crowds and padding have no class.
 
     Raises:
         UserError: the sample has neither instances nor a label map, or a label beyond the classes.
     """
+    classes = np.zeros(size, dtype=np.min_scalar_type(num_classes))
+    own = classes[: truth.valid[0], : truth.valid[1]]
     if INSTANCES in truth.instances:
-        painted = _paint(truth, size, num_classes - 1)
+        _paint(own, truth, size, num_classes - 1)
     elif LABEL_MAP in truth.maps:
-        (labels,) = (value[0] for value in truth.maps[LABEL_MAP].values())
-        painted = fit(torch.where(labels == ignore_index, -1, labels.long()), size, -1)
+        (labels,) = (value[0].numpy() for value in truth.maps[LABEL_MAP].values())
+        labels = labels[: own.shape[0], : own.shape[1]]
+        known = labels != ignore_index
+        if labels.size:
+            _check_labels(labels, known, num_classes)
+        own = own[: labels.shape[0], : labels.shape[1]]
+        np.add(labels, 1, out=own, where=known, casting="unsafe")
     else:
         raise UserError(f"TokenMixHook: a training sample has neither {INSTANCES} nor {LABEL_MAP}")
-    height, width = truth.valid
-    return fit(painted[:height, :width], size, -1)
+    return classes
 
 
-def draw_pixels(
-    region: Region, cell_size: int, valid: Sequence[tuple[int, int]], size: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    """Draw a region for every image and return its pixels, (B, H, W) bool on CPU.
+def _check_labels(labels: np.ndarray, known: np.ndarray, num_classes: int) -> None:
+    highest, lowest = int(labels.max()), int(labels.min())
+    if highest >= num_classes or lowest < -1:
+        found = labels[known]
+        highest, lowest = (int(found.max()), int(found.min())) if found.size else (0, 0)
+    if highest >= num_classes or lowest < -1:
+        raise UserError(
+            f"label {highest if highest >= num_classes else lowest} in the ground truth, but"
+            f" token_classifier.num_classes={num_classes}; make them agree, or mark the pixels as ignored"
+        )
+
+
+def _paint(canvas: np.ndarray, truth: GroundTruth, size: tuple[int, int], background: int) -> None:
+    canvas[...] = background + 1
+    for crop in truth.crops(IGNORED, size):
+        crop.paint(canvas, 0)
+    labels = truth.instances[INSTANCES]["labels"].tolist()
+    if max(labels, default=0) >= background:
+        raise UserError(
+            f"instance label {max(labels)}, but token_classifier.num_classes={background + 1} has room for things "
+            f"0 to {background - 1} and the background; set it to the number of things plus one"
+        )
+    things = zip(truth.crops(INSTANCES, size), labels, strict=True)
+    for crop, label in sorted(things, key=lambda thing: -thing[0].count):
+        crop.paint(canvas, label + 1)
+
+
+def paste(own: Tensor, partner: Tensor, region: Crop, mask: Tensor | None) -> None:
+    """Replace the region of a map (…, H, W) by that of a partner's, which may be smaller or larger.
 
     Args:
-        region: one whose ``hard_mask`` is True, and that needs no evidence.
-        cell_size: side of the cells of the grid that the region is drawn on, in pixels.
-        valid: height and width that image and partner have in common; regions stay inside.
-        size: H and W.
-        generator: source of the draws.
+        own: the map, which is written into.
+        partner: another one.
+        region: what is replaced.
+        mask: the region's pixels (h, w) bool on the map's device, or None if they fill its box.
     """
-    pixels = torch.zeros(len(valid), *size, dtype=torch.bool)
-    for own, (height, width) in zip(pixels, valid, strict=True):
-        grid = math.ceil(height / cell_size), math.ceil(width / cell_size)
-        whole = grid[0] * cell_size, grid[1] * cell_size
-        draw = region.draw((1, 3, *whole), grid, generator).resolve({})
-        own[:height, :width] = draw.pixels(whole)[0, :height, :width]
-    return pixels
+    height, width = size_of(own)
+    part = own[..., region.top : min(region.bottom, height), region.left : min(region.right, width)]
+    rows, columns = size_of(part)
+    comes = partner[..., region.top : region.top + rows, region.left : region.left + columns].to(own)
+    comes = fit(comes, (rows, columns))
+    part.copy_(comes if mask is None else torch.where(mask[:rows, :columns], comes, part))
 
 
-def mix_sample(
+def mix_instances(
     sample: BaseDataElement,
     own: GroundTruth,
     partner: GroundTruth,
-    pixels: Tensor,
+    region: Crop,
+    size: tuple[int, int],
     *,
     min_share: float,
     min_pixels: int,
-) -> BaseDataElement:
-    """Return a copy of ``sample`` whose ground truth is the partner's in the region and its own elsewhere.
+) -> dict[str, InstanceData]:
+    """Return a mixed image's instances on the host, by their fields: the partner's in the region, its own elsewhere.
 
     Instances that the region cuts keep the rest of their mask and get its box; without masks the box counts as a filled
     rectangle. The partner's instances follow the image's own.
 
     Args:
-        sample: the image's data sample.
+        sample: the image's data sample, which says how its boxes and masks are kept.
         own: the ground truth of ``sample``.
         partner: the ground truth that is pasted.
-        pixels: (H, W) bool on CPU, the region.
+        region: the pixels that are pasted.
+        size: H and W.
         min_share: a cut instance with a smaller share of its pixels left is dropped; ignored ones stay ignored.
         min_pixels: a cut instance with fewer pixels left is dropped.
     """
-    mixed = sample.new()
-    for key, maps in own.maps.items():
-        pasted = {name: _paste(value, partner.maps[key][name], pixels) for name, value in maps.items()}
-        setattr(mixed, key, getattr(sample, key).new(**pasted))
+    mixed = {}
     for key in own.instances:
         limits = (min_share, min_pixels) if key == INSTANCES else (0.0, 0)
-        parts = [_clip(own, key, ~pixels, limits), _clip(partner, key, pixels, limits)]
-        element = getattr(sample, key)
-        setattr(mixed, key, _join(element, parts, own.masks.get(key)))
+        parts = [
+            _clip(own, key, lambda crop: crop.outside(region), size, limits),
+            _clip(partner, key, lambda crop: crop.inside(region), size, limits),
+        ]
+        joined = InstanceData.cat([instances for instances, _ in parts])
+        if key in own.masks:
+            joined.masks = _bitmaps(getattr(sample, key).masks, [crop for _, crops in parts for crop in crops])
+        mixed[key] = joined
     return mixed
+
+
+def _clip(
+    truth: GroundTruth,
+    key: str,
+    cut: Callable[[Crop], Crop],
+    size: tuple[int, int],
+    limits: tuple[float, int],
+) -> tuple[InstanceData, list[Crop]]:
+    """Return the instances that have enough left once they are cut, with new boxes and without masks; their pixels."""
+    fields = truth.instances[key]
+    # A partner from the batch before may be larger than the image that it is pasted into, and is cut off there.
+    height, width = (max(sides) for sides in zip(truth.valid, size, strict=True))
+    kept, boxes, crops = [], [], []
+    for index, (box, crop) in enumerate(zip(fields["bboxes"].tolist(), truth.crops(key, (height, width)), strict=True)):
+        rest = cut(crop)
+        if not rest.count:
+            continue
+        if rest.count < crop.count:
+            if rest.count < limits[1] or rest.count < limits[0] * crop.count:
+                continue
+            tight = rest.left, rest.top, rest.right, rest.bottom
+            box = tight if key in truth.masks else _intersect(box, tight)
+        kept.append(index)
+        boxes.append(box)
+        crops.append(rest)
+    instances = InstanceData(**fields)[torch.tensor(kept, dtype=torch.long)]
+    instances.bboxes = instances.bboxes.new_tensor(boxes).reshape(-1, 4)
+    return instances, crops
+
+
+def _intersect(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float, float]:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _bitmaps(like: Any, crops: list[Crop]) -> Any:
+    """Return crops as the masks of instances, on the canvas of others."""
+    # mmdet takes seconds to import and is not needed to mix label maps; where there are masks, it is loaded.
+    from mmdet.structures.mask import BitmapMasks
+
+    masks = BitmapMasks([], like.height, like.width)
+    # The constructor would copy them.
+    masks.masks = np.zeros((len(crops), like.height, like.width), dtype=np.uint8)
+    for bitmap, crop in zip(masks.masks, crops, strict=True):
+        crop.paint(bitmap, 1)
+    return masks
 
 
 def fit(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
@@ -197,100 +326,3 @@ def fit(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
     if size_of(x) == tuple(size):
         return x
     return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), value=value)
-
-
-def _paint(truth: GroundTruth, size: tuple[int, int], background: int) -> Tensor:
-    canvas = np.full(size, background, dtype=np.int64)
-    ignored = [(mask, -1) for mask in _bitmaps(truth, IGNORED, size)]
-    labels = truth.instances[INSTANCES]["labels"].tolist()
-    if max(labels, default=0) >= background:
-        raise UserError(
-            f"instance label {max(labels)}, but token_classifier.num_classes={background + 1} has room for things "
-            f"0 to {background - 1} and the background; set it to the number of things plus one"
-        )
-    things = sorted(zip(_bitmaps(truth, INSTANCES, size), labels, strict=True), key=lambda x: -np.count_nonzero(x[0]))
-    for mask, label in [*ignored, *things]:
-        mask = mask[: size[0], : size[1]]
-        np.copyto(canvas[: mask.shape[0], : mask.shape[1]], label, where=mask)
-    return torch.from_numpy(canvas)
-
-
-def _bitmaps(truth: GroundTruth, key: str, size: tuple[int, int]) -> list[np.ndarray]:
-    if key in truth.masks:
-        return list(truth.masks[key].numpy())
-    bitmaps = []
-    for box in truth.instances.get(key, {}).get("bboxes", torch.empty(0, 4)).tolist():
-        top, bottom, left, right = _window(box, size)
-        bitmaps.append(np.zeros(size, dtype=bool))
-        bitmaps[-1][top:bottom, left:right] = True
-    return bitmaps
-
-
-def _window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the pixels (top, bottom, left, right) that a box (x1, y1, x2, y2) touches."""
-    top, left = max(math.floor(box[1]), 0), max(math.floor(box[0]), 0)
-    return top, min(math.ceil(box[3]), size[0]), left, min(math.ceil(box[2]), size[1])
-
-
-def _paste(own: Tensor, partner: Tensor, pixels: Tensor) -> Tensor:
-    size = size_of(own)
-    return torch.where(fit(pixels, size).to(own.device), fit(partner, size).to(own), own)
-
-
-def _clip(
-    truth: GroundTruth, key: str, keep: Tensor, limits: tuple[float, int]
-) -> tuple[InstanceData, list[np.ndarray]]:
-    """Return the instances (with new boxes, without masks) that have enough left inside ``keep``, and their masks."""
-    fields, keep = truth.instances[key], keep.numpy()
-    masks = truth.masks[key].numpy() if key in truth.masks else None
-    # A partner from the batch before may be larger than the image that it is pasted into, and is cut off there.
-    size = np.maximum(truth.valid, keep.shape).tolist()
-    kept, boxes, clipped = [], [], []
-    for index, box in enumerate(fields["bboxes"].tolist()):
-        if masks is None:
-            top, bottom, left, right = _window(box, size)
-            rest = keep[top:bottom, left:right]
-            whole = (bottom - top) * (right - left)
-        else:
-            top = left = 0
-            mask = masks[index]
-            rest = mask[: keep.shape[0], : keep.shape[1]] & keep[: mask.shape[0], : mask.shape[1]]
-            whole = np.count_nonzero(mask)
-        count = np.count_nonzero(rest)
-        if not count or (count < whole and (count < limits[1] or count < limits[0] * whole)):
-            continue
-        if count < whole:
-            tight = _tight_box(rest, top, left)
-            box = tight if masks is not None else _intersect(box, tight)
-        kept.append(index)
-        boxes.append(box)
-        clipped.append(rest)
-    instances = InstanceData(**fields)[torch.tensor(kept, dtype=torch.long)]
-    instances.bboxes = instances.bboxes.new_tensor(boxes).reshape(-1, 4)
-    return instances, clipped
-
-
-def _tight_box(mask: np.ndarray, top: int, left: int) -> tuple[float, float, float, float]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
-
-
-def _intersect(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float, float]:
-    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
-
-
-def _join(
-    like: InstanceData, parts: list[tuple[InstanceData, list[np.ndarray]]], own_masks: Tensor | None
-) -> InstanceData:
-    device = getattr(like.bboxes, "tensor", like.bboxes).device
-    joined = InstanceData.cat([part.to(device) for part, _ in parts])
-    if hasattr(like.bboxes, "tensor"):
-        joined.bboxes = type(like.bboxes)(joined.bboxes)
-    if own_masks is not None:
-        # mmdet takes seconds to import and is not needed to mix label maps; where there are masks, it is loaded.
-        from mmdet.structures.mask import BitmapMasks
-
-        size = size_of(own_masks)
-        bitmaps = [fit(torch.from_numpy(mask), size).numpy() for _, masks in parts for mask in masks]
-        joined.masks = BitmapMasks([mask.view(np.uint8) for mask in bitmaps], *size)
-    return joined

@@ -5,22 +5,24 @@ Shapes: B batch, H × W image, s stride, h × w tokens, C classes, K of them pre
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixtransfer.errors import UserError
 
-__all__ = ["token_loss", "token_shares"]
+__all__ = ["count_tokens", "shares_of", "token_loss", "token_shares"]
 
 
 def token_shares(class_map: Tensor, stride: int, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the share of every class in every token, for the classes that occur.
 
     Args:
-        class_map: (B, H, W) int64; −1 where a pixel has no label.
+        class_map: (B, H, W) int64 on the CPU; −1 where a pixel has no label.
         stride: pixels a token covers in each direction.
         num_classes: C.
 
@@ -32,26 +34,67 @@ def token_shares(class_map: Tensor, stride: int, num_classes: int) -> tuple[Tens
     Raises:
         UserError: the map holds a label that is not below ``num_classes``.
     """
-    batch, height, width = class_map.shape
-    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    counts = torch.bincount((class_map + 1).flatten(), minlength=num_classes + 1)
-    if len(counts) > num_classes + 1:
+    highest = int(class_map.max())
+    if highest >= num_classes:
         raise UserError(
-            f"label {len(counts) - 2} in the ground truth, but token_classifier.num_classes={num_classes}; "
+            f"label {highest} in the ground truth, but token_classifier.num_classes={num_classes}; "
             "make them agree, or mark the pixels as ignored"
         )
-    classes = counts[1:].nonzero()[:, 0]
-    if not len(classes):
-        classes = classes.new_zeros(1)
-    channel = counts.new_zeros(num_classes + 1)  # 0 for pixels without label, else 1 + position in classes
-    channel[classes + 1] = torch.arange(1, len(classes) + 1, device=classes.device)
+    classes = (class_map.numpy() + 1).astype(np.min_scalar_type(num_classes))
+    counts, present = count_tokens(classes, stride)
+    return shares_of(torch.from_numpy(counts), stride), torch.from_numpy(present)
 
-    token = (torch.arange(height, device=classes.device) // stride)[:, None] * columns
-    token = token + torch.arange(width, device=classes.device) // stride
-    plane = torch.arange(batch, device=classes.device)[:, None, None] * (len(classes) + 1) + channel[class_map + 1]
-    shape = (batch, len(classes) + 1, rows, columns)
-    shares = torch.bincount((plane * (rows * columns) + token).flatten(), minlength=math.prod(shape)).view(shape)
-    return shares[:, 1:].float() / stride**2, classes
+
+def shares_of(counts: Tensor, stride: int) -> Tensor:
+    """Return the shares (B, K, h, w) float32 that counts of pixels are of a token's s² pixels."""
+    return counts.float() / stride**2
+
+
+def count_tokens(classes: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many of each token's pixels are of each class that occurs, and these classes.
+
+    Most tokens have pixels of one class, which their lowest and highest one tell; only the others are counted pixel by
+    pixel.
+
+    Args:
+        classes: (B, H, W) unsigned, one more than the class of each pixel, 0 where there is none.
+        stride: pixels a token covers in each direction.
+
+    Returns:
+        Counts (B, K, ceil(H/s), ceil(W/s)) of a small unsigned type, and classes (K,) int64, K at least 1.
+    """
+    batch, height, width = classes.shape
+    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+    bottom, right = rows * stride - height, columns * stride - width
+    if bottom or right:
+        classes = np.pad(classes, ((0, 0), (0, bottom), (0, right)))
+    lines = classes.reshape(batch, rows, stride, columns * stride)
+    low, high = (
+        functools.reduce(pick, [line[..., first::stride] for first in range(stride)])
+        for pick, line in ((np.minimum, lines.min(axis=2)), (np.maximum, lines.max(axis=2)))
+    )
+    image, row, column = np.nonzero(low != high)
+    pixels = lines.reshape(batch, rows, stride, columns, stride)[image, row, :, column].reshape(len(image), stride**2)
+    low[image, row, column] = 0
+
+    seen = np.zeros(int(max(low.max(initial=0), pixels.max(initial=0))) + 1, dtype=bool)
+    seen[low], seen[pixels] = True, True
+    seen[0] = False
+    present = np.flatnonzero(seen)
+    if not len(present):
+        present = np.ones(1, dtype=np.int64)
+        seen = np.zeros(2, dtype=bool)
+    # Plane 0 takes the pixels without class.
+    plane = np.zeros(len(seen), dtype=np.int64)
+    plane[present] = np.arange(1, len(present) + 1)
+    counts = np.zeros((batch, len(present) + 1, rows, columns), dtype=np.min_scalar_type(stride**2))
+    for number, value in enumerate(present, start=1):
+        np.multiply(low == value, stride**2, out=counts[:, number], casting="unsafe")
+    flat = counts.reshape(-1)
+    place = (image * counts.shape[1] * rows + row) * columns + column
+    for pixel in plane[pixels].T * (rows * columns):
+        flat[place + pixel] += 1
+    return counts[:, 1:], present - 1
 
 
 def token_loss(logits: Sequence[Tensor], labels: Sequence[Tensor], classes: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -18,19 +19,22 @@ from torch import Tensor, nn
 
 from mixtransfer.engine.parts import model_of
 from mixtransfer.errors import UserError
+from mixtransfer.layers.host_draws import send
 from mixtransfer.mixing.draws import flip_partner, size_of, step_generator
 from mixtransfer.mixing.regions import Region
 from mixtransfer.registry import HOOKS, build
+from mixtransfer.transfer.crops import Crop, draw_regions
 from mixtransfer.transfer.dense_mixing import (
     GroundTruth,
-    class_map,
-    draw_pixels,
-    fit,
+    Maps,
+    classes_of,
     ground_truth,
-    mix_sample,
+    label_maps,
+    mix_instances,
+    paste,
     saved_sample,
 )
-from mixtransfer.transfer.token_loss import token_loss, token_shares
+from mixtransfer.transfer.token_loss import count_tokens, shares_of, token_loss
 
 __all__ = ["TokenMixHook"]
 
@@ -44,6 +48,14 @@ class _Step:
     labels: Tensor | None = None
     classes: Tensor | None = None
     loss: Tensor | None = None
+
+
+class _Kept(NamedTuple):
+    """An image with its ground truth on the host, and its label maps where it lies itself."""
+
+    image: Tensor
+    truth: GroundTruth
+    maps: Maps
 
 
 @HOOKS.register_module()
@@ -103,9 +115,10 @@ class TokenMixHook(Hook):
         self.min_share, self.min_pixels, self.seed = min_share, min_pixels, seed
         self._handles: list = []
         self._step: _Step | None = None
-        self._previous: tuple[Tensor, GroundTruth] | None = None
+        self._previous: _Kept | None = None
         #: The same as the running iteration found it; nothing between iterations.
-        self._found: list[tuple[Tensor, GroundTruth] | None] = []
+        self._found: list[_Kept | None] = []
+        self._loaded: list = []
         self._iteration, self._stopped = 0, False
 
     def before_train(self, runner) -> None:
@@ -122,6 +135,9 @@ class TokenMixHook(Hook):
             model.register_forward_pre_hook(outside(self._mix), with_kwargs=True),
             model.register_forward_hook(outside(self._add_loss)),
         ]
+        preprocessor = getattr(model, "data_preprocessor", None)
+        if isinstance(preprocessor, nn.Module):
+            self._handles.append(preprocessor.register_forward_pre_hook(outside(self._keep_loaded), with_kwargs=True))
         if self.loss_weight:
             backbone = _checked_backbone(model)
             self._classifier, self._stride = backbone.token_classifier, backbone.strides[0]
@@ -150,13 +166,13 @@ class TokenMixHook(Hook):
         """Save the image that the next batch of one is mixed with; after an error, that of the iteration it ended."""
         (previous,) = self._found or [self._previous]
         if previous is not None:
-            image, truth = previous
-            checkpoint[CHECKPOINT_KEY] = {"image": image, "truth": dict(vars(truth))}
+            checkpoint[CHECKPOINT_KEY] = {"image": previous.image, "truth": previous.truth.saved()}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restore the image that the next batch of one is mixed with, when a run is resumed."""
         if runner._resume and CHECKPOINT_KEY in checkpoint:
-            self._previous = saved_sample(checkpoint[CHECKPOINT_KEY])
+            image, truth = saved_sample(checkpoint[CHECKPOINT_KEY])
+            self._previous = _Kept(image, truth, truth.maps)
 
     def _mix(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self._step = None
@@ -174,44 +190,91 @@ class TokenMixHook(Hook):
 
     @torch.no_grad()
     def _mixed(self, images: Tensor, samples: list) -> tuple[Tensor, list]:
-        """Return images and data samples of this step, mixed or not, and keep the token labels that belong to them."""
-        size = size_of(images)
-        truths = [ground_truth(sample, size) for sample in samples]
-        partner_images, partners = self._partners(images, truths)
+        """Return images and data samples of this step, mixed or not, and keep the token labels that belong to them.
+
+        The host works on the ground truth as it was loaded; whatever the device needs of it goes there in one copy.
+        """
+        size, device = size_of(images), images.device
+        loaded = samples if device.type == "cpu" else self._take_loaded(samples)
+        truths = [ground_truth(sample, size, host) for sample, host in zip(samples, loaded, strict=True)]
+        everyone = [_Kept(*item) for item in zip(images, truths, map(label_maps, samples), strict=True)]
+        partners, order = self._partners(everyone)
         generator = step_generator(self.seed, get_rank(), self._iteration)
-        pixels = None
+        regions: list[Crop] = []
         if partners and torch.rand((), generator=generator) < self.prob:
             valid = [
-                (min(own.valid[0], other.valid[0]), min(own.valid[1], other.valid[1]))
-                for own, other in zip(truths, partners, strict=True)
+                (min(own.truth.valid[0], other.truth.valid[0]), min(own.truth.valid[1], other.truth.valid[1]))
+                for own, other in zip(everyone, partners, strict=True)
             ]
-            pixels = draw_pixels(self.region, self.cell_size, valid, size, generator)
+            regions = draw_regions(self.region, self.cell_size, valid, generator)
+        parcel: list[Tensor] = []
         if self.loss_weight:
-            maps = self._class_maps(truths, images)
-            if pixels is not None:
-                maps = torch.where(pixels.to(maps.device), self._class_maps(partners, images), maps)
-            self._step.labels, self._step.classes = token_shares(maps, self._stride, self._classifier.num_classes)
-        if pixels is None:
-            return images, samples
-        mixed = [
-            mix_sample(*item, min_share=self.min_share, min_pixels=self.min_pixels) if item[-1].any() else item[0]
-            for item in zip(samples, truths, partners, pixels, strict=True)
+            classes = own = self._class_maps(truths, size)
+            if regions:
+                others = own[order] if order else self._class_maps([partner.truth for partner in partners], size)
+                classes = own.copy()
+                for canvas, other, region in zip(classes, others, regions, strict=True):
+                    region.paste(canvas, other)
+            parcel += map(torch.from_numpy, count_tokens(classes, self._stride))
+        limits = {"min_share": self.min_share, "min_pixels": self.min_pixels}
+        instances = [
+            mix_instances(sample, own.truth, other.truth, region, size, **limits) if region.count else {}
+            for sample, own, other, region in zip(samples, everyone, partners, regions, strict=bool(regions))
         ]
-        return torch.where(pixels[:, None].to(images.device), partner_images, images), mixed
+        fields = [
+            (element, name)
+            for mixed in instances
+            for element in mixed.values()
+            for name, value in element.items()
+            if isinstance(value, Tensor)
+        ]
+        masks = [region.pixels for region in regions if region.pixels is not None]
+        parcel += [element.get(name) for element, name in fields]
+        sent = iter(send([*parcel, *map(torch.from_numpy, masks)], device))
+        if self.loss_weight:
+            self._step.labels, self._step.classes = shares_of(next(sent), self._stride), next(sent)
+        if not regions:
+            return images, samples
+        for element, name in fields:
+            setattr(element, name, next(sent))
+        pixels = [None if region.pixels is None else next(sent) for region in regions]
+        mixed_images = images.clone()
+        for image, partner, region, mask in zip(mixed_images, partners, regions, pixels, strict=True):
+            paste(image, partner.image, region, mask)
+        mixed = [
+            _mixed_sample(*item) if item[3].count else item[0]
+            for item in zip(samples, everyone, partners, regions, pixels, instances, strict=True)
+        ]
+        return mixed_images, mixed
 
-    def _partners(self, images: Tensor, truths: list[GroundTruth]) -> tuple[Tensor, list[GroundTruth]]:
-        """Return image and ground truth of everyone's partner; none for a batch of one that has nothing before it."""
-        if len(images) > 1:
-            order = flip_partner(len(images))
-            return images[order.to(images.device)], [truths[i] for i in order]
-        previous, self._previous = self._previous, (images[0], truths[0])
-        if previous is None:
-            return images, []
-        return fit(previous[0].to(images), size_of(images))[None], [previous[1]]
+    def _partners(self, everyone: list[_Kept]) -> tuple[list[_Kept], list[int]]:
+        """Return everyone's partner and its place in the batch; none for a batch of one that has nothing before it."""
+        if len(everyone) > 1:
+            order = flip_partner(len(everyone)).tolist()
+            return [everyone[i] for i in order], order
+        previous, self._previous = self._previous, everyone[0]
+        return [] if previous is None else [previous], []
 
-    def _class_maps(self, truths: list[GroundTruth], images: Tensor) -> Tensor:
-        size, classes = size_of(images), self._classifier.num_classes
-        return torch.stack([class_map(truth, size, classes, self._ignore_index).to(images.device) for truth in truths])
+    def _class_maps(self, truths: list[GroundTruth], size: tuple[int, int]) -> np.ndarray:
+        classes = self._classifier.num_classes
+        return np.stack([classes_of(truth, size, classes, self._ignore_index) for truth in truths])
+
+    def _keep_loaded(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
+        data = args[0] if args else kwargs.get("data")
+        samples = data.get("data_samples") if isinstance(data, Mapping) else None
+        # What augments a whole batch changes its ground truth.
+        plain = isinstance(samples, list) and not getattr(preprocessor, "batch_augments", None)
+        self._loaded = list(samples) if plain else []
+
+    def _take_loaded(self, samples: list) -> list:
+        """Return the samples on the host, as the loader brought them; None for all whose ground truth is another."""
+        loaded, self._loaded = self._loaded, []
+        if len(loaded) != len(samples):
+            return [None] * len(samples)
+        return [
+            host if host.metainfo.get("img_shape") == sample.metainfo.get("img_shape") else None
+            for host, sample in zip(loaded, samples, strict=True)
+        ]
 
     def _give_labels(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self._step is None or self._step.labels is None:
@@ -236,6 +299,24 @@ class TokenMixHook(Hook):
             # Distributed training wants a gradient for every parameter, also when the loss is switched off.
             step.loss = 0 * sum(parameter.sum() for parameter in self._classifier.parameters())
         return {**losses, "loss_token": self.loss_weight * step.loss}
+
+
+def _mixed_sample(
+    sample: Any, own: _Kept, partner: _Kept, region: Crop, mask: Tensor | None, instances: dict[str, Any]
+) -> Any:
+    """Return a copy of a data sample with the ground truth of the mixed image."""
+    mixed = sample.new()
+    for key, maps in own.maps.items():
+        pasted = {name: value.clone() for name, value in maps.items()}
+        for name, value in pasted.items():
+            paste(value, partner.maps[key][name], region, mask)
+        setattr(mixed, key, getattr(sample, key).new(**pasted))
+    for key, element in instances.items():
+        boxes = getattr(sample, key).bboxes
+        if hasattr(boxes, "tensor"):
+            element.bboxes = type(boxes)(element.bboxes)
+        setattr(mixed, key, element)
+    return mixed
 
 
 def _checked_backbone(model: nn.Module) -> Any:

@@ -73,7 +73,7 @@ def mixed_batch(runner: Runner, seed: int = 0) -> MixedBatch:
     num_classes, ignore = backbone.token_classifier.num_classes, getattr(hook, "_ignore_index", 255)
 
     def maps(samples: Sequence) -> np.ndarray:
-        return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).cpu().numpy()
+        return torch.stack([class_map(ground_truth(s, size), size, num_classes, ignore) for s in samples]).numpy()
 
     seen: dict = {}
     signature = inspect.signature(model.forward)
@@ -146,14 +146,14 @@ def mixed_classes(runner: Runner, seed: int = 0) -> MixedClasses:
     with torch.no_grad():
         mixed, draw, evidence = model.mixed(images, labels, model.sample_fields(data["data_samples"]))
         # One class an image tells the sources apart, also where partners are of one class.
-        shares = model.mixing.relabel(torch.eye(len(images)), draw, evidence)
+        shares = model.mixing.relabel(torch.eye(len(images), device=images.device), draw, evidence).cpu()
     return MixedClasses(
         restore_images(images, model.data_preprocessor),
         restore_images(mixed, model.data_preprocessor),
         draw.partner.cpu().numpy(),
         labels.cpu().numpy(),
         draw.pixels(tuple(images.shape[2:])).double().expand(len(images), -1, -1).cpu().numpy(),
-        shares[torch.arange(len(images)), draw.partner].cpu().numpy(),
+        shares[torch.arange(len(images)), draw.partner.cpu()].numpy(),
     )
 
 

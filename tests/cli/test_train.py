@@ -17,6 +17,8 @@ import torch
 from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
 from mixtransfer.cli import run_command
+from mixtransfer.cli.train import amp_settings
+from mixtransfer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("train_cfg.max_iters=1", "train_cfg.val_begin=9")
@@ -135,6 +137,26 @@ def test_amp_without_a_gpu_is_refused(scenes, tmp_path, error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train(tiny_config("seg", tmp_path), scenes, tmp_path / "run", "--amp") == 2
     assert "--amp needs a GPU" in error()
+
+
+@pytest.mark.parametrize(
+    ("kind", "has", "expected"),
+    [
+        ("auto", True, ("bfloat16", {"enabled": False})),
+        ("auto", False, ("float16", "dynamic")),
+        ("bfloat16", True, ("bfloat16", {"enabled": False})),
+        ("float16", True, ("float16", "dynamic")),
+    ],
+)
+def test_amp_takes_the_type_that_the_gpu_has(kind, has, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    settings = amp_settings(kind)
+    assert (settings["dtype"], settings["loss_scale"]) == expected and settings["type"] == "AmpOptimWrapper"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    if not has:
+        with pytest.raises(UserError, match="--amp bfloat16: Old GPU has none; give float16"):
+            amp_settings("bfloat16")
 
 
 def test_what_cannot_be_resumed(trained, scenes, tmp_path, error):

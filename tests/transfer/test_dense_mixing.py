@@ -16,8 +16,10 @@ from mmseg.structures import SegDataSample
 from mixtransfer.errors import UserError
 from mixtransfer.mixing import Box, Draw, Region, TokenBox
 from mixtransfer.mixing.draws import step_generator
-from mixtransfer.transfer.dense_mixing import class_map, draw_pixels, ground_truth, mix_sample
+from mixtransfer.transfer.crops import Crop, draw_regions
+from mixtransfer.transfer.dense_mixing import class_map, ground_truth, label_maps, mix_instances
 from mixtransfer.transfer.token_loss import token_loss, token_shares
+from mixtransfer.transfer.token_mix_hook import _Kept, _mixed_sample
 
 SIZE = (8, 12)
 THINGS = 3
@@ -51,14 +53,19 @@ def det_sample(boxes, labels, ignored=(), masks=True, valid=SIZE, canvas=SIZE):
 
 
 def mix(own, partner, pixels, min_share=0.0, min_pixels=0, size=SIZE):
-    return mix_sample(
-        own,
-        ground_truth(own, size),
-        ground_truth(partner, size),
-        pixels,
-        min_share=min_share,
-        min_pixels=min_pixels,
-    )
+    region = Crop.of(pixels.numpy())
+    kept = [_Kept(torch.zeros(3, *size), ground_truth(sample, size), label_maps(sample)) for sample in (own, partner)]
+    truths = [item.truth for item in kept]
+    instances = mix_instances(own, *truths, region, size, min_share=min_share, min_pixels=min_pixels)
+    mask = None if region.pixels is None else torch.from_numpy(region.pixels)
+    return _mixed_sample(own, *kept, region, mask, instances)
+
+
+def draw_pixels(region, cell_size, valid, size, generator):
+    pixels = np.zeros((len(valid), *size), dtype=bool)
+    for canvas, crop in zip(pixels, draw_regions(region, cell_size, valid, generator), strict=True):
+        crop.paint(canvas, True)
+    return torch.from_numpy(pixels)
 
 
 def boxes(instances):

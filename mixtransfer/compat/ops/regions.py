@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H × W map, PH × PW bins a region.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mixtransfer.compat.ops import at_least_float32, write_gradients
 from mixtransfer.compat.ops.sparse_roi_align import BinMatrix
+from mixtransfer.progress import notice
 
 __all__ = [
     "deform_roi_pool_backward",
@@ -109,7 +111,10 @@ def roi_align_backward(
         grad_input.copy_(grad.view(batch, height, width, channels).permute(0, 3, 1, 2))
         return
     # A GPU adds the gradients up in no fixed order, and torchvision's kernel does not say so.
-    device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else grad_output.device
+    device = grad_output.device
+    if torch.are_deterministic_algorithms_enabled() and device.type != "cpu":
+        device = torch.device("cpu")
+        _say_slow()
     grad = torch.ops.torchvision._roi_align_backward(
         grad_output.to(device, dtype),
         rois.to(device, dtype),
@@ -120,6 +125,11 @@ def roi_align_backward(
         aligned,
     )
     grad_input.copy_(grad)
+
+
+@functools.cache
+def _say_slow() -> None:
+    notice("--deterministic: RoIAlign's gradient is computed on the CPU, in a fixed order; each step waits for it")
 
 
 def roi_pool_forward(
