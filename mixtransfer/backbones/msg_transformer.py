@@ -40,7 +40,7 @@ from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import pad_to_multiple
-from mixtransfer.layers.positions import relative_position_index, resize_relative_tables
+from mixtransfer.layers.positions import relative_bias, relative_position_index, resize_relative_tables
 from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
@@ -94,7 +94,7 @@ class WindowAttention(nn.Module):
         return self.eval_cache.get(self._bias, of=[self.relative_position_bias_table, self.rel_pos_msg])
 
     def _bias(self) -> Tensor:
-        patches = self.relative_position_bias_table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1)
+        patches = relative_bias(self.relative_position_bias_table, self.index)
         messenger = self.rel_pos_msg[:, 0].expand(-1, len(self.index), -1)
         return F.pad(torch.cat([messenger, patches], dim=2), (0, 0, 1, 0)).unsqueeze(0)
 

@@ -33,7 +33,7 @@ from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed
-from mixtransfer.layers.positions import relative_position_index, resize_relative_tables
+from mixtransfer.layers.positions import relative_bias, relative_position_index, resize_relative_tables
 from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.layers.windows import WindowGrid
 from mixtransfer.registry import MODELS
@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
 
     def _bias(self, grid: WindowGrid) -> Tensor:
         table = self.relative_position_bias_table
-        bias = table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1).unsqueeze(0)
+        bias = relative_bias(table, self.index).unsqueeze(0)
         return bias.contiguous() if grid.mask is None else bias + grid.mask.to(table.dtype)
 
     def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

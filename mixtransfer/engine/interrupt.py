@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from mixtransfer.engine.hooks import CheckpointHook
@@ -78,8 +80,9 @@ class InterruptHook(Hook):
         self.between = True
         #: Whether a validation has begun and not ended.
         self.validating = False
-        #: The buffers before the iteration ``copied_at``, since a forward pass that fails may have changed them.
+        #: The buffers and the log before the iteration ``copied_at``, which hooks and a forward pass change that fails.
         self.buffers: dict[str, torch.Tensor] = {}
+        self.logged: dict[str, HistoryBuffer] = {}
         self.copied_at = -1
 
     @contextlib.contextmanager
@@ -129,6 +132,8 @@ class InterruptHook(Hook):
             own = dict(model_of(runner).named_buffers())
             for name, value in self.buffers.items():
                 own[name].copy_(value)
+            runner.message_hub.log_scalars.clear()
+            runner.message_hub.log_scalars.update(self.logged)
         return self._save(runner, unvalidated=self.validating) if is_main_process() else None
 
     def before_train(self, runner: Runner) -> None:
@@ -173,6 +178,8 @@ class InterruptHook(Hook):
         self.validating = False
         self.copied_at = runner.iter
         self.buffers = {name: value.detach().clone() for name, value in model_of(runner).named_buffers()}
+        # Whatever is logged makes new arrays.
+        self.logged = {name: copy.copy(value) for name, value in runner.message_hub.log_scalars.items()}
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Abandon a validation that stands between training iterations."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "relative_bias",
     "relative_position_index",
     "resize_position_table",
     "resize_relative_table",
@@ -65,6 +66,15 @@ def resize_square_table(table: Tensor, own: Tensor, grid: tuple[int, int], mode:
     if not side or side * side + prefix != table.size(1):
         return table
     return resize_position_table(table, (side, side), grid, mode)
+
+
+def relative_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Return the bias of each pair of tokens, (h, N, N), from a table (rows, h) and its rows (N, N).
+
+    The gradient of indexing may add in the order in which threads arrive, from some ten thousand values on; that of an
+    embedding adds in one order, so that a resumed training repeats an uninterrupted one.
+    """
+    return F.embedding(index, table).permute(2, 0, 1)
 
 
 def relative_position_index(height: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.layers.init import trunc_normal_
-from mixtransfer.layers.positions import relative_position_index
+from mixtransfer.layers.positions import relative_bias, relative_position_index
 
 __all__ = ["LearnedMap", "QuadraticMap", "offset_features"]
 
@@ -69,5 +69,4 @@ class LearnedMap(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the matrices (g, N, N)."""
-        table = self.window_relative_position_bias_table
-        return table[self.index.flatten()].view(*self.index.shape, -1).permute(2, 0, 1).contiguous()
+        return relative_bias(self.window_relative_position_bias_table, self.index).contiguous()

@@ -221,7 +221,10 @@ def test_an_error_saves_the_iterations_before_it(tmp_path, capsys, monkeypatch):
         runner.train()
     assert "the state after iteration 7" in capsys.readouterr().err
     monkeypatch.setattr(ToyModel, "forward", forward)
-    assert_same(straight, run(tmp_path / "cut", resume=tmp_path / "cut" / "interrupted.pth"))
+    resumed = run(tmp_path / "cut", resume=tmp_path / "cut" / "interrupted.pth")
+    assert_same(straight, resumed)
+    rates = [ended.message_hub.get_scalar("train/lr").data[0].tolist() for ended in (straight, resumed)]
+    assert rates[0] == rates[1] and len(rates[0]) == 12
 
 
 def test_an_error_in_a_validation_is_resumed_with_that_validation(tmp_path):
