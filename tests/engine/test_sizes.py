@@ -3,10 +3,12 @@
 import copy
 
 import pytest
-from recipes import CONFIGS, read
+import torch
+from recipes import CONFIGS, build, read, recipe
 
 from mixtransfer.backbones import backbone_class
 from mixtransfer.engine.config import differences, load_config
+from mixtransfer.engine.fit_channels import fit_channels
 from mixtransfer.engine.sizes import FIELDS, apply_arch, steps
 from mixtransfer.errors import UserError
 
@@ -38,6 +40,55 @@ def test_every_row_is_of_the_recipes_family_and_is_taken(name):
         changed = differences(before.to_dict(), cfg.to_dict())
         assert len(changed) > len([field for field in row if field != "total"])
         assert set(row) <= {*FIELDS, *(field for field in row if "." in field)}
+
+
+#: Recipe -> architecture -> millions of parameters of the whole model, as the papers' code prints them.
+PARAMETERS = {
+    "det/mask_rcnn_swin_3x.py": {"swin_tiny": 48, "swin_small": 69},
+    "det/cascade_mask_rcnn_swin.py": {"swin_tiny": 86, "swin_small": 107, "swin_base": 145},
+    "seg/upernet_swin.py": {"swin_tiny": 60, "swin_small": 81, "swin_base": 121, "swin_large_w12": 234},
+    "det/cascade_mask_rcnn_hornet.py": {
+        **{"hornet_tiny_7x7": 80, "hornet_small_7x7": 107, "hornet_base_7x7": 144, "hornet_large_7x7": 251},
+        **{"hornet_tiny_gf": 80, "hornet_small_gf": 108, "hornet_base_gf": 146, "hornet_large_gf": 259},
+    },
+    "seg/upernet_hornet.py": {
+        **{"hornet_tiny_7x7": 52, "hornet_small_7x7": 81, "hornet_base_7x7": 121, "hornet_large_7x7": 232},
+        **{"hornet_tiny_gf": 55, "hornet_small_gf": 85, "hornet_base_gf": 126},
+    },
+    "det/cascade_mask_rcnn_msg_transformer.py": {
+        **{"msg_transformer_tiny": 83, "msg_transformer_small": 113, "msg_transformer_base": 142},
+    },
+    "det/mask_rcnn_regionvit.py": {
+        **{"regionvit_small": 50.1, "regionvit_small_w14": 50.9, "regionvit_small_w14_peg": 50.9},
+        **{"regionvit_base": 92.2, "regionvit_base_w14": 93.2, "regionvit_base_w14_peg": 93.2},
+    },
+    "det/retinanet_regionvit.py": {
+        **{"regionvit_small": 40.8, "regionvit_small_w14": 41.5, "regionvit_small_w14_peg": 41.6},
+        **{"regionvit_base": 83.4, "regionvit_base_w14": 84.4, "regionvit_base_w14_peg": 84.5},
+    },
+}
+#: Those that every run of the suite builds.
+BUILT = {("seg/upernet_swin.py", "swin_large_w12"), ("det/retinanet_regionvit.py", "regionvit_base_w14_peg")}
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        (name, arch) if (name, arch) in BUILT else pytest.param(name, arch, marks=pytest.mark.long)
+        for name, archs in PARAMETERS.items()
+        for arch in archs
+    ],
+)
+def test_whole_models_have_the_papers_parameters(name, arch):
+    cfg = recipe(name)
+    apply_arch(cfg, arch, name)
+    cfg.model.backbone.init_cfg = None
+    fit_channels(cfg)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build(cfg).parameters())
+    # A percent, or what the printed number was rounded by.
+    printed = PARAMETERS[name][arch]
+    assert count / 1e6 == pytest.approx(printed, rel=0.01, abs=0.5 if printed == int(printed) else 0.05)
 
 
 def test_hornets_sizes_have_the_values_of_their_files():

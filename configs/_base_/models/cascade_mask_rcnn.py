@@ -25,8 +25,8 @@ box_heads = [
 ]
 
 model = dict(
-    # Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
-    # channels that follow from it. From random weights: model.backbone.init_cfg=None
+    # Another size: --arch NAME, which takes checkpoints/NAME.safetensors; the commands set the channels that follow from it.
+    # From random weights: --cfg-options model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
     # mmdet's mask targets without a full-size mask for every proposal.
     roi_head=dict(bbox_head=box_heads, mask_head=dict(type="mixtransfer.FCNMaskHead")),

@@ -2,8 +2,8 @@
 
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 
-# Another size: --cfg-options model.backbone.arch=NAME model.backbone.init_cfg.checkpoint=FILE; the commands set the
-# channels that follow from it. From random weights: model.backbone.init_cfg=None
+# Another size: --arch NAME, which takes checkpoints/NAME.safetensors; the commands set the channels that follow from it.
+# From random weights: --cfg-options model.backbone.init_cfg=None
 model = dict(
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
     # mmdet's targets without a full-size mask for every proposal.
