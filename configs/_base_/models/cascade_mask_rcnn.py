@@ -25,7 +25,7 @@ box_heads = [
 ]
 
 model = dict(
-    # Another size: --arch NAME, which takes checkpoints/NAME.safetensors; the commands set the channels that follow from it.
+    # Another size: --arch NAME, which takes checkpoints/NAME.safetensors; channels follow from it.
     # From random weights: --cfg-options model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
     # mmdet's mask targets without a full-size mask for every proposal.

@@ -2,7 +2,7 @@
 
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 
-# Another size: --arch NAME, which takes checkpoints/NAME.safetensors; the commands set the channels that follow from it.
+# Another size: --arch NAME, which takes checkpoints/NAME.safetensors; channels follow from it.
 # From random weights: --cfg-options model.backbone.init_cfg=None
 model = dict(
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),

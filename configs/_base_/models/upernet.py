@@ -7,7 +7,7 @@ _base_ = "mmseg::_base_/models/upernet_swin.py"
 model = dict(
     type="mixtransfer.EncoderDecoder",
     data_preprocessor=dict(size=(512, 512)),
-    # Another size: --arch NAME, which takes checkpoints/NAME.safetensors; the commands set the channels that follow from it.
+    # Another size: --arch NAME, which takes checkpoints/NAME.safetensors; channels follow from it.
     # From random weights: --cfg-options model.backbone.init_cfg=None
     backbone=dict(_delete_=True, init_cfg=dict(type="mixtransfer.Pretrained")),
     decode_head=dict(type="mixtransfer.UPerHead", num_classes=150),
