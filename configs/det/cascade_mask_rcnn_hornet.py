@@ -40,7 +40,7 @@ sizes = dict(
     hornet_small_gf=dict(drop_path=0.6),
     hornet_base_7x7=dict(drop_path=0.7, layer_decay=0.8),
     hornet_base_gf=dict(drop_path=0.7, layer_decay=0.8),
-    # From ImageNet-22k.
+    # From ImageNet-22k; global filters as at 384 pixels.
     hornet_large_7x7=dict(drop_path=0.7, lr=1e-4),
-    hornet_large_gf=dict(drop_path=0.7, lr=1e-4),
+    hornet_large_gf=dict(drop_path=0.7, lr=1e-4, img_size=384),
 )

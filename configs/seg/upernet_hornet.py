@@ -34,15 +34,16 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_biases=False, layer_decay_rate=0.9, layers_above=layers_above),
 )
 
-# Other sizes (--arch) as their published files have them: all but T count 12 layers, so the heads lie higher.
+# Other sizes (--arch) as their published files have them: all but T count 12 layers, so the heads lie higher;
+# global filters are those of 384 pixels.
 higher = {key: layers + 6 if layers else 0 for key, layers in layers_above.items()}
 sizes = dict(
-    hornet_tiny_gf=dict(clip=1.0),
+    hornet_tiny_gf=dict(img_size=384, clip=1.0),
     hornet_small_7x7=dict(drop_path=0.3, layers_above=higher),
-    hornet_small_gf=dict(drop_path=0.3, layers_above=higher, clip=1.0),
+    hornet_small_gf=dict(img_size=384, drop_path=0.3, layers_above=higher, clip=1.0),
     hornet_base_7x7=dict(layers_above=higher),
-    hornet_base_gf=dict(drop_path=0.5, layers_above=higher, clip=1.0),
+    hornet_base_gf=dict(img_size=384, drop_path=0.5, layers_above=higher, clip=1.0),
     # From ImageNet-22k.
     hornet_large_7x7=dict(layers_above=higher, layer_decay=0.8, crop=640),
-    hornet_large_gf=dict(layers_above=higher, layer_decay=0.8, crop=640, clip=0.1),
+    hornet_large_gf=dict(img_size=384, layers_above=higher, layer_decay=0.8, crop=640, clip=0.1),
 )

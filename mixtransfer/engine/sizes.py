@@ -168,6 +168,7 @@ def _crop(cfg: Any, side: int) -> None:
 FIELDS: dict[str, Callable[[Any, Any], None]] = {
     "drop_path": _backbone("drop_path_rate"),
     "window": _backbone("window"),
+    "img_size": _backbone("img_size"),
     "lr": _at("optim_wrapper.optimizer.lr"),
     "weight_decay": _at("optim_wrapper.optimizer.weight_decay"),
     "layer_decay": _paramwise("layer_decay_rate"),

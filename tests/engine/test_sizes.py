@@ -53,7 +53,7 @@ PARAMETERS = {
     },
     "seg/upernet_hornet.py": {
         **{"hornet_tiny_7x7": 52, "hornet_small_7x7": 81, "hornet_base_7x7": 121, "hornet_large_7x7": 232},
-        **{"hornet_tiny_gf": 55, "hornet_small_gf": 85, "hornet_base_gf": 126},
+        **{"hornet_tiny_gf": 55, "hornet_small_gf": 85, "hornet_base_gf": 126, "hornet_large_gf": 239},
     },
     "det/cascade_mask_rcnn_msg_transformer.py": {
         **{"msg_transformer_tiny": 83, "msg_transformer_small": 113, "msg_transformer_base": 142},
