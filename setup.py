@@ -57,10 +57,16 @@ setup(
         "onedl-mmdetection>=3.5.1",
         "onedl-mmsegmentation>=1.4.2",
         "onedl-mmpretrain>=1.3.6",
+        "filelock",
         "hotcoco>=1.3",
+        "rich",
         "safetensors",
+        "scipy>=1.10",
         "typing_extensions",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML"]},
+    extras_require={
+        "cluster": ["submitit>=1.5"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML"],
+    },
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},
 )

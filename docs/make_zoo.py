@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 from mixtransfer.backbones import FAMILIES, Backbone
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.checkpoints.write import replace_whole
+from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.cli import run_main
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.complexity import complexity

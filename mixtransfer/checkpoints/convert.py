@@ -24,7 +24,8 @@ from mixtransfer.checkpoints.recognize import identify
 from mixtransfer.checkpoints.rename import OURS, Renamed, absent_from, key_map, rename
 from mixtransfer.checkpoints.select import Selection, matches, select_weights
 from mixtransfer.checkpoints.verify import Candidate, build_without_values, file_names, nonfinite, prove
-from mixtransfer.checkpoints.write import SUFFIXES, file_hash, write_json, write_weights
+from mixtransfer.checkpoints.whole_files import file_hash, write_json
+from mixtransfer.checkpoints.write import SUFFIXES, write_weights
 from mixtransfer.errors import UserError, visible
 
 __all__ = ["ConvertOptions", "Report", "convert_file", "convert_many", "plan"]

@@ -14,7 +14,7 @@ from mixtransfer.checkpoints.fit import HEAD
 from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
 from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import matches
-from mixtransfer.checkpoints.write import replace_whole
+from mixtransfer.checkpoints.whole_files import replace_whole
 
 __all__ = ["make_index"]
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "say what a checkpoint file is and what is in it",
     "benchmark": "measure complexity and speed, or run a benchmark table",
     "visualize": "draw mixed batches, aligned labels and predictions",
+    "study": "run a study of backbones, pretraining and mixing, and write its page",
     "data": "write the built-in scenes, or check a dataset folder",
     "configs": "list the configs that come with the package",
     "demo": "pretrain, convert and transfer a small network, in minutes",

@@ -182,7 +182,7 @@ def require_writable(path: Path | None) -> None:
 
 def write_json(path: Path | None, content: Any) -> None:
     """Write the file of ``--json``, if given, whole or not at all."""
-    from mixtransfer.checkpoints.write import replace_whole
+    from mixtransfer.checkpoints.whole_files import replace_whole
 
     if path is not None:
         with replace_whole(path) as partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from mixtransfer.engine.config import LAUNCHERS, load_config
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 #: Said in the help of commands on a config.
 CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
 
-__all__ = ["CODE", "add_arguments", "config_of", "positive", "seed", "share"]
+__all__ = ["CODE", "add_arguments", "config_of", "fraction", "positive", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,17 @@ def share(text: str) -> float:
         value = -1
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1")
+    return value
+
+
+def fraction(text: str) -> Fraction:
+    """Read a part of a whole, which is something: ``1/8`` or ``0.125``."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a share above 0 up to 1, as 1/8")
     return value
 
 

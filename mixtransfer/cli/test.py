@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
+import copy
 from pathlib import Path
-from typing import Any
 
 from mixtransfer.cli.options import add_arguments, config_of
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
@@ -24,6 +22,11 @@ def parser() -> argparse.ArgumentParser:
     add_arguments(options)
     options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
     options.add_argument("--out", metavar="FILE", help="where the metrics go (WORK_DIR/metrics.json)")
+    options.add_argument(
+        "--per-image",
+        action="store_true",
+        help="write what was found in each image beside the metrics, FILE.images.json: counts of pixels, detections",
+    )
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")
     return options
 
@@ -46,27 +49,38 @@ def run(args: argparse.Namespace) -> int:
     import_quietly("mixtransfer.evaluation.metrics")
 
     from mixtransfer.checkpoints.read import read_checkpoint
-    from mixtransfer.checkpoints.write import replace_whole
     from mixtransfer.datasets.classes import match_classes, trained_classes
+    from mixtransfer.evaluation.meter import Meter, measured, origin_of
+    from mixtransfer.evaluation.records import beside, write_record
     from mixtransfer.visualization.prediction_hook import PredictionPictures
 
+    content = read_checkpoint(args.checkpoint, args.trust)
+    origin = origin_of(content, args.checkpoint)
+    match_classes(cfg, trained_classes(content), args.checkpoint)
+    given, meter = copy.deepcopy(cfg), Meter(args.per_image)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    match_classes(cfg, trained_classes(read_checkpoint(args.checkpoint, args.trust)), args.checkpoint)
+    del content
     with one_line_errors(args.config):
         prepare(cfg, "test")
         runner = build_runner(cfg, args.trust)
         if args.show_dir:
             runner.register_hook(PredictionPictures(args.show_dir))
-        metrics = _plain(runner.test())
-    classes = {}
-    for metric in runner.test_evaluator.metrics:
-        classes.update(_plain(getattr(metric, "per_class", {})))
-    result = {"checkpoint": args.checkpoint, "config": args.config, "metrics": metrics, "per_class": classes}
-    with replace_whole(out) as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, values in classes.items():
+        runner.register_hook(meter)
+        metrics = runner.test()
+    if runner.rank:
+        return 0
+    record = {
+        "checkpoint": args.checkpoint,
+        "config": args.config,
+        **measured(runner, meter, given, origin, metrics),
+    }
+    write_record(out, record)
+    write_record(beside(out, "cost"), meter.cost())
+    if args.per_image:
+        write_record(beside(out, "images"), meter.images, compact=True)
+    for name, values in record["per_class"].items():
         print(f"{visible(name):<24}", *(f"{key} {_number(value)}" for key, value in values.items()))
-    for name, value in metrics.items():
+    for name, value in record["metrics"].items():
         print(f"{visible(name):<24} {_number(value)}")
     print(f"saved to {visible(out)}")
     return 0
@@ -74,14 +88,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _number(value: float | None) -> str:
     return "       –" if value is None else f"{value:8.3f}"
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` in types that JSON holds: numpy's numbers as Python's, not-a-number as None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and value != value else value

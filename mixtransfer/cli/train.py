@@ -7,7 +7,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixtransfer.cli.options import add_arguments, config_of, seed, share
+from mixtransfer.cli.options import add_arguments, config_of, fraction, seed, share
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.errors import UserError, visible
 from mixtransfer.progress import notice
@@ -58,6 +58,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="replace images that cannot be read by others, and stop when they are more than this share of the"
         " dataset; 0 stops at the first (default: %(default)s)",
+    )
+    options.add_argument(
+        "--fraction",
+        type=fraction,
+        metavar="PART",
+        help="train on this part of the labeled images, e.g. 1/8, chosen so that each class has its share",
+    )
+    options.add_argument(
+        "--fraction-seed", type=seed, default=0, metavar="SEED", help="seed of that choice (default: %(default)s)"
     )
     options.add_argument(
         "--amp",
@@ -118,6 +127,7 @@ def amp_settings(kind: str) -> dict:
 def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> None:
     from mmengine.dist import get_world_size, is_main_process
 
+    from mixtransfer.datasets.subset import take_fraction
     from mixtransfer.engine.settings import changed_settings, describe
     from mixtransfer.engine.work_dir import remove_training, require_unused
 
@@ -139,6 +149,8 @@ def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> N
     plain = copy.deepcopy(cfg)
     with one_line_errors(args.config):
         changes = prepare(cfg, "train" if path is None else "resume")
+        if args.fraction is not None:
+            take_fraction(cfg, plain, fraction=args.fraction, seed=args.fraction_seed)
         runner = build_runner(cfg, args.trust)
     runner.settings = describe(plain, get_world_size())
     if path is not None:

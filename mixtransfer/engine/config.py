@@ -25,6 +25,7 @@ __all__ = [
     "drop_pretrained",
     "load_config",
     "make_folder",
+    "parse_config",
     "read_config",
     "require_pretrained",
     "task_of",
@@ -102,18 +103,8 @@ def read_config(path: str | Path) -> Config:
     Raises:
         UserError: no such file, with the near names, or a file that cannot be read as a config.
     """
-    from mmengine.config import Config
-    from mmengine.config.utils import MODULE2PACKAGE
-
     file = find_config(path)
-    # mmengine looks for the distribution "mmsegmentation"; the maintained one has another name, the module has not.
-    MODULE2PACKAGE["mmseg"] = "mmseg"
-    try:
-        cfg = Config.fromfile(file, import_custom_modules=False)
-    except SyntaxError as error:
-        raise UserError(f"{path}: not a config: line {error.lineno}: {error.msg}") from error
-    except (OSError, NameError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: not a config: {type(error).__name__}: {first_line(error)}") from error
+    cfg = parse_config(file)
     if "model" not in cfg:
         raise UserError(f"{path}: not a config of a training: it has no 'model'")
     for key in (*SECTIONS, *LISTS):
@@ -125,6 +116,25 @@ def read_config(path: str | Path) -> Config:
             )
     accept_former_names(cfg._cfg_dict)
     return cfg
+
+
+def parse_config(path: str | Path) -> Config:
+    """Read a file in the language of configs, whatever it is about.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    # mmengine looks for the distribution "mmsegmentation"; the maintained one has another name, the module has not.
+    MODULE2PACKAGE["mmseg"] = "mmseg"
+    try:
+        return Config.fromfile(path, import_custom_modules=False)
+    except SyntaxError as error:
+        raise UserError(f"{path}: not a config: line {error.lineno}: {error.msg}") from error
+    except (OSError, NameError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: not a config: {type(error).__name__}: {first_line(error)}") from error
 
 
 def accept_former_names(part: Any) -> None:

@@ -19,7 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import Runner
 
-from mixtransfer.checkpoints.write import replace_whole
+from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.datasets.learnable import ZeroLosses
 from mixtransfer.engine.parts import optim_wrapper_of
 from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless

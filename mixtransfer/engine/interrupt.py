@@ -23,12 +23,10 @@ from mixtransfer.engine.loops import Abandoned, ValidationLoop
 from mixtransfer.engine.parts import model_of, optim_wrapper_of
 from mixtransfer.engine.resume import UNVALIDATED
 from mixtransfer.engine.sampling import SIGNALS
-from mixtransfer.engine.work_dir import INTERRUPTED
+from mixtransfer.engine.work_dir import INTERRUPTED, REQUEUE
 
-__all__ = ["REQUEUE", "InterruptHook", "Interrupted", "say"]
+__all__ = ["InterruptHook", "Interrupted", "say"]
 
-#: The exit status after a signal by which a scheduler takes its machine back: start the same command again.
-REQUEUE = 85
 #: Steps between two questions to the other processes. On GPUs an answer waits for all steps that are queued.
 STEPS_ON_GPU = 20
 

@@ -18,10 +18,21 @@ try:
 except ImportError:  # Windows has no locks that end with their process and leave the file readable
     fcntl: Any = None
 
-__all__ = ["INTERRUPTED", "LATEST", "checkpoints", "locked", "newest_sound", "remove_training", "require_unused"]
+__all__ = [
+    "INTERRUPTED",
+    "LATEST",
+    "REQUEUE",
+    "checkpoints",
+    "locked",
+    "newest_sound",
+    "remove_training",
+    "require_unused",
+]
 
 #: The file that names the newest checkpoint, and the checkpoint of a stopped training.
 LATEST, INTERRUPTED = "last_checkpoint", "interrupted.pth"
+#: The exit status after a signal by which a scheduler takes its machine back: start the same command again.
+REQUEUE = 85
 #: The file that says which process trains in a folder.
 LOCK = "training.lock"
 #: Checkpoints that training goes on from, and those that it keeps beside them.

@@ -25,7 +25,8 @@ from mixtransfer.checkpoints.mapped_memory import ReleasePages
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.checkpoints.select import select_weights
 from mixtransfer.checkpoints.stand_ins import Entry
-from mixtransfer.checkpoints.write import replace_whole, write_weights
+from mixtransfer.checkpoints.whole_files import replace_whole
+from mixtransfer.checkpoints.write import write_weights
 from mixtransfer.errors import UserError
 
 WEIGHTS = {

@@ -25,10 +25,10 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from mixtransfer.engine.hooks import LossGuardHook
-from mixtransfer.engine.interrupt import REQUEUE, Interrupted, InterruptHook
+from mixtransfer.engine.interrupt import Interrupted, InterruptHook
 from mixtransfer.engine.runner import TransferRunner
 from mixtransfer.engine.sampling import SeededDataset
-from mixtransfer.engine.work_dir import checkpoints, locked, newest_sound, remove_training, require_unused
+from mixtransfer.engine.work_dir import REQUEUE, checkpoints, locked, newest_sound, remove_training, require_unused
 from mixtransfer.errors import UserError
 from mixtransfer.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
