@@ -3,9 +3,9 @@
     tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/seg/upernet_deit.py
 
-Hardware: 8 GPUs × 2 images, as published. Recipe: mmseg's for DeiT (open-mmlab/mmsegmentation, configs/vit): a neck
-makes strides 4 to 32 of the maps of four blocks; 160k iterations. Published: 43.82 mIoU (there,
-vit_deit-s16_mln_upernet). Not reproduced yet.
+Hardware: 8 GPUs × 2 images, as published. Recipe: mmseg's for DeiT (open-mmlab/mmsegmentation,
+configs/vit/vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512.py): a neck makes strides 4 to 32 of the maps of four
+blocks; 160k iterations. Published: 43.82 mIoU (there, README). Not reproduced yet.
 """
 
 _base_ = "../_base_/upernet_levels_160k.py"
@@ -21,3 +21,6 @@ model = dict(
     decode_head=dict(in_channels=[384, 384, 384, 384]),
     auxiliary_head=dict(in_channels=384),
 )
+
+# Other sizes (--arch) as mmseg's files have them.
+sizes = dict(deit_base=dict())

@@ -107,12 +107,13 @@ class Sequencer2D(Backbone):
 
     family = "sequencer2d"
     label_rule = "pooling"
-    # Table 5 of the paper and the repository's model functions; the networks at 392 pixels have the same layers.
+    # Table 5 of the paper and the repository's model functions; the networks at 392 pixels have the same layers, the
+    # wider one has neither weights nor a score.
     archs = {
         f"sequencer2d_{size}{suffix}": Spec(depths, img_size=side)
         for size, depths in {"s": (4, 3, 8, 3), "m": (4, 3, 14, 3), "l": (8, 8, 16, 4)}.items()
         for suffix, side in (("", 224), ("_392", 392))
-    }
+    } | {"sequencer2d_l_d4_3x": Spec((8, 8, 16, 4), (256, 512, 512, 512))}
     reported = {
         "sequencer2d_s": Reported(28, 8.4, 82.3, sources=(README,)),
         "sequencer2d_m": Reported(38, 11.1, 82.8, sources=(README,)),

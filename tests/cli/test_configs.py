@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import math
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -90,6 +91,15 @@ def test_the_file_says_how_to_run_it(name):
     if model.get("init_cfg") and "checkpoint" in model.init_cfg:
         # Of another size, maybe.
         assert f" {model.init_cfg.checkpoint} --arch " in text
+
+
+@every_recipe
+def test_what_is_as_published_names_the_file(name):
+    """The file that the values were read in, or the recipe of ours that names it."""
+    text = " ".join(ast.get_docstring(ast.parse((CONFIGS / name).read_text(encoding="utf-8"))).split())
+    said = text.partition(f"tools/train.py configs/{name}")[2]
+    if "as published" in said:
+        assert re.search(r"[\w./-]+\.(py|yaml|sh|md)\b", said) is not None
 
 
 @pytest.mark.parametrize("kind", ["pretrain/", "seg/upernet_", "det/mask_rcnn_"])

@@ -300,6 +300,43 @@ def test_classifiers(name):
     assert (train["RandomErasing"].erase_prob if "RandomErasing" in train else None) == erase
 
 
+#: Recipe -> rate, decay, epochs, warm-up, last rate, images a GPU, gradients' norm, drop path, side of the images.
+FINETUNED = {
+    "swin_384": (4e-5, 1e-8, 30, 5, 4e-7, 128, 5.0, 0.5, 384),
+    "swin_22k": (4e-5, 1e-8, 30, 5, 4e-7, 128, 5.0, 0.2, 224),
+    "hornet_22k_384": (5e-5, 1e-8, 30, 0, 1e-6, 16, 1.0, 0.4, 384),
+    "sequencer2d_392": (5e-5, 1e-8, 30, 0, 1e-6, 64, None, 0.4, 392),
+    "sequencer2d_cifar10": (1e-4, 1e-4, 210, 5, 1e-6, 128, 1.0, 0.1, 224),
+    "raft_mlp_cars": (1e-4, 1e-4, 50, 10, 1e-5, 128, None, 0.0, 224),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_fine_tuned_classifiers(name):
+    rate, decay, length, warmup, last, images, norm, drop_path, side = FINETUNED[name]
+    cfg = recipe(f"finetune/{name}.py")
+    wanted = {
+        "optim_wrapper__optimizer__lr": rate,
+        "optim_wrapper__optimizer__weight_decay": decay,
+        "train_cfg__max_epochs": length,
+        "train_dataloader__batch_size": images,
+        "model__backbone__drop_path_rate": drop_path,
+    }
+    assert values(cfg, **wanted) == wanted
+    assert (cfg.optim_wrapper.get("clip_grad") or {}).get("max_norm") == norm
+    parts = schedule(cfg)
+    assert parts.get("LinearLR", {}).get("end", 0) == warmup == parts["CosineAnnealingLR"]["begin"]
+    assert parts["CosineAnnealingLR"]["eta_min"] == last
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    crops = [x for [x] in train["RandomChoice"].transforms] if "RandomChoice" in train else [train["RandomResizedCrop"]]
+    assert {crop.scale for crop in crops} == {side}
+    if side == 384:
+        assert test["Resize"].scale == (384, 384) and "CenterCrop" not in test
+    else:
+        assert test["CenterCrop"].crop_size == side
+    assert ("RandomErasing" in train) == (side != 224 or name == "swin_22k")
+
+
 def test_convmixer_rises_falls_and_ends_at_nothing():
     cfg = recipe("pretrain/convmixer.py")
     wanted = {
