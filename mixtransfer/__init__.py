@@ -1,9 +1,13 @@
 """mixtransfer: vision backbones pretrained with data mixing, transferred to dense prediction.
 
-The public names below are imported at first use, so that ``import mixtransfer`` costs nothing.
+The public names below are imported at first use, so that ``import mixtransfer`` costs nothing. It is all that a config
+of any OpenMMLab tool needs, ``custom_imports = dict(imports=["mixtransfer"])``: mmengine finds the classes of
+``type="mixtransfer.NAME"`` by itself, and mmdet and mmseg can then be imported beside an mmcv without compiled ops.
 """
 
 from importlib import import_module
+
+from mixtransfer import on_import
 
 _PUBLIC = {
     "build_backbone": "mixtransfer.zoo",
@@ -16,6 +20,8 @@ _PUBLIC = {
 
 __all__ = ["build_backbone", "build_classifier", "convert_state_dict", "list_archs", "load_checkpoint", "load_model"]
 __version__ = "0.1.0"
+
+on_import.install()
 
 
 def __getattr__(name: str):

@@ -1,10 +1,7 @@
 """Child registries of scope ``mixtransfer``: configs name our classes as ``type="mixtransfer.NAME"``.
 
-Importing this module is enough to make them known to any OpenMMLab tool
-(``custom_imports = dict(imports=["mixtransfer.registry"])``); the modules that hold the classes are imported at the
-first look-up, those of necks and heads when one of their names is looked up. It also makes ``mmcv.ops`` importable
-where mmcv came without compiled ops, since the detectors' modules import it, and mmpretrain, which mmdet and mmseg
-import, beside transformers 5.
+mmengine imports this module where it meets such a name. The modules that hold the classes are imported at the first
+look-up, those of necks and heads when one of their names is looked up.
 """
 
 import contextlib
@@ -15,7 +12,6 @@ from typing import Any, TypeVar
 
 from mmengine import registry as root
 
-from mixtransfer.compat import mmcv_ops, transformers5
 from mixtransfer.errors import unknown_name
 
 __all__ = [
@@ -46,9 +42,6 @@ HEADS = {
     "UPerHead": "transfer.uper_head",
 }
 T = TypeVar("T")
-
-mmcv_ops.install()
-transformers5.install()
 
 
 class _Models(root.Registry):

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: Rooms, from the ground up; ``mixtransfer`` is the package's own ``__init__``.
 FLOORS = (
-    ("mixtransfer", "errors", "progress"),
+    ("mixtransfer", "errors", "progress", "on_import"),
     ("registry", "compat"),
     ("layers",),
     ("backbones", "mixing", "datasets"),

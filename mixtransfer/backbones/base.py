@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from mmengine.model import BaseModule
@@ -31,13 +31,18 @@ from mixtransfer.backbones.formats import library_formats
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.layers.attention_maps import current_watch, noting, watching
 from mixtransfer.layers.host_draws import PassDraws, repeated
 from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.overwrite import unhooked
 from mixtransfer.layers.residual import checked_rate, drop_path_rates
 
-__all__ = ["OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid"]
+__all__ = ["ATTENTION", "OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid"]
 
+T = TypeVar("T")
+
+#: The evidence of a family whose last block attends to all patches, at the sizes at which it does.
+ATTENTION = ("class_attention", "image_attention", "tokens")
 #: Values of ``output_norm``.
 OUTPUT_NORMS = ("published", "layer", "none")
 
@@ -112,8 +117,10 @@ class Backbone(BaseModule):
     dense_only: ClassVar[tuple[str, ...]] = ()
     #: Regular expressions of entries that only ``embed`` reads and published dense checkpoints lack.
     embed_only: ClassVar[tuple[str, ...]] = ()
-    #: What :meth:`embed_with_evidence` can tell beside the embedding.
-    evidence: ClassVar[tuple[str, ...]] = ()
+    #: What :meth:`embed_with_evidence` can tell beside the embedding; a network without attention has tokens alone.
+    evidence: ClassVar[tuple[str, ...]] = ("tokens",)
+    #: Where the last block of :data:`ATTENTION` is: attributes and positions, from the backbone on.
+    last_block: ClassVar[tuple[str | int, ...]] = ()
     #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
     #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
     has_token_logits: bool = False
@@ -149,7 +156,7 @@ class Backbone(BaseModule):
         self.depths: tuple[int, ...] = spec.depths if hasattr(spec, "depths") else (spec.depth,)
         self.depth = sum(self.depths)
         outputs = self.outputs(spec)
-        self.embed_channels = outputs[-1][0]
+        self.embed_channels, self.last_stride, self.output_count = *outputs[-1], len(outputs)
         self.out_indices = _checked_indices(out_indices, len(outputs), arch)
         self.out_channels: tuple[int, ...] = tuple(outputs[index][0] for index in self.out_indices)
         self.strides: tuple[int, ...] = tuple(outputs[index][1] for index in self.out_indices)
@@ -211,13 +218,35 @@ class Backbone(BaseModule):
     def embedding(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the image embedding (B, D) and, with ``labels`` (B, K, h, w), its label (B, K).
 
-        A family whose ``label_rule`` is pooling is never given labels, as in :meth:`trunk`.
+        By default it is the mean of the last map's tokens. A family whose ``label_rule`` is pooling is never given
+        labels, as in :meth:`trunk`.
         """
-        raise NotImplementedError
+        *_, (x, label) = self.trunk(images, labels, self.output_count)
+        return self.mean_token(x), None if label is None else image_label(label)
 
-    def embedding_with_evidence(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Return what :meth:`embed_with_evidence` does, for names of ``evidence``."""
-        return {"vector": self.embedding(images, None)[0]}
+    def mean_token(self, x: Tensor) -> Tensor:
+        """Return the mean token (B, D) of the last map (B, h, w, C), behind :meth:`embedded`."""
+        x = self.embedded(x)
+        self.observe(x, lambda tokens: tokens)
+        return x.mean(dim=(1, 2))
+
+    def embedded(self, x: Tensor) -> Tensor:
+        """Return tokens (…, D) of the last map (…, C) as the embedding reads them: behind the last norm."""
+        return self.norm(x)
+
+    def observe(self, x: Tensor, norm: Callable[[Tensor], Tensor], places: Tensor | None = None) -> None:
+        """Show the last patches to a watch, if there is one; whoever overrides :meth:`embedding` calls it.
+
+        Args:
+            x: their map (B, h, w, C).
+            norm: from ``x`` to the ``"tokens"`` of :meth:`embed_with_evidence`, (B, h, w, D).
+            places: (B, n), where on the map those are that took part in the last block, if not all did.
+        """
+        watch = current_watch()
+        if watch is not None:
+            (watch.batch, *size), watch.places = x.shape[:3], places
+            watch.size = (size[0], size[1])
+            watch.tokens = norm(x) if "tokens" in watch.wanted else None
 
     def published_norm(self, index: int, channels: int) -> tuple[str, nn.Module] | None:
         """Return the norm of maps (B, h, w, C) that the published dense code puts on an output, behind its name there.
@@ -305,7 +334,8 @@ class Backbone(BaseModule):
         """Return the image embedding (B, D), under ``"vector"``, and what ``wanted`` names of ``evidence``.
 
         * ``"class_attention"`` (B, h, w): how much the class token attends to each patch in the last block that it
-          takes part in, mean over the heads; its attention to itself is left out.
+          takes part in, mean over the heads; its attention to itself is left out. Where the embedding is the mean of
+          the patches, it is ``"image_attention"``.
         * ``"image_attention"`` (B, h, w): how much the patches attend to each patch in the last block of theirs, mean
           over heads and patches; what goes to the class token is left out.
         * ``"tokens"`` (B, D, h, w): the last patches behind the norm of the embedding.
@@ -313,16 +343,38 @@ class Backbone(BaseModule):
         Attention has no gradient and is at least float32.
 
         Raises:
-            UserError: the backbone cannot tell, or was built without embedding.
+            UserError: the backbone cannot tell, or not at this size of images, or was built without embedding.
+        """
+
+        def run() -> tuple[Tensor, Tensor | None]:
+            with self._pass(images):
+                return self.embedding(images, None)
+
+        (vector, _), seen = self.watched(run, wanted)
+        return {"vector": vector, **seen}
+
+    def watched(self, run: Callable[[], T], wanted: Collection[str]) -> tuple[T, dict[str, Tensor]]:
+        """Return what ``run`` does, and what ``wanted`` names of the :meth:`embedding` that it calls.
+
+        Raises:
+            UserError: as in :meth:`embed_with_evidence`.
         """
         lacking = [name for name in wanted if name not in self.evidence]
         if lacking or not self.with_embedding:
             raise UserError(f"{self.arch} cannot tell {', '.join(lacking or ['its embedding: with_embedding=False'])}")
-        with self._pass(images):
-            return self.embedding_with_evidence(images, wanted)
+        with watching(wanted) as watch:
+            result = run()
+        tokens = {} if watch.tokens is None else {"tokens": watch.tokens.permute(0, 3, 1, 2)}
+        return result, {**watch.maps(self.arch, self.last_stride), **tokens}
 
     def checkpointed(self, block: nn.Module, *args):
         """Run a block, recomputing its activations in the backward pass when ``with_cp`` is set."""
+        watch = current_watch()
+        if watch is not None and block is self._last_block():
+            watch.on = True
+        if noting():
+            # Watched, attention runs for samples that recomputing it would drop.
+            return block(*args)
         if self.with_cp and self.training and torch.is_grad_enabled():
             again = repeated()
             contexts = lambda: (nullcontext(), _recomputed(block, again))  # noqa: E731
@@ -356,6 +408,12 @@ class Backbone(BaseModule):
     def _eager_pass(self, images: Tensor) -> Iterator[None]:
         with unhooked(self), self.drawing(images):
             yield
+
+    def _last_block(self) -> nn.Module | None:
+        found: Any = self if self.last_block else None
+        for step in self.last_block:
+            found = getattr(found, step) if isinstance(step, str) else found[step]
+        return found
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone
+from mixtransfer.backbones.base import ATTENTION, Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, mix_labels
-from mixtransfer.layers.attention_maps import attention_maps
+from mixtransfer.layers.attention_maps import note
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.patches import PatchEmbed, grid_of
 from mixtransfer.layers.positions import resize_position_table, resize_square_table
-from mixtransfer.layers.residual import keep_mask, residual
+from mixtransfer.layers.residual import residual, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["CaiT"]
@@ -79,17 +79,11 @@ class TalkingHeadAttention(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return new tokens (B, N, C) and the labels each of them attended to (B, N, K)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        note(q, k, mixed=self.proj_l)
         attention = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1)
         out = self.proj_w(attention) @ v
         attended = None if labels is None else attention.detach().mean(dim=1, dtype=labels.dtype) @ labels
         return self.proj(out.transpose(1, 2).flatten(2)), attended
-
-    @torch.no_grad()
-    def attended(self, x: Tensor) -> Tensor:
-        """Return how much each token (B, N, C) is attended to, (B, N), mean over heads and tokens."""
-        q, k, _ = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        logits = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3))
-        return logits.softmax(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).mean(dim=(1, 2))
 
 
 class ScaledBlock(nn.Module):
@@ -115,15 +109,13 @@ class Block(ScaledBlock):
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, N, C) and their labels (B, N, K) or None."""
         rate, training = self.drop_path, self.training
-        if labels is None:
-            x = residual(x, lambda y: self.gamma_1 * self.attn(self.norm1(y), None)[0], rate, training)
-        else:
-            # A sample that drops the branch still moves its labels (TL-Align), so attention runs for all.
-            branch, attended = self.attn(self.norm1(x), labels)
-            if training and rate:
-                branch = branch * keep_mask(len(x), rate, x)
-            x, labels = x + self.gamma_1 * branch, mix_labels(labels, attended)
+        x, labels = residual_with_labels(x, labels, self.attention, rate, training)
         return residual(x, lambda y: self.gamma_2 * self.mlp(self.norm2(y)), rate, training), labels
+
+    def attention(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the attention branch (B, N, C) and the labels that each token attended to."""
+        branch, attended = self.attn(self.norm1(x), labels)
+        return self.gamma_1 * branch, attended
 
 
 class ClassBlock(ScaledBlock):
@@ -154,7 +146,8 @@ class CaiT(Backbone):
 
     family = "cait"
     label_rule = "attention"
-    evidence = ("class_attention", "image_attention", "tokens")
+    evidence = ATTENTION
+    last_block = ("blocks", -1)
     # Table 3 of the paper; the published weights of xs24, s36, m36 and m48 are those fine-tuned at 384 or 448 pixels.
     archs = {
         "cait_xxs24": Spec(192, 24, 4),
@@ -212,35 +205,15 @@ class CaiT(Backbone):
             yield x.unflatten(1, grid), None if rows is None else labels_to_map(rows, grid)
 
     def embedding(self, images, labels):
-        x, rows, _ = self.tokens(images, labels)
+        x, rows, grid = self.tokens(images, labels)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, rows)
         token = self.cls_token.expand(len(x), -1, -1)
         label = None if labels is None else image_label(labels).unsqueeze(1)
         for block in self.blocks_token_only:
             token, label = self.checkpointed(block, token, x, label, rows)
+        self.observe(x.unflatten(1, grid), self.norm)
         return self.norm(token[:, 0]), None if label is None else label[:, 0]
-
-    def embedding_with_evidence(self, images, wanted):
-        x, _, grid = self.tokens(images, None)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x, _ = self.checkpointed(block, x, None)
-        seen = {}
-        if "image_attention" in wanted:
-            seen["image_attention"] = last.attn.attended(last.norm1(x.detach())).unflatten(1, grid)
-        x, _ = self.checkpointed(last, x, None)
-        token = self.cls_token.expand(len(x), -1, -1)
-        *blocks, last = self.blocks_token_only
-        for block in blocks:
-            token, _ = self.checkpointed(block, token, x, None, None)
-        if "class_attention" in wanted:
-            tokens, (q, k, heads) = torch.cat([token, x], dim=1), (last.attn.q, last.attn.k, last.attn.heads)
-            seen |= attention_maps(last.norm1, tokens, q.weight, q.bias, k.weight, heads, grid, ("class_attention",))
-        token, _ = self.checkpointed(last, token, x, None, None)
-        if "tokens" in wanted:
-            seen["tokens"] = self.norm(x).transpose(1, 2).unflatten(2, grid)
-        return seen | {"vector": self.norm(token[:, 0])}
 
     def stage_modules(self):
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]

@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Pointwise, strips
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear
-from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.labels import labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import grid_of, pad_to_multiple
 from mixtransfer.layers.residual import add_, keep_mask
@@ -204,6 +204,8 @@ class CMT(Backbone):
 
     family = "cmt"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("blocks_d", -1)
     # Table 1 of the paper; image sides are those of the repository's training commands.
     archs = {
         "cmt_ti": Spec((46, 92, 184, 368), (2, 2, 10, 2), 3.6, stem=16, img_size=160),
@@ -275,10 +277,8 @@ class CMT(Backbone):
             labels = None if rows is None else labels_to_map(rows, size)
             yield x, labels
 
-    def embedding(self, images, labels):
-        *_, (x, label) = self.trunk(images, labels, len(STAGES))
-        vector = F.silu(self._bn(self._fc(x).permute(0, 3, 1, 2))).mean(dim=(2, 3))
-        return vector, None if label is None else image_label(label)
+    def embedded(self, x):
+        return F.silu(self._bn(self._fc(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
     def stage_modules(self):
         stem = [getattr(self, f"stem_{kind}{number}") for kind in ("conv", "norm") for number in (1, 2, 3)]

@@ -25,11 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, evenly_spaced
+from mixtransfer.backbones.base import ATTENTION, Backbone, evenly_spaced
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend
-from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp
@@ -126,7 +125,8 @@ class VisionTransformer(Backbone):
 
     family = "deit"
     label_rule = "attention"
-    evidence = ("class_attention", "image_attention", "tokens")
+    evidence = ATTENTION
+    last_block = ("blocks", -1)
     # Tables 1 of both papers; the 21k networks of ViT (Steiner et al., arXiv 2106.10270) differ in size only.
     archs = {
         "deit_tiny": Spec(192, 12, 3),
@@ -200,23 +200,11 @@ class VisionTransformer(Backbone):
             yield x[:, first:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, first:], grid)
 
     def embedding(self, images, labels):
-        x, rows, _ = self.tokens(images, labels)
+        x, rows, grid = self.tokens(images, labels)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, rows)
+        self.observe(x[:, 1:].unflatten(1, grid), self.norm)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
-
-    def embedding_with_evidence(self, images, wanted):
-        x, _, grid = self.tokens(images, None)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x, _ = self.checkpointed(block, x, None)
-        (query, key, _), (bias, _, _) = last.attn.qkv.weight.chunk(3), last.attn.qkv.bias.chunk(3)
-        seen = attention_maps(last.norm1, x, query, bias, key, last.attn.heads, grid, wanted)
-        x, _ = self.checkpointed(last, x, None)
-        if "tokens" in wanted:
-            x = self.norm(x)
-            return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, grid)}
-        return seen | {"vector": self.norm(x[:, 0])}
 
     def stage_modules(self):
         return [[self.patch_embed, self.cls_token, self.pos_embed], *([block] for block in self.blocks)]

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixtransfer.backbones import deit
-from mixtransfer.backbones.base import Backbone
+from mixtransfer.backbones.base import ATTENTION, Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import attend_windows, mix_labels
+from mixtransfer.layers.attention_maps import current_watch, noting
 from mixtransfer.layers.host_draws import uniform
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import labels_to_map
@@ -159,7 +160,7 @@ class Attention(deit.Attention):
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         out = _MaskedAttention.apply(q, k, v, keep.squeeze(-1))
         attended = None
-        if labels is not None:
+        if labels is not None or noting():
             with torch.no_grad():
                 hidden = torch.zeros(batch, 1, tokens, tokens, device=x.device)
                 hidden.masked_fill_(~_visible(keep.squeeze(-1)), -torch.inf)
@@ -264,6 +265,8 @@ class DynamicViT(SparseBackbone):
 
     family = "dynamicvit"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("blocks", -1)
     drops_tokens = True
     # Published weights (the repository's model table) and the rates of arXiv 2106.02034, table 1.
     archs = {
@@ -336,15 +339,20 @@ class DynamicViT(SparseBackbone):
 
     def encode(self, images, labels=None, noise=None):
         x, rows, grid = self.tokens(images, labels)
-        keep, decisions = None, []
+        whole, keep, places, decisions = x, None, None, []
         for index, block in enumerate(self.blocks):
             if index in self.locations and self.training:
                 keep = self.relaxed(index, x, keep, noise)
                 decisions.append(keep[:, 1:, 0])
             elif index in self.locations:
                 chosen = self.best(index, x, grid)
+                if current_watch() is not None:
+                    whole, places = _put(whole, places, x), chosen if places is None else places.gather(1, chosen)
                 x, rows = _take(x, chosen), _take(rows, chosen)
             x, rows = self.checkpointed(block, x, rows, keep)
+        if current_watch() is not None:
+            patches = _put(whole, places, x)[:, 1:].unflatten(1, grid)
+            self.observe(patches, self.norm, None if places is None else places[:, 1:] - 1)
         x = self.norm(x)
         return Encoded(x[:, 0], x[:, 1:], None if rows is None else rows[:, 0], tuple(decisions))
 

@@ -185,6 +185,7 @@ class DynamicConvNeXt(SparseBackbone):
         decisions: list[Tensor] = []
         *_, (x, _) = self.trunk(images, None, len(self.stages), noise, decisions)
         label = None if labels is None else image_label(labels)
+        self.observe(x, self.norm)
         return Encoded(self.norm(x.mean(dim=(1, 2))), self.norm(x).flatten(1, 2), label, tuple(decisions))
 
     def stage_modules(self):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones import swin
-from mixtransfer.backbones.base import pyramid
+from mixtransfer.backbones.base import ATTENTION, pyramid
 from mixtransfer.backbones.dynamicvit import (
     README,
     Encoded,
@@ -196,6 +196,8 @@ class DynamicSwin(SparseBackbone):
 
     family = "dynamicvit_swin"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("layers", -1, "blocks", -1)
     drops_tokens = False
     # The repository's model table.
     archs = {
@@ -263,7 +265,9 @@ class DynamicSwin(SparseBackbone):
     def encode(self, images, labels=None, noise=None):
         decisions: list[Tensor] = []
         *_, (x, label) = self.trunk(images, labels, len(self.layers), noise, decisions)
-        x = self.norm(x).flatten(1, 2)
+        x = self.norm(x)
+        self.observe(x, lambda tokens: tokens)
+        x = x.flatten(1, 2)
         return Encoded(x.mean(dim=1), x, None if label is None else image_label(label), tuple(decisions))
 
     def layer_of(self, name):

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
@@ -341,7 +341,8 @@ class FAN(Backbone):
 
     family = "fan"
     label_rule = "attention"
-    evidence = ("tokens",)
+    evidence = ATTENTION
+    last_block = ("blocks", -1)
     # Table 1 of the first paper and the repositories' model functions.
     archs = {
         **_PLAIN,
@@ -425,31 +426,20 @@ class FAN(Backbone):
         yield last, label
 
     def embedding(self, images, labels):
-        token, label, _, _ = self.classified(images, labels)
-        return self.norm(token[:, 0]), None if label is None else label[:, 0]
-
-    def embedding_with_evidence(self, images, wanted):
-        token, _, x, size = self.classified(images, None)
-        seen = {"vector": self.norm(token[:, 0])}
-        if "tokens" in wanted:
-            x = self.norm(self.cls_attn_blocks[-1].patches(x))
-            seen["tokens"] = x.transpose(1, 2).unflatten(2, size)
-        return seen
-
-    def classified(self, images: Tensor, labels: Tensor | None):
-        """Return the class token (B, 1, D), its label (B, 1, K), and the patches (B, N, D) before the last block."""
         x, rows, size, _ = self.tokens(images, labels, paired=True)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, size, rows)
         token = self.cls_token.expand(len(x), -1, -1)
         label = None if labels is None else image_label(labels).unsqueeze(1)
-        for number, block in enumerate(self.cls_attn_blocks):
+        *_, last = self.cls_attn_blocks
+        for block in self.cls_attn_blocks:
             seen = None if label is None else torch.cat([label, rows], dim=1)
             token, attended = block.class_token(token, x, seen)
             label = None if label is None else mix_labels(label, attended)
-            if number < len(self.cls_attn_blocks) - 1:
+            if block is not last:
                 x = block.patches(x)
-        return token, label, x, size
+        self.observe(x.unflatten(1, size), lambda patches: self.norm(last.patches(patches)))
+        return self.norm(token[:, 0]), None if label is None else label[:, 0]
 
     def stage_modules(self):
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]

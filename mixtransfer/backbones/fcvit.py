@@ -228,10 +228,6 @@ class FCViT(Backbone):
                 x = self.checkpointed(block, x)
             yield x, None
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, len(self.depths))
-        return self.norm(x).mean(dim=(1, 2)), None
-
     def stage_modules(self):
         # A stage starts with the convolution that makes its map.
         stages = (list(self.network[max(2 * i - 1, 0) : 2 * i + 1]) for i in range(len(self.depths)))

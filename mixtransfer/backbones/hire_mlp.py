@@ -229,9 +229,8 @@ class HireMLP(Backbone):
         norm = getattr(self, self.norm_names.get(index, ""), None)
         return batch_normalized(norm, x) if isinstance(norm, _BatchNorm) else super().normalized(index, x)
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, len(self.depths))
-        return batch_normalized(self.norm, x).mean(dim=(1, 2)), None
+    def embedded(self, x):
+        return batch_normalized(self.norm, x)
 
     def stage_modules(self):
         # A stage starts with the convolution that makes its map.

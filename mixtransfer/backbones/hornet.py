@@ -243,6 +243,7 @@ class HorNet(Backbone):
 
     def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.stages))
+        self.observe(x, self.norm)
         return self.norm(x.mean(dim=(1, 2))), None
 
     def stage_modules(self):

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.backbones.swin import DERIVED, Stage, merge_labels
-from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.labels import labels_to_map, labels_to_tokens
 from mixtransfer.layers.patches import PatchEmbed, grid_of
 from mixtransfer.layers.positions import resize_position_table, resize_relative_table, resize_square_table
 from mixtransfer.layers.windows import WindowGrid
@@ -114,6 +114,8 @@ class MixMIMEncoder(Backbone):
 
     family = "mixmim"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("layers", -1, "blocks", -1)
     # Table 1 of the paper and the repository's fine-tuning models.
     archs = {
         "mixmim_base": Spec(128, (4, 8, 16, 32)),
@@ -178,10 +180,6 @@ class MixMIMEncoder(Backbone):
             if index < count - 1:
                 rows = None if rows is None else merge_labels(rows, size)
                 x, size = stage.downsample(x, size)
-
-    def embedding(self, images, labels):
-        *_, (x, label) = self.trunk(images, labels, len(self.layers))
-        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
     def encode_mixed(self, images: Tensor, mask: Tensor) -> Tensor:
         """Return the last tokens, normalized, of a batch mixed with itself reversed (section 3.1 of the paper).

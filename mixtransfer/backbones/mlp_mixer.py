@@ -186,10 +186,6 @@ class MLPMixer(Backbone):
             x = self.checkpointed(block, x, grid)
             yield x.unflatten(1, grid), None
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, self.depth)
-        return self.norm(x).mean(dim=(1, 2)), None
-
     def stage_modules(self):
         return [[self.stem], *([block] for block in self.blocks)]
 

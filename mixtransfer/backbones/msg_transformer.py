@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.errors import UserError
@@ -201,6 +201,8 @@ class MSGTransformer(Backbone):
 
     family = "msg_transformer"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("layers", -1, "blocks", -1)
     # Table 1 of the paper.
     archs = {
         "msg_transformer_tiny": Spec(64, (2, 4, 12, 4), (2, 4, 8, 16)),
@@ -293,7 +295,8 @@ class MSGTransformer(Backbone):
             yield patches, rows
 
     def embedding(self, images, labels):
-        *_, (_, messengers, _, rows) = self.run(images, labels, len(self.layers))
+        *_, (patches, messengers, _, rows) = self.run(images, labels, len(self.layers))
+        self.observe(patches, self.norm)
         return self.norm(messengers).mean(dim=(1, 2)), None if rows is None else rows.mean(dim=(2, 3))
 
     def stage_modules(self):

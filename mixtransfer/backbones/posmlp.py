@@ -243,10 +243,6 @@ class PosMLP(Backbone):
         """Return how far the windows of even and of odd blocks are moved on a map (B, H, W, C)."""
         return (0, level.window // 2) if self.shift_windows and max(x.shape[1:3]) > level.window else (0,)
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, len(self.levels))
-        return self.norm(x).mean(dim=(1, 2)), None
-
     def stage_modules(self):
         return [[self.patch_embed], *([level] for level in self.levels)]
 

@@ -29,11 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend
-from mixtransfer.layers.attention_maps import attention_maps
 from mixtransfer.layers.channels_last import Conv, Patches, strips
 from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.depthwise import Depthwise
@@ -190,6 +189,8 @@ class Pyramid(Backbone):
     """Base of both versions: four stages of patch embedding and blocks, under the published names."""
 
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("block4", -1)
     depthwise: ClassVar[bool]
     #: Whether the class token takes part in stage 4 of the dense maps.
     class_token: bool = False
@@ -284,7 +285,6 @@ class PVT(Pyramid):
     """
 
     family = "pvt"
-    evidence = ("class_attention", "image_attention", "tokens")
     depthwise = False
     # Table 1 of the paper; pvt_huge_v2 is in the repository only, and a v1 in spite of its name.
     archs = {
@@ -336,24 +336,9 @@ class PVT(Pyramid):
         return [getattr(self, f"pos_embed{index + 1}"), *cls_token]
 
     def embedding(self, images, labels):
-        *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=True)
+        *_, (x, rows, size) = self.stages(images, labels, len(STRIDES), class_token=True)
+        self.observe(x[:, 1:].unflatten(1, size), self.norm)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
-
-    def embedding_with_evidence(self, images, wanted):
-        *_, (x, _, size) = self.stages(images, None, LAST, class_token=False)
-        x = getattr(self, f"patch_embed{LAST + 1}")(x.unflatten(1, size))
-        size = (x.size(1), x.size(2))
-        x = self.prepare(LAST, x.flatten(1, 2), size, class_token=True)
-        *blocks, last = getattr(self, f"block{LAST + 1}")
-        for block in blocks:
-            x, _ = self.checkpointed(block, x, size, None)
-        key, _ = last.attn.kv.weight.chunk(2)
-        seen = attention_maps(last.norm1, x, last.attn.q.weight, last.attn.q.bias, key, last.attn.heads, size, wanted)
-        x, _ = self.checkpointed(last, x, size, None)
-        if "tokens" in wanted:
-            x = self.norm(x)
-            return seen | {"vector": x[:, 0], "tokens": x[:, 1:].transpose(1, 2).unflatten(2, size)}
-        return seen | {"vector": self.norm(x[:, 0])}
 
     def no_weight_decay(self):
         return {"cls_token"} if hasattr(self, "cls_token") else set()
@@ -378,7 +363,6 @@ class PVTv2(Pyramid):
     """
 
     family = "pvt_v2"
-    evidence = ("tokens",)
     depthwise = True
     # Table 1 of the paper; b2_li has linear attention.
     archs = {
@@ -425,10 +409,5 @@ class PVTv2(Pyramid):
     def extras(self, index):
         return [getattr(self, f"norm{index + 1}")]
 
-    def embedding(self, images, labels):
-        *_, (x, rows, _) = self.stages(images, labels, len(STRIDES), class_token=False)
-        return x.mean(dim=1), None if rows is None else rows.mean(dim=1)
-
-    def embedding_with_evidence(self, images, wanted):
-        *_, (x, _, size) = self.stages(images, None, len(STRIDES), class_token=False)
-        return {"vector": x.mean(dim=1), "tokens": x.transpose(1, 2).unflatten(2, size)}
+    def embedded(self, x):
+        return x

@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows
 from mixtransfer.layers.eval_cache import EvalCache
 from mixtransfer.layers.init import init_linear, trunc_normal_
-from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
+from mixtransfer.layers.labels import labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear, Mlp, linear
 from mixtransfer.layers.patches import grid_of, pad_to_multiple
 from mixtransfer.layers.positions import resize_position_table, resize_square_table
@@ -256,6 +256,8 @@ class PyramidTNT(Backbone):
 
     family = "pyramid_tnt"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("stages", -1, "blocks", -1)
     # Table 1 of the paper and the entry points of the code.
     archs = {
         "pyramid_tnt_tiny": Spec(80, 2, 5, 1, (2, 6, 3, 2), img_size=192),
@@ -306,10 +308,6 @@ class PyramidTNT(Backbone):
                 words, x, rows = self.checkpointed(block, words, x, size, bias, rows)
             labels = None if rows is None else labels_to_map(rows, size)
             yield x.unflatten(1, size), labels
-
-    def embedding(self, images, labels):
-        *_, (x, label) = self.trunk(images, labels, len(self.stages))
-        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
 
     def stage_modules(self):
         merges = [[], *zip(self.word_merges, self.sentence_merges, strict=True)]

@@ -238,7 +238,7 @@ class RaftMLP(Backbone):
 
     def embedding(self, images, labels):
         *_, (x, _) = self.trunk(images, None, len(self.levels), first_output="blocks")
-        return self.norm(x).mean(dim=(1, 2)), None
+        return self.mean_token(x), None
 
     def output_stage(self, index):
         return 0 if index == 0 and self.first_output == "embedding" else index + 1

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, attend_windows, mix_labels
 from mixtransfer.layers.channels_last import Conv, pad
@@ -296,6 +296,8 @@ class RegionViT(Backbone):
 
     family = "regionvit"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("layers", -1, "block", -1)
     # Table 2 of the paper; those with windows of 14 and with the position convolution are the detectors'.
     archs = {
         "regionvit_tiny": Spec(64),
@@ -385,7 +387,8 @@ class RegionViT(Backbone):
             yield local, rows
 
     def embedding(self, images, labels):
-        *_, (_, regional, _, rows) = self.run(images, labels, len(self.layers), norm=False)
+        *_, (local, regional, _, rows) = self.run(images, labels, len(self.layers), norm=False)
+        self.observe(local, self.norm)
         return self.norm(regional.flatten(1, 2)).mean(dim=1), None if rows is None else image_label(rows)
 
     def stage_modules(self):

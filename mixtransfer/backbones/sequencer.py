@@ -148,10 +148,6 @@ class Sequencer2D(Backbone):
             if index < count - 1:
                 x = layers[depth](x)
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, len(STRIDES))
-        return self.norm(x).mean(dim=(1, 2)), None
-
     def stage_modules(self):
         return [[self.stem], *([stage] for stage in self.blocks)]
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
 from mixtransfer.layers.compiling import constant_in_graphs
@@ -252,6 +252,8 @@ class SReT(Backbone):
 
     family = "sret"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("transformers", -1, "blocks", -2)
     # Table 7 of the paper's appendix and the repository's entry points, which mark "wo_slice" with a star.
     archs = {
         "sret_tiny": Spec(32, (2, 4, 8), 3.6, 1, (8, 4, 1), (2, 1, 1)),
@@ -336,6 +338,7 @@ class SReT(Backbone):
 
     def embedding(self, images, labels):
         *_, (x, label) = self.trunk(images, labels, len(self.transformers))
+        self.observe(x, self.norm)
         return self.norm(x.mean(dim=(1, 2))), None if label is None else image_label(label)
 
     def stage_modules(self):

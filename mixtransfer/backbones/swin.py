@@ -24,7 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone, pyramid
+from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend_windows
@@ -171,6 +171,8 @@ class SwinTransformer(Backbone):
 
     family = "swin"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("layers", -1, "blocks", -1)
     # Published sizes: the paper's section 3.3 and the repository's model table. swin_micro is ours, for two CPU cores;
     # at its widths the published deviation of 0.02 leaves the branches almost silent, and learning starts late.
     archs = {
@@ -233,7 +235,7 @@ class SwinTransformer(Backbone):
     def embedding(self, images, labels):
         shifts = [min(self.img_size) // (PATCH * 2**i) > stage.window for i, stage in enumerate(self.layers)]
         *_, (x, label) = self.trunk(images, labels, len(self.layers), shifts)
-        return self.norm(x).mean(dim=(1, 2)), None if label is None else image_label(label)
+        return self.mean_token(x), None if label is None else image_label(label)
 
     def stage_modules(self):
         return [[self.patch_embed], *([stage] for stage in self.layers)]

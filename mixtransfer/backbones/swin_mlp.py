@@ -178,10 +178,6 @@ class SwinMLP(Backbone):
             if index < count - 1:
                 x, size = stage.downsample(x.flatten(1, 2), size)
 
-    def embedding(self, images, labels):
-        *_, (x, _) = self.trunk(images, None, len(self.layers))
-        return self.norm(x).mean(dim=(1, 2)), None
-
     stage_modules = SwinTransformer.stage_modules
     layer_of = SwinTransformer.layer_of
 

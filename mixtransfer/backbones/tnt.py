@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixtransfer.backbones.base import Backbone
+from mixtransfer.backbones.base import ATTENTION, Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend
 from mixtransfer.layers.init import init_linear, trunc_normal_
@@ -133,6 +133,8 @@ class TNT(Backbone):
 
     family = "tnt"
     label_rule = "attention"
+    evidence = ATTENTION
+    last_block = ("blocks", -1)
     # Table 2 of the paper.
     archs = {
         "tnt_small": Spec(384, 6, 24),
@@ -185,9 +187,10 @@ class TNT(Backbone):
             yield x[:, 1:].unflatten(1, grid), None if rows is None else labels_to_map(rows[:, 1:], grid)
 
     def embedding(self, images, labels):
-        words, x, rows, _ = self.tokens(images, labels)
+        words, x, rows, grid = self.tokens(images, labels)
         for block in self.blocks:
             words, x, rows = self.checkpointed(block, words, x, rows)
+        self.observe(x[:, 1:].unflatten(1, grid), self.norm)
         return self.norm(x[:, 0]), None if rows is None else rows[:, 0]
 
     def stage_modules(self):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mixtransfer.cli.options import add_arguments, config_of, fraction, seed, share
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
+from mixtransfer.engine.mixing_options import use_mixing, use_token_mix
 from mixtransfer.errors import UserError, visible
 from mixtransfer.progress import notice
 
@@ -76,6 +77,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="mixed precision on a GPU, bfloat16 or float16 (default: bfloat16 where the GPU has it)",
     )
+    options.add_argument(
+        "--mixing",
+        metavar="NAME",
+        help="mixing method of a classifier in place of the config's, e.g. TransMix, with its published settings;"
+        " 'none' mixes nothing",
+    )
+    options.add_argument(
+        "--token-mix",
+        nargs="?",
+        const="TokenBox",
+        metavar="REGION",
+        help="token-level mixing in a segmentor or detector, e.g. ClassRegion (default: %(const)s); see"
+        " docs/token_mix_hook.md",
+    )
     options.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     options.add_argument("--seed", type=seed, help="seed of everything random (default: the config's, or 0)")
     options.add_argument(
@@ -87,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or the status of :class:`~mixtransfer.engine.interrupt.Interrupted`."""
     cfg = config_of(args, splits=("train", "val"))
+    if args.mixing:
+        use_mixing(cfg, args.mixing, args.config)
+    if args.token_mix:
+        use_token_mix(cfg, args.token_mix, args.config)
 
     from mixtransfer.engine.interrupt import Interrupted, InterruptHook, say
     from mixtransfer.engine.work_dir import locked

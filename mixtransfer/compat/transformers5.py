@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import sys
-from importlib.abc import MetaPathFinder
 
 __all__ = ["install"]
 
@@ -16,16 +14,8 @@ def install() -> None:
     mmpretrain 1.3 imports its multimodal models wherever it finds transformers 4.28 or newer, and fails with release 5,
     which no longer has what they use. Nothing changes beside older releases.
     """
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(MetaPathFinder):
-    """Finds nothing; is asked before ``mmpretrain.models`` is imported."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == "mmpretrain.models" and _release("transformers") >= 5:
-            importlib.import_module("mmpretrain.utils.dependency").WITH_MULTIMODAL = False
+    if _release("transformers") >= 5:
+        importlib.import_module("mmpretrain.utils.dependency").WITH_MULTIMODAL = False
 
 
 def _release(distribution: str) -> int:

@@ -56,6 +56,8 @@ def fit_channels(cfg: Config) -> None:
         backbone.token_classifier = None
     token_classifier: Any = backbone.get("token_classifier")
     if token_classifier:
+        if token_classifier.get("stages") is None:
+            token_classifier.stages = (len(channels) - 1,)
         segmentor, detector = _dicts(model.get("decode_head")), _dicts(model.get("roi_head", model).get("bbox_head"))
         if segmentor:
             token_classifier.num_classes = segmentor[-1].num_classes

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.layers import cpu
+from mixtransfer.layers.attention_maps import note
 
 __all__ = ["ClassAttention", "attend", "attend_windows", "mix_labels"]
 
@@ -31,6 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None = None) -> tup
     Returns:
         The output (B, h, N, d) and ``mean_heads(A) @ labels`` (B, N, K) or None.
     """
+    note(q, k)
     if labels is None:
         few = cpu.attend_few(q, k, v)
         return F.scaled_dot_product_attention(q, k, v) if few is None else few, None
@@ -54,6 +56,7 @@ def attend_windows(
     Returns:
         The output (G, h, N, d) and ``mean_heads(A) @ labels`` (G, N, K) or None.
     """
+    note(q, k, bias)
     if cpu.bias_is_trained(q, bias):
         return cpu.BiasedAttention.apply(q, k, v, bias, labels)
     if bias.size(0) > 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.layers.attention import mix_labels
+from mixtransfer.layers.attention_maps import noting
 from mixtransfer.layers.host_draws import drawn
 from mixtransfer.layers.overwrite import overwriting_allowed
 
@@ -80,7 +81,7 @@ def residual_with_labels(
     """Return the residual of an attention branch, and the tokens' labels after it by the token-label rule.
 
     A sample that drops the branch still moves its labels (TL-Align, arXiv 2210.06455), so with labels attention runs
-    for all samples; without labels this is :func:`residual`.
+    for all samples, and so it does where it is watched; otherwise this is :func:`residual`.
 
     Args:
         x: tokens (B, N, C).
@@ -89,12 +90,14 @@ def residual_with_labels(
         rate: stochastic depth.
         training: whether samples drop the branch.
     """
-    if labels is None:
+    if labels is None and not noting():
         return residual(x, lambda y: branch(y, None)[0], rate, training), None
     out, attended = branch(x, labels)
-    assert attended is not None, "a branch returns labels where it gets some"
     if training and rate:
         out = out * keep_mask(len(x), rate, x)
+    if labels is None:
+        return x + out, None
+    assert attended is not None, "a branch returns labels where it gets some"
     return x + out, mix_labels(labels, attended)
 
 

@@ -91,6 +91,13 @@ class Draw:
         """Return the partner's share of each token of another grid, (B or 1, h, w) float64."""
         return pool_labels(double(self.mask[:, None]), size)[:, 0]
 
+    def shown(self, size: tuple[int, int]) -> Tensor:
+        """Return the share of each of the partner's tokens that the mixed image shows, (B or 1, h, w) float64.
+
+        It is :meth:`on_grid`, unless pixels change their places.
+        """
+        return self.on_grid(size)
+
     def label_map(self, images: Tensor) -> Tensor:
         """Return the partner's share of every token as a label map of one channel, (B, 1, h, w), at least float32.
 

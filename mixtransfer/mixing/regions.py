@@ -1,8 +1,8 @@
 """Regions: which part of an image comes from its partner.
 
 A region *draws* (the only place of randomness) and *applies* a draw to images (pure). All three here make one choice
-for the whole batch, as their papers' code does; the partner of image i is image B − 1 − i. The regions of TokenMix and
-SMMix have files of their own.
+for the whole batch, as their papers' code does; the partner of image i is image B − 1 − i. The regions of other papers
+have files of their own.
 
 Shapes: B batch, H × W image, h × w grid of tokens.
 
@@ -25,7 +25,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import Draw, EvenDraw, PendingDraw, PixelDraw, draw_beta, flip_partner, own_share
 from mixtransfer.registry import MODELS, build
 
-__all__ = ["Box", "RandomChoice", "Region", "TokenBox", "WholeImage", "box_at", "mixup_or"]
+__all__ = ["Box", "RandomChoice", "Region", "TokenBox", "WholeImage", "box_at", "draw_cell", "mixup_or"]
 
 
 class Region:
@@ -34,10 +34,12 @@ class Region:
     Attributes:
         needs: names of the evidence about the unmixed images that its draws wait for.
         hard_mask: True when a pixel comes from one image alone, so that a map of labels can be pasted with it.
+        keeps_places: False when the partner's pixels are moved or resized, so that labels would have to be as well.
     """
 
     needs: tuple[str, ...] = ()
     hard_mask: bool = True
+    keeps_places: bool = True
 
     def draw(self, shape: tuple[int, ...], grid: tuple[int, int], generator: torch.Generator) -> Draw | PendingDraw:
         """Choose partner and region for images of ``shape`` (B, C, H, W) whose tokens form ``grid`` (h, w).
@@ -87,7 +89,7 @@ class Box(_BetaRegion):
     @override
     def draw(self, shape, grid, generator):
         size = shape[-2], shape[-1]
-        pixel_mask = _box_mask(size, draw_beta(self.alpha, generator), _draw_cell(size, generator))
+        pixel_mask = _box_mask(size, draw_beta(self.alpha, generator), draw_cell(size, generator))
         mask = F.interpolate(pixel_mask[:, None].double(), grid, mode="area")[:, 0]
         return PixelDraw(flip_partner(shape[0]), mask, own_share(pixel_mask, shape[0]), pixel_mask)
 
@@ -105,7 +107,7 @@ class TokenBox(_BetaRegion):
 
     @override
     def draw(self, shape, grid, generator):
-        return self.draw_at(shape[0], grid, draw_beta(self.alpha, generator), _draw_cell(grid, generator))
+        return self.draw_at(shape[0], grid, draw_beta(self.alpha, generator), draw_cell(grid, generator))
 
     def draw_at(self, batch: int, grid: tuple[int, int], lam: float, center: tuple[int, int]) -> Draw:
         """Return the draw that follows from λ and the box's center (row, column) in tokens."""
@@ -134,6 +136,7 @@ class RandomChoice(Region):
             )
         self.needs = tuple(dict.fromkeys(need for region in self.regions for need in region.needs))
         self.hard_mask = all(region.hard_mask for region in self.regions)
+        self.keeps_places = all(region.keeps_places for region in self.regions)
 
     @override
     def draw(self, shape, grid, generator):
@@ -165,7 +168,8 @@ def box_at(size: tuple[int, int], lam: float, center: tuple[int, int]) -> tuple[
     return top, bottom, left, right
 
 
-def _draw_cell(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int]:
+def draw_cell(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int]:
+    """Return a place (row, column) on a grid of ``size``, drawn evenly."""
     row, column = (int(torch.randint(side, (), generator=generator)) for side in size)
     return row, column
 

@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from mixtransfer.errors import UserError
 from mixtransfer.layers.host_draws import send
+from mixtransfer.layers.labels import pool_labels
 from mixtransfer.mixing.draws import Draw, PendingDraw, double, exact, flip_partner, no_mix, size_of
 from mixtransfer.mixing.losses import divergence, soft_cross_entropy
 from mixtransfer.mixing.methods import Mixing
@@ -58,6 +59,16 @@ class SquareDraw(Draw):
         partner = images[self.partner.to(images.device)].flatten(2)
         pasted = partner.gather(2, index[:, None].expand_as(partner)).view_as(images)
         return torch.where(self.pixels((height, width))[:, None].to(images.device), pasted, images)
+
+    @override
+    def shown(self, size: tuple[int, int]) -> Tensor:
+        height, width = size_of(self.mask)
+        rows, columns = (
+            (torch.arange(side, device=self.mask.device) - self.shift[:, axis, None]) % side
+            for axis, side in enumerate((height, width))
+        )
+        source = self.mask.flatten(1).gather(1, (rows[:, :, None] * width + columns[:, None]).flatten(1))
+        return pool_labels(double(source).view(-1, 1, height, width), size)[:, 0]
 
     def _source(self, axis: int, side: int) -> Tensor:
         """Return the partner's row (or column) of pixels behind each of an image, (B, side)."""
@@ -127,6 +138,7 @@ class AttendedSquare(Region):
     """
 
     needs = ("image_attention",)
+    keeps_places = False
 
     def __init__(self, smallest: float = 0.25, largest: float = 0.75):
         if not 0 < smallest <= largest < 1:

@@ -33,7 +33,8 @@ class Target:
     def relabel(self, targets: Tensor, draw: Draw, evidence: Mapping[str, Tensor]) -> Tensor:
         """Return the labels (B, K) of the mixed images from those of the unmixed ones.
 
-        Called for draws that paste a region; all others weigh labels by area.
+        Called for draws that paste a region; all others weigh labels by area. Beside what is asked for, evidence holds
+        the ``"logits"`` (B, K) of the mixed images and the ``"targets"`` (B, K) that the network learns, unmixed.
         """
         raise NotImplementedError
 

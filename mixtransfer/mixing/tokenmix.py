@@ -153,8 +153,8 @@ class ActivationMap(Target):
 def visible(activation: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Return the shares (B,) of each image's and of its partner's map (B, h, w) that the mixed image shows."""
     maps = activation / (activation.sum(dim=(1, 2), keepdim=True) + EPS)
-    share = draw.on_grid(size_of(maps)).to(maps)
-    return (maps * (1 - share)).sum(dim=(1, 2)), (maps[draw.partner.to(maps.device)] * share).sum(dim=(1, 2))
+    share, shown = draw.on_grid(size_of(maps)).to(maps), draw.shown(size_of(maps)).to(maps)
+    return (maps * (1 - share)).sum(dim=(1, 2)), (maps[draw.partner.to(maps.device)] * shown).sum(dim=(1, 2))
 
 
 @MODELS.register_module()

@@ -37,8 +37,8 @@ class MixingClassifier(StepCounter, BaseModel):
         mixing: config of a mixing method, e.g. ``dict(type="TLAlign")``; None trains on the images as they are.
         cell_size: side in pixels of the cells of the grid that the method draws its regions on.
         teacher: for methods that need an activation map, ``dict(arch=..., checkpoint=..., source="auto",
-            trust=False)``: a frozen classifier of the same classes, whose embedding is the mean of its last tokens.
-            :meth:`init_weights` loads it, completely. Without one the samples bring the maps, see :meth:`loss`.
+            trust=False)``: a frozen classifier of the same classes, best one whose embedding is the mean of its last
+            tokens. :meth:`init_weights` loads it, completely. Without one the samples bring the maps, see :meth:`loss`.
         label_smoothing: mass of a label that is divided evenly among all classes, from 0, below 1.
         binary_loss: learn every class by itself, by a binary cross-entropy (mean over batch and classes), in place of
             the cross-entropy of the softmax.
@@ -90,9 +90,10 @@ class MixingClassifier(StepCounter, BaseModel):
         needs = self.mixing.needs if self.mixing else ()
         lacking = [need for need in needs if not self.collects(need)]
         if lacking:
+            blind = any(name.endswith("attention") for need in lacking for name in self.evidence.get(need, ()))
             raise UserError(
                 f"mixing {type(self.mixing).__name__}: needs {', '.join(lacking)}, which {type(self).__name__} cannot "
-                f"collect from {arch}"
+                f"collect from {arch}{', a network without attention' if blind else ''}"
             )
         if "region_logits" in needs:
             self.region_head = _head(self.backbone.embed_channels, num_classes)
@@ -101,8 +102,6 @@ class MixingClassifier(StepCounter, BaseModel):
             if "activation_map" not in needs:
                 raise UserError("teacher: the mixing method needs no activation map; leave it out")
             self.teacher = Teacher(teacher, lambda arch: MixingClassifier(arch, num_classes))
-            if "tokens" not in self.teacher.net.backbone.evidence:
-                raise UserError(f"teacher.arch={teacher['arch']}: has no tokens to classify; give e.g. a pvt_v2")
         self._register_load_state_dict_pre_hook(_accept_other_names)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
@@ -155,11 +154,10 @@ class MixingClassifier(StepCounter, BaseModel):
         Raises:
             UserError: the samples lack a field.
         """
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
         if self.mixing is None:
-            return {"loss": self.criterion(self.classify(images)[0], targets)}
+            return {"loss": self.criterion(self.classify(images)[0], self.smoothed(labels, images))}
         _, draw, evidence = self.mixed(images, labels, fields)
+        targets = evidence["targets"]
         self.count_step()
         extra = self.mixing.losses(targets, draw, evidence)
         loss = self.criterion(evidence["logits"], self.mixing.relabel(targets, draw, evidence))
@@ -177,7 +175,13 @@ class MixingClassifier(StepCounter, BaseModel):
         evidence = self.collect_unmixed(images, labels, pending, fields)
         draw = outside_graphs(pending.resolve)(evidence)
         images = self.mixing.apply(images, draw)
+        evidence["targets"] = self.smoothed(labels, images)
         return images, draw, evidence | self.collect(images, draw)
+
+    def smoothed(self, labels: Tensor, images: Tensor) -> Tensor:
+        """Return the smoothed labels (B, num_classes) of classes (B,), of the images' type but at least float32."""
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        return smooth_one_hot(labels, self.num_classes, self.label_smoothing, dtype)
 
     def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of logits and labels, both (B, K)."""
@@ -199,8 +203,8 @@ class MixingClassifier(StepCounter, BaseModel):
         if "image_attention" in needs or "unmixed_logits" in needs:
             with _evaluating(self):
                 wanted = [name for need in needs for name in self.evidence[need]]
-                evidence |= self.backbone.embed_with_evidence(images, wanted)
-                evidence["unmixed_logits"] = self.head(evidence["vector"])
+                (evidence["unmixed_logits"], _), seen = self.backbone.watched(lambda: self.classify(images), wanted)
+            evidence |= seen
         return evidence
 
     def collect(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
@@ -211,8 +215,8 @@ class MixingClassifier(StepCounter, BaseModel):
             traced = "token_labels" in needs
             logits, label = self.classify(images, draw.label_map(images) if traced else None)
             return {"logits": logits, "token_labels": label} if traced else {"logits": logits}
-        evidence = self.backbone.embed_with_evidence(images, wanted)
-        evidence["logits"] = self.head(evidence["vector"])
+        (logits, _), evidence = self.backbone.watched(lambda: self.classify(images), wanted)
+        evidence["logits"] = logits
         if "region_logits" in needs:
             evidence["region_logits"] = self.region_head(region_means(evidence["tokens"], draw))
         return evidence

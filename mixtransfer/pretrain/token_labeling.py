@@ -50,7 +50,7 @@ class TokenLabelingClassifier(MixingClassifier):
     in place of the image.
 
     Args:
-        arch: an architecture whose backbone has tokens as evidence; published is FAN-Hybrid (``fan_hybrid_*_token``).
+        arch: an architecture; published is FAN-Hybrid (``fan_hybrid_*_token``).
         num_classes: rows of both heads.
         teacher: the labeler, ``dict(arch=..., checkpoint=..., source="auto", trust=False)``: a file of this model, or
             a published one. :meth:`init_weights` loads it, completely.
@@ -58,7 +58,7 @@ class TokenLabelingClassifier(MixingClassifier):
         kwargs: those of :class:`~mixtransfer.pretrain.classifier.MixingClassifier`; methods that mix labels by area.
 
     Raises:
-        UserError: the backbone has no tokens as evidence, or ``teacher`` is incomplete.
+        UserError: ``teacher`` is incomplete.
     """
 
     evidence: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -67,8 +67,6 @@ class TokenLabelingClassifier(MixingClassifier):
         self, arch: str, num_classes: int = 1000, *, teacher: dict | None = None, noise_seed: int = 1, **kwargs
     ):
         super().__init__(arch, num_classes, **kwargs)
-        if "tokens" not in self.backbone.evidence:
-            raise UserError(f"TokenLabelingClassifier of {arch}: has no tokens to classify; give e.g. a fan_hybrid")
         self.aux_head = nn.Linear(self.backbone.embed_channels, num_classes)
         init_linear(self.aux_head)
         self.noise_seed = noise_seed

@@ -9,11 +9,13 @@ Shapes: H × W image, h × w tight box.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mixtransfer.mixing.draws import Draw
 from mixtransfer.mixing.regions import Region
@@ -127,21 +129,27 @@ def window(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, 
 
 
 def draw_regions(
-    region: Region, cell_size: int, valid: Sequence[tuple[int, int]], generator: torch.Generator
+    region: Region,
+    cell_size: int,
+    valid: Sequence[tuple[int, int]],
+    generator: torch.Generator,
+    evidence: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> list[Crop]:
     """Draw a region for every image.
 
     Args:
-        region: one whose ``hard_mask`` is True, and that needs no evidence.
+        region: one whose ``hard_mask`` and ``keeps_places`` are True.
         cell_size: side of the cells of the grid that the region is drawn on, in pixels.
         valid: height and width that image and partner have in common; regions stay inside.
         generator: source of the draws.
+        evidence: for a region that needs the partner's ground truth, that of every image; maps (…, H, W) on the CPU.
     """
     drawn = []
-    for height, width in valid:
+    for (height, width), truth in zip(valid, evidence or [{}] * len(valid), strict=True):
         grid = math.ceil(height / cell_size), math.ceil(width / cell_size)
         whole = grid[0] * cell_size, grid[1] * cell_size
-        draw = region.draw((1, 3, *whole), grid, generator).resolve({})
+        fitted = {name: _fit(value[..., :height, :width], whole) for name, value in truth.items()}
+        draw = region.draw((1, 3, *whole), grid, generator).resolve(fitted)
         # Cells that are looked at before they become pixels are few.
         by_cell = type(draw).pixels is Draw.pixels
         crop = Crop.of((draw.mask if by_cell else draw.pixels(whole))[0].numpy())
@@ -154,3 +162,9 @@ def draw_regions(
         else:
             drawn.append(_tight(top, left, pixels[: max(bottom - top, 0), : max(right - left, 0)]))
     return drawn
+
+
+def _fit(truth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return ground truth padded to a size by nothing: no mask, no class."""
+    rows, columns = size[0] - truth.shape[-2], size[1] - truth.shape[-1]
+    return F.pad(truth, (0, columns, 0, rows), value=0 if truth.dtype == torch.bool else -1)

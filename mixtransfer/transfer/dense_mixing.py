@@ -19,9 +19,11 @@ from torch import Tensor
 
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import size_of
+from mixtransfer.mixing.regions import Region
 from mixtransfer.transfer.crops import Crop, window
 
 __all__ = [
+    "PARTNER",
     "GroundTruth",
     "class_map",
     "classes_of",
@@ -29,10 +31,13 @@ __all__ = [
     "ground_truth",
     "label_maps",
     "mix_instances",
+    "partner_evidence",
     "paste",
     "saved_sample",
 ]
 
+#: Names of the ground truth of its partner that a region may need.
+PARTNER = CLASSES, INSTANCE_MASKS = "partner_classes", "partner_instances"
 INSTANCES, IGNORED, LABEL_MAP = "gt_instances", "ignored_instances", "gt_sem_seg"
 #: What a checkpoint holds of a ground truth.
 SAVED = ("valid", "maps", "instances", "masks")
@@ -234,6 +239,32 @@ def paste(own: Tensor, partner: Tensor, region: Crop, mask: Tensor | None) -> No
     comes = partner[..., region.top : region.top + rows, region.left : region.left + columns].to(own)
     comes = fit(comes, (rows, columns))
     part.copy_(comes if mask is None else torch.where(mask[:rows, :columns], comes, part))
+
+
+def partner_evidence(region: Region, truth: GroundTruth, ignore_index: int) -> dict[str, Tensor]:
+    """Return what a region needs of the ground truth of an image, by the names of :data:`PARTNER`, on CPU.
+
+    ``"partner_classes"`` (H, W) int64 is −1 at ignored pixels. ``"partner_instances"`` (n, H, W) bool are masks, boxes
+    filled where there are none; crowds are not among them.
+
+    Raises:
+        UserError: the sample has no such ground truth.
+    """
+    found = {}
+    if CLASSES in region.needs:
+        if LABEL_MAP not in truth.maps:
+            raise UserError(f"TokenMixHook: {type(region).__name__} follows label maps; detectors have InstanceRegion")
+        (labels,) = (value[0] for value in truth.maps[LABEL_MAP].values())
+        found[CLASSES] = torch.where(labels == ignore_index, -1, labels.long())
+    if INSTANCE_MASKS in region.needs:
+        if INSTANCES not in truth.instances:
+            raise UserError(f"TokenMixHook: {type(region).__name__} follows instances; segmentors have ClassRegion")
+        crops = truth.crops(INSTANCES, truth.valid)
+        masks = np.zeros((len(crops), *truth.valid), dtype=bool)
+        for mask, crop in zip(masks, crops, strict=True):
+            crop.paint(mask, True)
+        found[INSTANCE_MASKS] = torch.from_numpy(masks)
+    return found
 
 
 def mix_instances(

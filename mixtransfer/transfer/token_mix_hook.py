@@ -25,12 +25,14 @@ from mixtransfer.mixing.regions import Region
 from mixtransfer.registry import HOOKS, build
 from mixtransfer.transfer.crops import Crop, draw_regions
 from mixtransfer.transfer.dense_mixing import (
+    PARTNER,
     GroundTruth,
     Maps,
     classes_of,
     ground_truth,
     label_maps,
     mix_instances,
+    partner_evidence,
     paste,
     saved_sample,
 )
@@ -70,7 +72,8 @@ class TokenMixHook(Hook):
     Draws are a function of (seed, rank, iteration), so a resumed run draws as an uninterrupted one.
 
     Args:
-        region: config of a region that pastes whole pixels, e.g. ``dict(type="TokenBox", alpha=1.0)``.
+        region: config of a region that pastes whole pixels in their places, e.g. ``dict(type="TokenBox", alpha=1.0)``
+            or ``dict(type="ClassRegion")``.
         prob: probability that a step mixes. With 0 the hook does nothing at all.
         cell_size: side in pixels of the cells that regions are drawn on.
         loss_weight: weight of the token loss ``loss_token``; 0 leaves the backbone alone, so that any backbone will do.
@@ -95,10 +98,10 @@ class TokenMixHook(Hook):
         seed: int = 0,
     ):
         self.region = build(region, Region)
-        if not self.region.hard_mask or self.region.needs:
+        if not (self.region.hard_mask and self.region.keeps_places and set(self.region.needs) <= set(PARTNER)):
             raise UserError(
-                f"TokenMixHook: region {type(self.region).__name__} does not cut pixels out by itself, so labels "
-                "cannot be pasted with it; use TokenBox or Box"
+                f"TokenMixHook: region {type(self.region).__name__} does not cut pixels out by itself, in their "
+                "places, so labels cannot be pasted with it; use TokenBox, ClassRegion, ..., see docs/token_mix_hook.md"
             )
         for name, value, fine, range_ in (
             ("prob", prob, 0 <= prob <= 1, "a probability from 0 to 1"),
@@ -206,7 +209,8 @@ class TokenMixHook(Hook):
                 (min(own.truth.valid[0], other.truth.valid[0]), min(own.truth.valid[1], other.truth.valid[1]))
                 for own, other in zip(everyone, partners, strict=True)
             ]
-            regions = draw_regions(self.region, self.cell_size, valid, generator)
+            needs = [partner_evidence(self.region, item.truth, self._ignore_index) for item in partners]
+            regions = draw_regions(self.region, self.cell_size, valid, generator, needs)
         parcel: list[Tensor] = []
         if self.loss_weight:
             classes = own = self._class_maps(truths, size)

@@ -111,7 +111,7 @@ def test_what_is_observed_is_the_attention_of_the_last_block_and_no_other_networ
 
 
 def test_only_one_row_of_attention_is_made(monkeypatch):
-    """The largest tensor beside the network's own is the row (B, h, N), and the class token's queries (B, h, C)."""
+    """The largest tensor beside the network's own is the row (B, h, N)."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -122,11 +122,11 @@ def test_only_one_row_of_attention_is_made(monkeypatch):
             return out
 
     sizes = []
-    x, weight, bias = torch.randn(2, 1 + 400, 16), torch.randn(16, 16), torch.randn(16)
+    q, k = torch.randn(2, 4, 1 + 400, 16), torch.randn(2, 4, 1 + 400, 16)
     with Largest(), torch.no_grad():
-        attention_maps.class_attention(x, weight, bias, weight, heads=4)
-    # Views of the tokens aside.
-    assert sorted(size for size in sizes if size != x.numel())[-1] == 2 * 4 * 401
+        attention_maps.Note(q, k, None, None).attended(slice(0, 1))
+    # Views of the keys aside.
+    assert sorted(size for size in sizes if size != k.numel())[-1] == 2 * 4 * 401
 
 
 def test_the_row_survives_half_precision_and_compiles():
@@ -189,10 +189,10 @@ def test_the_switch_is_between_mixup_and_boxes():
     assert pastes == pytest.approx(0.8, abs=0.07)
 
 
-def test_a_network_without_class_token_is_refused_when_built():
+def test_a_network_without_attention_is_refused_when_built():
     with torch.device("meta"), pytest.raises(UserError, match="class_attention, which MixingClassifier cannot collect"):
-        mixtransfer.build_classifier("swin_tiny", mixing=dict(type="TransMix"))
-    net = build_toy("swin", with_embedding=True)
+        mixtransfer.build_classifier("hornet_tiny_7x7", mixing=dict(type="TransMix"))
+    net = build_toy("hornet", with_embedding=True)
     with pytest.raises(UserError, match="cannot tell class_attention"):
         net.embed_with_evidence(torch.randn(1, 3, 64, 64), ("class_attention",))
     with pytest.raises(UserError, match="with_embedding=False"):

@@ -14,10 +14,24 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from mixtransfer.errors import UserError
-from mixtransfer.mixing import Box, Draw, Region, TokenBox
+from mixtransfer.mixing import (
+    Box,
+    ClassRegion,
+    Draw,
+    FourierBlobs,
+    GaussianBlobs,
+    GridHoles,
+    InstanceRegion,
+    MaskedCells,
+    RandomChoice,
+    RandomTokens,
+    Region,
+    TokenBlocks,
+    TokenBox,
+)
 from mixtransfer.mixing.draws import step_generator
 from mixtransfer.transfer.crops import Crop, draw_regions
-from mixtransfer.transfer.dense_mixing import class_map, ground_truth, label_maps, mix_instances
+from mixtransfer.transfer.dense_mixing import class_map, ground_truth, label_maps, mix_instances, partner_evidence
 from mixtransfer.transfer.token_loss import token_loss, token_shares
 from mixtransfer.transfer.token_mix_hook import _Kept, _mixed_sample
 
@@ -61,9 +75,9 @@ def mix(own, partner, pixels, min_share=0.0, min_pixels=0, size=SIZE):
     return _mixed_sample(own, *kept, region, mask, instances)
 
 
-def draw_pixels(region, cell_size, valid, size, generator):
+def draw_pixels(region, cell_size, valid, size, generator, evidence=None):
     pixels = np.zeros((len(valid), *size), dtype=bool)
-    for canvas, crop in zip(pixels, draw_regions(region, cell_size, valid, generator), strict=True):
+    for canvas, crop in zip(pixels, draw_regions(region, cell_size, valid, generator, evidence), strict=True):
         crop.paint(canvas, True)
     return torch.from_numpy(pixels)
 
@@ -280,6 +294,104 @@ def test_regions_stay_inside_the_valid_area():
     pixels = draw_pixels(Everything(), 4, [(8, 12), (5, 7), (3, 12)], SIZE, torch.Generator())
     expected = torch.stack([area(0, 8, 0, 12), area(0, 5, 0, 7), area(0, 3, 0, 12)])
     assert torch.equal(pixels, expected)
+
+
+def test_a_region_of_classes_is_half_of_those_that_the_partner_shows():
+    labels = torch.tensor([[0, 0, 1, 1], [2, 2, 1, 255], [3, 3, 3, 255]]).repeat_interleave(3, 1)
+    size = tuple(labels.shape)
+    own, partner = seg_sample(torch.full(size, 9), size), seg_sample(labels, size)
+    truth, seen = ground_truth(partner, size), set()
+    for step in range(40):
+        region = ClassRegion()
+        evidence = [partner_evidence(region, truth, 255)]
+        (pixels,) = draw_pixels(region, 2, [size], size, step_generator(0, 0, step), evidence)
+        chosen = labels[pixels].unique().tolist()
+        # Two of four classes, all of their pixels, none that is ignored.
+        assert len(chosen) == 2 and 255 not in chosen
+        assert torch.equal(pixels, torch.isin(labels, torch.tensor(chosen)))
+        mixed = mix(own, partner, pixels, size=size).gt_sem_seg.data[0]
+        assert torch.equal(mixed, torch.where(pixels, labels, 9))
+        seen.add(tuple(chosen))
+    assert len(seen) == 6
+
+
+def test_a_region_of_classes_ends_where_both_images_do():
+    labels = torch.arange(4).view(2, 2).repeat_interleave(4, 0).repeat_interleave(6, 1)
+    region, valid = ClassRegion(share=1.0), (5, 7)
+    evidence = [partner_evidence(region, ground_truth(seg_sample(labels), SIZE), 255)]
+    (pixels,) = draw_pixels(region, 4, [valid], SIZE, step_generator(0, 0, 0), evidence)
+    assert torch.equal(pixels, area(0, 5, 0, 7))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_region_of_instances_is_a_choice_of_whole_ones(masks):
+    own = det_sample([(0, 8, 0, 3)], [0], masks=masks)
+    groups = [(0, 3, 4, 8), (2, 6, 9, 12), (5, 8, 3, 8)]
+    partner = det_sample(groups, [1, 2, 0], ignored=[(0, 1, 0, 1)], masks=masks)
+    truth, counts = ground_truth(partner, SIZE), set()
+    for step in range(40):
+        region = InstanceRegion()
+        evidence = [partner_evidence(region, truth, 255)]
+        (pixels,) = draw_pixels(region, 4, [SIZE], SIZE, step_generator(0, 0, step), evidence)
+        inside = [k for k, group in enumerate(groups) if bool(pixels[group[0], group[2]])]
+        expected = torch.zeros(SIZE, dtype=torch.bool)
+        for k in inside:
+            expected |= area(*groups[k])
+        assert torch.equal(pixels, expected)
+        mixed = mix(own, partner, pixels).gt_instances
+        assert mixed.labels.tolist() == [0, *([1, 2, 0][k] for k in inside)]
+        assert boxes(mixed)[1:] == [[x1, y1, x2, y2] for y1, y2, x1, x2 in (groups[k] for k in inside)]
+        counts.add(len(inside))
+    assert counts == {0, 1, 2, 3}
+
+
+def test_ground_truth_of_the_other_kind_is_named():
+    segmented, detected = (ground_truth(s, SIZE) for s in (seg_sample(torch.zeros(SIZE)), det_sample([], [])))
+    with pytest.raises(UserError, match="ClassRegion follows label maps; detectors have InstanceRegion"):
+        partner_evidence(ClassRegion(), detected, 255)
+    with pytest.raises(UserError, match="InstanceRegion follows instances; segmentors have ClassRegion"):
+        partner_evidence(InstanceRegion(), segmented, 255)
+    empty = partner_evidence(InstanceRegion(), detected, 255)
+    pixels = draw_pixels(InstanceRegion(), 4, [SIZE], SIZE, step_generator(0, 0, 0), [empty])
+    assert not pixels.any()
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        ClassRegion(),
+        FourierBlobs(),
+        GaussianBlobs(),
+        GridHoles(),
+        MaskedCells(side=1),
+        RandomTokens(extra=0),
+        TokenBlocks(extra=0),
+        RandomChoice([ClassRegion(), TokenBox(), FourierBlobs()]),
+    ],
+    ids=lambda region: type(region).__name__,
+)
+def test_any_region_mixes_random_samples_as_pixel_by_pixel(region):
+    """Label map, token shares and ignored pixels of the mix, against loops over pixels."""
+    rng = torch.Generator().manual_seed(1)
+    for step in range(6):
+        maps = [torch.randint(0, 5, (4, 6), generator=rng).repeat_interleave(4, 0).repeat_interleave(4, 1)] * 2
+        maps[1] = maps[1].flip(0, 1).clone()
+        maps[step % 2][3:5, 2:9] = 255
+        size = tuple(maps[0].shape)
+        own, partner = (seg_sample(labels, size) for labels in maps)
+        evidence = [partner_evidence(region, ground_truth(partner, size), 255)]
+        (pixels,) = draw_pixels(region, 4, [size], size, step_generator(2, 0, step), evidence)
+        mixed = mix(own, partner, pixels, size=size)
+        found = class_map(ground_truth(mixed, size), size, 5, 255)
+        shares, classes = token_shares(found[None], 4, 5)
+        for y in range(size[0]):
+            for x in range(size[1]):
+                expected = int(maps[int(pixels[y, x])][y, x])
+                assert int(mixed.gt_sem_seg.data[0, y, x]) == expected
+                assert int(found[y, x]) == (-1 if expected == 255 else expected)
+        for index, label in enumerate(classes.tolist()):
+            counted = (found == label).double().unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).mean(dim=(1, 3))
+            torch.testing.assert_close(shares[0, index].double(), counted)
 
 
 @pytest.mark.parametrize("region", [TokenBox(), Box()])
