@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
+import itertools
+import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from mmcv.transforms import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.structures import PixelData
+from PIL import Image
+from pycocotools import mask as run_lengths
 from torch import Tensor, nn
 
 from benchmarks.families import families
@@ -23,11 +32,12 @@ from benchmarks.steps import Options, evaluation_step, require_close, set_mode, 
 from mixtransfer.backbones import SwinTransformer
 from mixtransfer.checkpoints.rename import convert_state_dict
 from mixtransfer.compat.ops import regions
+from mixtransfer.datasets.resizing import resize_quickly
 from mixtransfer.engine.config import read_config
 from mixtransfer.errors import UserError
 from mixtransfer.pretrain.classifier import MixingClassifier
 
-__all__ = ["Options", "families", "mask_rcnn", "optimizer", "swin", "tlalign", "upernet"]
+__all__ = ["Options", "coco", "families", "loader", "mask_rcnn", "optimizer", "swin", "tlalign", "upernet"]
 
 DROP_PATH_RATES = (0.0, 0.3)
 #: The same segmentor by us and by mmseg, from the root of the checkout and in the installed mmseg.
@@ -107,13 +117,109 @@ def optimizer(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]
     yield Comparison(f"{arch}, optimizer step", steps, options.max_ratio())
 
 
+def coco(options: Options, images: int = 300, found: int = 100) -> Iterator[Comparison]:
+    """COCO's metric of boxes and masks, ours in memory and mmdet's through JSON and pycocotools."""
+    from mmdet.evaluation import CocoMetric
+
+    from mixtransfer.evaluation.metrics import ClassAP
+
+    if options != Options(device=options.device):
+        raise UserError("case coco: --size, --batch, --dtype and --compile have no effect on it; leave them out")
+    truth, results = random_detections(images, found)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "truth.json")
+        file.write_text(json.dumps(truth), encoding="utf-8")
+        for kinds in (["bbox"], ["bbox", "segm"]):
+            steps = {}
+            for name, cls in (("ours", ClassAP), ("mmdet", CocoMetric)):
+                with contextlib.redirect_stdout(None):
+                    metric = cls(str(file), metric=kinds)
+                metric.dataset_meta = {"classes": [category["name"] for category in truth["categories"]]}
+                steps[name] = _quietly(metric, results)
+            found_by = [step() for step in steps.values()]
+            if found_by[0] != found_by[1]:
+                raise RuntimeError(f"mmdet's numbers are others: {found_by}")
+            yield Comparison(f"COCO, {images} images of {found} detections, {' and '.join(kinds)}", steps)
+
+
+def _quietly(metric: Any, results: list[Any]) -> Callable[[], dict[str, float]]:
+    def step() -> dict[str, float]:
+        with contextlib.redirect_stdout(None):
+            return metric.compute_metrics(copy.deepcopy(results))
+
+    return step
+
+
+def random_detections(images: int, found: int, objects: int = 7, side: int = 200) -> tuple[dict[str, Any], list[Any]]:
+    """Return the content of a COCO file with 80 classes, and results near its objects as mmdet's metric keeps them."""
+    rng = np.random.default_rng(0)
+
+    def ellipses(boxes: np.ndarray) -> list[dict[str, Any]]:
+        rows, columns = np.ogrid[:side, :side]
+        shapes = [
+            ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 <= 1 for x, y, w, h in boxes
+        ]
+        packed = run_lengths.encode(np.asfortranarray(np.stack(shapes, axis=2).astype(np.uint8)))
+        return [{"size": item["size"], "counts": item["counts"].decode()} for item in packed]
+
+    annotations, results = [], []
+    for image in range(images):
+        sides = rng.uniform(8, 90, (objects, 2))
+        real = np.concatenate([rng.uniform(0, side - sides), sides], axis=1)
+        classes = rng.integers(80, size=objects)
+        for box, label, mask in zip(real.tolist(), classes.tolist(), ellipses(real), strict=True):
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image, "category_id": label, "bbox": box, "iscrowd": 0}
+                | {"area": float(run_lengths.area(mask)), "segmentation": mask}
+            )
+        near = rng.integers(objects, size=found)
+        boxes = real[near] + rng.normal(0, 4, (found, 4))
+        boxes[:, 2:] = boxes[:, 2:].clip(min=2)
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32)
+        scores = rng.random(found).astype(np.float32)
+        answer = {"img_id": image, "bboxes": corners, "scores": scores, "labels": classes[near]}
+        results.append(({"img_id": image, "width": side, "height": side}, {**answer, "masks": ellipses(boxes)}))
+    listed = [{"id": image, "width": side, "height": side} for image in range(images)]
+    names = [{"id": label, "name": f"class {label}"} for label in range(80)]
+    return {"images": listed, "categories": names, "annotations": annotations}, results
+
+
+def loader(options: Options, recipe: str = "configs/pretrain/deit.py") -> Iterator[Comparison]:
+    """A classifier's training sample from a JPEG of 640 × 480, as we load it and as the recipe's transforms do."""
+    if options != Options(device=options.device):
+        raise UserError("case loader: --size, --batch, --dtype and --compile have no effect on it; leave them out")
+    cfgs = {name: read_config(Path(__file__).parents[1] / recipe) for name in ("ours", "mmpretrain")}
+    resize_quickly(cfgs["ours"])
+    with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmpretrain"):
+        file = Path(folder, "photograph.jpg")
+        rows, columns = np.mgrid[:480, :640]
+        waves = [127 + 90 * np.sin(rows / a + columns / b) for a, b in ((40, 70), (23, 90), (61, 37))]
+        grain = np.random.default_rng(0).normal(0, 4, (480, 640, 3))
+        Image.fromarray((np.stack(waves, axis=2) + grain).clip(0, 255).astype(np.uint8)).save(file, quality=95)
+        steps = {}
+        for name, cfg in cfgs.items():
+            pipeline = Compose([TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline])
+            steps[name] = _sample(pipeline, str(file))
+        yield Comparison(f"{Path(recipe).stem}, a training sample of 640 × 480", steps)
+
+
+def _sample(pipeline: Callable[[dict], dict], file: str) -> Callable[[], dict]:
+    """Return a step that loads samples with other draws each time, the same ones in every contestant's turn."""
+    draws = itertools.count()
+
+    def step() -> dict:
+        np.random.seed(next(draws))
+        return pipeline({"img_path": file, "gt_label": 0, "sample_idx": 0})
+
+    return step
+
+
 def upernet(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
     """Our UPerNet against mmseg's: its head alone, a training step with the optimizer's, and the test of an image."""
     from mmseg.structures import SegDataSample
 
-    if options.compile:
-        raise UserError("case upernet: --compile has no effect on it; leave it out")
     nets, wrappers = upernet_networks(arch)
+    _compile_backbones(nets, options)
     set_mode({name: net.to(options.device) for name, net in nets.items()}, training=True)
     for net in nets.values():
         # A norm of one value a channel refuses to train with one image.
@@ -159,9 +265,8 @@ def mask_rcnn(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]
     """
     from mmdet.testing import demo_mm_inputs
 
-    if options.compile:
-        raise UserError("case mask_rcnn: --compile has no effect on it; leave it out")
     nets, wrappers = mask_rcnn_networks(arch)
+    _compile_backbones(nets, options)
     set_mode({name: net.to(options.device) for name, net in nets.items()}, training=True)
     batch = options.batch or 1
     height, width = (options.size, options.size) if options.size else (480, 640)
@@ -262,6 +367,12 @@ def mask_rcnn_networks(arch: str) -> tuple[dict[str, nn.Module], dict[str, Optim
     for part in ("neck", "rpn_head", "roi_head"):
         getattr(theirs, part).load_state_dict(getattr(ours, part).state_dict())
     return nets, wrappers
+
+
+def _compile_backbones(nets: Mapping[str, nn.Module], options: Options) -> None:
+    """Compile what ``train --compile`` compiles of a segmentor or a detector."""
+    for net in nets.values() if options.compile else ():
+        net.backbone.compile()
 
 
 def _models(

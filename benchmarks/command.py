@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixtransfer.cli import run_main
 from mixtransfer.cli.benchmark import require_writable, write_json
@@ -15,7 +16,10 @@ from mixtransfer.cli.options import positive
 from mixtransfer.errors import UserError
 from mixtransfer.progress import progress_line
 
-__all__ = ["CASES", "main", "parser", "run"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CASES", "device_of", "main", "parser", "run"]
 
 #: Cases of ``speed``: functions of benchmarks.cases.
 CASES = {
@@ -23,6 +27,8 @@ CASES = {
     "tlalign": "DeiT-S training with TL-Align against plain CutMix and the published way of tracing labels",
     "optimizer": "merged groups with fused AdamW against mmengine's group for each parameter",
     "upernet": "our UPerNet on Swin-T against mmseg's: head, training step, test of an image",
+    "coco": "COCO's metric of boxes and masks, ours in memory and mmdet's through JSON and pycocotools",
+    "loader": "a classifier's training sample from a JPEG, as we load it and as the recipe's transforms do",
     "mask_rcnn": "our Mask R-CNN on Swin-T against mmdet's: training steps on 5 and on 30 objects",
     "families": "each family against its published code's way of computing it, evaluation and training",
 }
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks import cases
     from benchmarks.speed import environment, measure, speedups, table
 
-    device = _device(args.device)
+    device = device_of(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -97,7 +103,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str):
+def device_of(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        UserError: there is none.
+    """
     import torch
 
     try:

@@ -39,17 +39,18 @@ __all__ = ["STEPS", "check", "chosen", "page", "parser", "run", "summary"]
 LIBRARIES = {"mmdet": "onedl-mmdetection", "mmseg": "onedl-mmsegmentation"}
 #: What is asked of a config, in this order.
 STEPS = ("builds", "trains", "predicts")
-#: Names of configs that stand back while a folder has others: large networks, images of six channels.
-LARGE = re.compile(r"101|152|x\d+-|[-_](?:l|b|x|m|large|base|huge|d53)(?:[-_\d]|$)|\d[.\d]+GF|hr(?:32|40|48)|levir")
+#: Names of configs that stand back while a folder has others: large networks, images of six channels, and SSD, with
+#: which mmdet 3.5.1 cannot predict.
+LARGE = re.compile(
+    r"^ssd|101|152|x\d+-|[-_](?:l|b|x|m|large|base|huge|d53)(?:[-_\d]|$)|\d[.\d]+GF|hr(?:32|40|48)|levir"
+)
 #: Side of the images in pixels, and rows that need another: SSD's last map has one pixel at its own sizes; DINO and its
-#: like choose 900 positions.
+#: like choose 900 positions; heads pool over windows.
 SIDE = 128
 SIDES = {
-    **dict.fromkeys(("mmdet/legacy_1.x", "mmdet/openimages", "mmdet/pascal_voc", "mmdet/pisa", "mmdet/ssd"), 300),
-    "mmdet/wider_face": 300,
-    "mmdet/dino": 256,
-    "mmdet/ddq": 256,
-    "mmdet/v3det": 256,
+    "mmdet/ssd": 300,
+    **dict.fromkeys(("mmdet/dino", "mmdet/ddq", "mmdet/v3det", "mmdet/reid"), 256),
+    "mmseg/mobilenet_v3": 400,
 }
 #: Proposals that pass a stage of a detector, at most.
 FEW = 100
@@ -72,7 +73,8 @@ Written by `python docs/make_compatibility.py` from [`compatibility.json`](compa
 
 mmcv's packages on the index come without compiled ops, and mmdet and mmseg cannot be imported then. `import
 mixtransfer.registry` supplies the ops in torch's and torchvision's operations (`mixtransfer/compat/ops`). To see what
-runs on them, one config of each folder that the installed libraries ship, the shortest name of a small network, was
+runs on them, one config of each folder that the installed libraries ship, the shortest name of a small network (and
+not SSD, with which mmdet 3.5.1 cannot predict, where there is another), was
 
 - **built**: the model at full size with random weights, the transforms of training and test;
 - **trained** for one step on two random images of {side} × {side} pixels, with the config's optimizer, in float32, no
@@ -319,8 +321,10 @@ def _start_afresh(part: Any) -> None:
         _start_afresh(item)
     if isinstance(part, dict):
         for key in part:
-            if key.endswith("_ckpt"):
+            if key.endswith("_ckpt") or (key == "init_cfg" and "checkpoint" in (part[key] or ())):
                 part[key] = None
+            elif key == "type" and part[key] in ("SyncBN", "MMSyncBN"):
+                part[key] = "BN"
             elif key == "pretrained" and part[key] is True:
                 part[key] = False
             elif key == "teacher_config" and str(part[key]).startswith("configs/"):
@@ -329,7 +333,9 @@ def _start_afresh(part: Any) -> None:
 
 
 def _at_size(model: Any, side: int) -> None:
-    """Have images of this side: preprocessors that pad to a size, resize at random or draw masks in the batch."""
+    """Have images of this side: preprocessors that pad to a size or resize at random, tables of fixed positions."""
+    if (model.get("backbone") or {}).get("type") in ("BEiT", "MAE"):
+        model.backbone.img_size = (side, side)
     processor = model.get("data_preprocessor") or {}
     for part in (processor, processor.get("data_preprocessor") or {}):
         if part.get("size") is not None:
@@ -345,7 +351,7 @@ def _with_few_proposals(part: Any) -> None:
     for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
         if key in ("nms_pre", "max_per_img", "nms_post", "max_num") and isinstance(value, int):
             part[key] = min(value, FEW)
-        elif key == "sampler" and "num" in value:
+        elif key == "sampler" and isinstance(value, dict) and "num" in value:
             value["num"] = min(value["num"], FEW)
         else:
             _with_few_proposals(value)
@@ -370,6 +376,7 @@ class _Inputs:
         self.classes = min((count for count in found if count > 0), default=10)
         text = str(_pipeline(cfg.get("train_dataloader") or {}))
         self.reduced = 8 if "SegRescale" in text and "0.125" in text else 1
+        self.masks, self.maps = "'with_mask': True" in text, "'with_seg': True" in text
         self.kind = "reid" if "PackReIDInputs" in text else "frames" if "PackTrackInputs" in text else "images"
         test = str(_pipeline(cfg.get("test_dataloader") or {}))
         self.test_kind = "frames" if "PackTrackInputs" in test else self.kind
@@ -405,7 +412,13 @@ class _Inputs:
         # demo_mm_inputs draws semantic maps in 8 bits.
         shape, labels = (3, self.side, self.side), min(max(self.classes, 2), 255)
         batch = demo_mm_inputs(
-            count, shape, [4] * count, labels, sem_seg_output_strides=self.reduced, with_mask=True, with_semantic=True
+            count,
+            shape,
+            [4] * count,
+            labels,
+            sem_seg_output_strides=self.reduced,
+            with_mask=self.masks,
+            with_semantic=self.maps,
         )
         for sample in batch["data_samples"]:
             sample.gt_instances.labels %= self.classes
@@ -431,7 +444,7 @@ class _Inputs:
 
         sample = ReIDDataSample()
         sample.set_gt_label(np.repeat(np.arange(2), 4))
-        return {"inputs": [torch.randint(256, (8, 3, self.side, self.side)).byte()], "data_samples": [sample]}
+        return {"inputs": [torch.randint(256, (8, 3, self.side, self.side // 2)).byte()], "data_samples": [sample]}
 
     def _maps(self, count: int) -> dict[str, Any]:
         from mmengine.structures import PixelData

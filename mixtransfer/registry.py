@@ -41,15 +41,17 @@ HEADS = {
     "SimpleFeaturePyramid": "transfer.simple_feature_pyramid",
     "UPerHead": "transfer.uper_head",
 }
+#: Transforms that extend a library's, with their modules.
+STEPS = {"LoadLabels": "datasets.label_maps", "RandomResizedCrop": "datasets.resizing"}
 T = TypeVar("T")
 
 
-class _Models(root.Registry):
-    """A registry that imports the modules of :data:`HEADS` when one of their names is looked up."""
+class _Late(root.Registry):
+    """A registry that imports the modules of :data:`HEADS` and :data:`STEPS` when one of their names is looked up."""
 
     def get(self, key: str) -> type | None:
         """Return the class of this name; None where there is none."""
-        module = HEADS.get(key.removeprefix(f"{SCOPE}."))
+        module = {**HEADS, **STEPS}.get(key.removeprefix(f"{SCOPE}."))
         if module is not None:
             importlib.import_module(f"mixtransfer.{module}")
         return super().get(key)
@@ -65,12 +67,12 @@ def import_quietly(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
-MODELS = _child(root.MODELS, "backbones", "pretrain", "mixing", kind=_Models)
+MODELS = _child(root.MODELS, "backbones", "pretrain", "mixing", kind=_Late)
 HOOKS = _child(root.HOOKS, "engine.hooks", "transfer", "pretrain")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "engine.optim", "pretrain")
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "checkpoints.load", "pretrain.initialize")
 DATASETS = _child(root.DATASETS, "datasets.sets")
-TRANSFORMS = _child(root.TRANSFORMS, "datasets.transforms", "pretrain")
+TRANSFORMS = _child(root.TRANSFORMS, "datasets.transforms", "pretrain", kind=_Late)
 METRICS = _child(root.METRICS, "evaluation.metrics")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtransfer.backbones import FAMILIES, Backbone, backbone_class
 from mixtransfer.errors import unknown_name
-from mixtransfer.pretrain.classifier import MixingClassifier
+
+if TYPE_CHECKING:
+    from mixtransfer.pretrain.classifier import MixingClassifier
 
 __all__ = ["build_backbone", "build_classifier", "list_archs"]
 
@@ -44,4 +46,6 @@ def build_classifier(arch: str, num_classes: int = 1000, **kwargs: Any) -> Mixin
     Raises:
         UserError: ``arch`` is unknown.
     """
+    from mixtransfer.pretrain.classifier import MixingClassifier
+
     return MixingClassifier(arch=arch, num_classes=num_classes, **kwargs)

@@ -42,6 +42,10 @@ def prepare_data(cfg: Config, purpose: str) -> None:
         require_learnable(cfg)
     _sound_annotations(cfg, READ.get(purpose, ("train",)))
     add_checks(cfg)
+    if purpose in ("train", "resume") and cfg.get("default_scope") == "mmpretrain":
+        from mixtransfer.datasets.resizing import resize_quickly
+
+        resize_quickly(cfg)
 
 
 def _sound_annotations(cfg: Config, splits: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 __all__ = ["class_map", "crop_map", "teacher_map"]
 
@@ -43,6 +42,8 @@ def crop_map(maps: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
         crops: (B, 4), the crop's top, left, height and width as shares of the image's sides.
         size: the grid of the crop.
     """
+    from torchvision.ops import roi_align
+
     top, left, height, width = crops.to(maps).unbind(1)
     rows, columns = maps.shape[1:]
     boxes = torch.stack([left * columns, top * rows, (left + width) * columns, (top + height) * rows], dim=1)

@@ -190,6 +190,7 @@ def test_roi_align_without_regions():
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_gpu_agrees_with_cpu(boxes, deterministic):

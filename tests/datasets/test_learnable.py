@@ -259,7 +259,7 @@ def test_a_segmentors_data_takes_the_checkpoints_order(tmp_path):
     assert dataset.metainfo["classes"] == ("cat", "ant", "bee")
     assert [tuple(color) for color in dataset.metainfo["palette"]] == [palette[k] for k in ("cat", "ant", "bee")]
     info = dataset.get_data_info(1)
-    from mixtransfer.datasets.transforms import LoadLabels
+    from mixtransfer.datasets.label_maps import LoadLabels
 
     found = LoadLabels(num_classes=3).transform({**info, "ori_shape": (48, 64)})["gt_seg_map"]
     labels = np.asarray(Image.open(root / "annotations/validation/1.png"))

@@ -12,8 +12,9 @@ from small_sets import H, W, masks, picture, turned
 
 from mixtransfer.datasets import stored
 from mixtransfer.datasets.check import check_folder
+from mixtransfer.datasets.label_maps import LoadLabels
 from mixtransfer.datasets.stored import Unusable, count_labels, image_size, read_mask
-from mixtransfer.datasets.transforms import CheckImage, LoadLabels, add_checks
+from mixtransfer.datasets.transforms import CheckImage, add_checks
 from mixtransfer.errors import UserError
 
 LABELS = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
