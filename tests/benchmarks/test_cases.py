@@ -101,6 +101,16 @@ def test_upernet_contestants_are_equal_and_all_of_them_run():
     ]
 
 
+def test_loader_contestants_load_the_same_crops():
+    contests = cases.loader(cases.Options())
+    steps = next(contests).steps
+    assert list(steps) == ["ours", "mmpretrain"]
+    ours, theirs = (step()["inputs"].float() for step in steps.values())
+    assert ours.shape == theirs.shape == (3, 224, 224)
+    # RandAugment's drawn operations follow; the same draws, nearly the same pixels.
+    assert (ours - theirs).abs().mean() < 2
+
+
 def test_mask_rcnn_contestants_are_equal_and_all_of_them_run():
     few = regions.FEW_CHANNELS
     contests = list(cases.mask_rcnn(cases.Options(batch=1, size=64), arch="swin_micro"))
