@@ -101,6 +101,11 @@ def test_upernet_contestants_are_equal_and_all_of_them_run():
     ]
 
 
+def test_coco_contestants_find_the_same_numbers():
+    contests = list(cases.coco(cases.Options(), images=4, found=6))
+    assert [contest.title.rpartition(", ")[2] for contest in contests] == ["bbox", "bbox and segm"]
+
+
 def test_loader_contestants_load_the_same_crops():
     contests = cases.loader(cases.Options())
     steps = next(contests).steps
