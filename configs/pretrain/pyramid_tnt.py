@@ -38,3 +38,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
 custom_hooks = [dict(type="EMAHook", momentum=1 - 0.99996)]
+
+# The readme's command is that of S, at 256 pixels.
+sizes = dict(pyramid_tnt_small=dict())

@@ -204,5 +204,10 @@ def _follow(cfg: Config, family: Any, before: str, arch: str) -> None:
     if indices and max(indices) + 1 == getattr(old, "depth", None):
         backbone.out_indices = tuple((index + 1) * new.depth // old.depth - 1 for index in indices)
     patches = [getattr(spec, "patch", None) for spec in (old, new)]
-    if patches[0] != patches[1] and "scales" in (cfg.model.get("neck") or {}):
-        cfg.model.neck.scales = [scale * patches[1] / patches[0] for scale in cfg.model.neck.scales]
+    neck: Any = cfg.model.get("neck") or {}
+    if patches[0] != patches[1] and "scales" in neck:
+        neck.scales = [scale * patches[1] / patches[0] for scale in neck.scales]
+    elif patches[0] != patches[1] and type_name(neck) == "SimpleFeaturePyramid":
+        raise UserError(
+            f"--arch {arch}: has patches of {patches[1]}, and the recipe's pyramid is made for {patches[0]}"
+        )

@@ -337,6 +337,15 @@ def test_fine_tuned_classifiers(name):
     assert ("RandomErasing" in train) == (side != 224 or name == "swin_22k")
 
 
+def test_deit_is_fine_tuned_at_a_constant_rate():
+    cfg = recipe("finetune/deit_384.py")
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (5e-6, 1e-8)
+    assert {kind: part["end"] for kind, part in schedule(cfg).items()} == {"LinearLR": 5}
+    assert (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size) == (30, 32)
+    train, test = steps(cfg.train_dataloader), steps(cfg.test_dataloader)
+    assert (train["RandomResizedCrop"].scale, test["ResizeEdge"].scale, test["CenterCrop"].crop_size) == (384, 438, 384)
+
+
 def test_convmixer_rises_falls_and_ends_at_nothing():
     cfg = recipe("pretrain/convmixer.py")
     wanted = {

@@ -140,6 +140,11 @@ def test_blocks_that_are_read_and_scales_follow_the_architecture():
     assert cfg.model.backbone.init_cfg.checkpoint == "checkpoints/convmixer_1536_20.safetensors"
 
 
+def test_patches_that_a_pyramid_is_not_made_for_are_refused():
+    with pytest.raises(UserError, match="vit_base_p8: has patches of 8, and the recipe's pyramid is made for 16"):
+        sized("det/mask_rcnn_deit_vitdet.py", "vit_base_p8")
+
+
 def test_what_changes_is_said_and_options_win(tmp_path, capsys):
     cfg = load_config(
         CONFIGS / "det/cascade_mask_rcnn_hornet.py",
