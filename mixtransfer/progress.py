@@ -7,12 +7,20 @@ import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["notice", "progress_line"]
+__all__ = ["is_first_process", "notice", "progress_line"]
+
+#: Where torchrun, Slurm and MPI tell a process its rank.
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the first of the processes that a launcher has started, or the only one."""
+    return next((os.environ[key] for key in RANKS if key in os.environ), "0") == "0"
 
 
 def notice(text: str) -> None:
     """Say on stderr in one line what the user should know; of distributed processes the first one says it."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 

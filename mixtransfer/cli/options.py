@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from mixtransfer.engine.config import LAUNCHERS, load_config
+from mixtransfer.engine.config import load_config
+from mixtransfer.engine.launchers import LAUNCHERS
 
 if TYPE_CHECKING:
     from mmengine.config import Config

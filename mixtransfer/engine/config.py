@@ -6,13 +6,13 @@ Everything that can be wrong with the input is checked before anything slow is b
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.engine.cfg_options import LISTS, SECTIONS, apply_options, first_line
+from mixtransfer.engine.launchers import check_launcher
 from mixtransfer.engine.recipes import find_config
 from mixtransfer.errors import UserError
 from mixtransfer.progress import notice, progress_line
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 __all__ = [
-    "LAUNCHERS",
     "differences",
     "drop_pretrained",
     "load_config",
@@ -41,13 +40,6 @@ FORMER_OPTIONS = {"token": "cell_size"}
 #: Steps of pipelines that commands added to the configs in work dirs; their successors are added again.
 FORMER_STEPS = {"CheckLabels"}
 CELLED = ("TokenMixHook", "MixingClassifier", "TokenLabelingClassifier", "DynamicClassifier", "OAMixer")
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-#: Launcher -> what it tells every process that it starts.
-STARTED_BY = {
-    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
-    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR"),
-}
 
 
 def load_config(
@@ -231,18 +223,6 @@ def check_windows(cfg: Config) -> None:
             "model.test_cfg.mode=slide needs the windows too: --cfg-options model.test_cfg.mode=slide"
             " 'model.test_cfg.crop_size=(512,512)' 'model.test_cfg.stride=(341,341)'"
         )
-
-
-def check_launcher(launcher: str) -> None:
-    """Make sure that the processes that a launcher starts know of each other.
-
-    Raises:
-        UserError: this process was not started by it.
-    """
-    missing = [key for key in STARTED_BY.get(launcher, ()) if key not in os.environ]
-    if missing:
-        start = {"pytorch": "torchrun", "slurm": "srun", "mpi": "mpirun, with MASTER_ADDR exported"}[launcher]
-        raise UserError(f"--launcher {launcher}: no {missing[0]} in the environment; start it with {start}")
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:

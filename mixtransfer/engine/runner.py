@@ -34,8 +34,8 @@ from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.datasets.learnable import build_dataset, require_steps
-from mixtransfer.engine.config import check_launcher
 from mixtransfer.engine.guarded_loading import GuardedLoading
+from mixtransfer.engine.launchers import check_launcher, meet_without_gpu
 from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidateFirst, ValidationLoop
 from mixtransfer.engine.parts import model_of, optim_wrapper_of
 from mixtransfer.engine.resume import (
@@ -140,13 +140,8 @@ class TransferRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Set up what processes share; without a GPU they meet through gloo, whatever backend the config names."""
         check_launcher(self.launcher)
-        if not torch.cuda.is_available() and not torch.distributed.is_initialized():
-            if self.launcher == "pytorch":
-                torch.distributed.init_process_group("gloo")
-            elif self.launcher != "none":
-                raise UserError(
-                    f"--launcher {self.launcher} needs a GPU for each process; without any, use --launcher pytorch"
-                )
+        if self.launcher != "none" and not torch.cuda.is_available() and not torch.distributed.is_initialized():
+            meet_without_gpu(self.launcher)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mixtransfer.errors import UserError
-from mixtransfer.progress import notice
+from mixtransfer.progress import is_first_process, notice
 
 try:
     import fcntl
@@ -124,10 +124,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     Raises:
         UserError: naming the process that trains there.
     """
-    first = next(
-        (os.environ[key] for key in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK") if key in os.environ), "0"
-    )
-    if fcntl is None or first != "0":
+    if fcntl is None or not is_first_process():
         yield
         return
     path = Path(folder) / LOCK

@@ -25,21 +25,29 @@ def scenes(tmp_path_factory):
     return small_scenes(tmp_path_factory.mktemp("data"))
 
 
-def train_on(count: int, *arguments: str, timeout: float = 600) -> list[subprocess.CompletedProcess]:
-    """Run ``train`` in ``count`` processes as torchrun starts them; return what they did, by rank."""
+#: Launcher -> what it calls rank, number of processes and rank on the host.
+NAMES = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+def train_on(count: int, *arguments: str, launcher: str = "pytorch") -> list[subprocess.CompletedProcess]:
+    """Run ``train`` in ``count`` processes as a launcher starts them; return what they did, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
         **os.environ,
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_NODELIST": "host", "OMP_NUM_THREADS": "1"},
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)]),
     }
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments, "--launcher", "pytorch"]
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments, "--launcher", launcher]
     processes = [
         subprocess.Popen(
             command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**shared, **dict(zip(NAMES[launcher], map(str, (rank, count, rank)), strict=True))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -47,7 +55,7 @@ def train_on(count: int, *arguments: str, timeout: float = 600) -> list[subproce
         for rank in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
+        outputs = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -61,14 +69,13 @@ def train_on(count: int, *arguments: str, timeout: float = 600) -> list[subproce
 STEPS = {"seg": ("train_cfg.max_iters=4", "train_cfg.val_interval=4"), "det": ("train_cfg.max_epochs=1",)}
 
 
-@pytest.mark.parametrize("task", ["seg", "det"])
-def test_two_processes_hold_the_same_weights_after_training_on_different_images(task, scenes, tmp_path):
+@pytest.mark.parametrize(("task", "launcher"), [("seg", "pytorch"), ("det", "slurm")])
+def test_two_processes_hold_the_same_weights_after_training_on_different_images(task, launcher, scenes, tmp_path):
     more = f"custom_hooks.append(dict(type='mixtransfer.WeightsHook', folder={str(tmp_path)!r}))"
     config = tiny_config(task, tmp_path, more)
     options = ("train_dataloader.num_workers=0", *STEPS[task])
-    ranks = train_on(
-        2, str(config), "--data", str(scenes), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options
-    )
+    common = (str(config), "--data", str(scenes), "--work-dir", str(tmp_path / "run"))
+    ranks = train_on(2, *common, "--cfg-options", *options, launcher=launcher)
     assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
     assert "(train)" in ranks[0].stdout and "(train)" not in ranks[1].stdout
     assert "(val)" in ranks[0].stdout
@@ -84,12 +91,13 @@ def test_two_processes_resume_with_the_losses_of_an_uninterrupted_run(scenes, tm
     common = (str(config), "--data", str(scenes), "--work-dir")
     options = ("--cfg-options", "train_dataloader.num_workers=0", "train_cfg.val_begin=9")
     runs = {}
-    for name, folder, length, resume in (
-        ("straight", "one", 4, ()),
-        ("first half", "two", 2, ()),
-        ("second half", "two", 4, ("--resume",)),
+    for name, folder, length, resume, launcher in (
+        ("straight", "one", 4, (), "pytorch"),
+        ("first half", "two", 2, (), "mpi"),
+        ("second half", "two", 4, ("--resume",), "slurm"),
     ):
-        ranks = train_on(2, *common, str(tmp_path / folder), *resume, *options, f"train_cfg.max_iters={length}")
+        length = f"train_cfg.max_iters={length}"
+        ranks = train_on(2, *common, str(tmp_path / folder), *resume, *options, length, launcher=launcher)
         assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
         runs[name] = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["losses"] for rank in range(2)]
     for rank in range(2):

@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from mixtransfer.engine.build import prepare
 from mixtransfer.engine.cfg_options import apply_options
-from mixtransfer.engine.config import check_launcher, check_windows, read_config
+from mixtransfer.engine.config import check_windows, read_config
+from mixtransfer.engine.launchers import _first_host, check_launcher
 from mixtransfer.engine.settings import changed_settings, describe
 from mixtransfer.errors import UserError
 
@@ -112,6 +113,16 @@ def test_a_launcher_that_did_not_start_the_process(launcher, start, monkeypatch)
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(UserError, match=f"--launcher {launcher}: no .* in the environment; start it with {start}"):
         check_launcher(launcher)
+
+
+def test_slurms_first_host_is_asked_for(tmp_path, monkeypatch):
+    program = tmp_path / "scontrol"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"scontrol show hostnames node\[01-02\] names no host; export MASTER_ADDR"):
+        _first_host("node[01-02]")
+    program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames node[01-02]" ] && echo node01 && echo node02\n')
+    program.chmod(0o755)
+    assert _first_host("node[01-02]") == "node01"
 
 
 def test_a_config_keeps_what_it_says(tmp_path, monkeypatch):
