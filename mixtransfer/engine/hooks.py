@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.datasets.learnable import ZeroLosses
 from mixtransfer.engine.parts import optim_wrapper_of
-from mixtransfer.engine.resume import SETTINGS, WITHOUT_STATE, stateless
+from mixtransfer.engine.resume import SETTINGS, UNVALIDATED, WITHOUT_STATE, stateless
 from mixtransfer.engine.work_dir import INTERRUPTED, LATEST, checkpoints
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import double
@@ -139,7 +139,8 @@ class CheckpointHook(hooks.CheckpointHook):
             runner.message_hub.update_info("keep_ckpt_ids", kept)
         self.last_ckpt = str(self.file_backend.join_path(self.out_dir, name))
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        self.write(runner, name, meta)
+        due = cast(Any, runner.train_loop).validates_after(meta["epoch"], meta["iter"])
+        self.write(runner, name, {**meta, UNVALIDATED: due})
         if is_main_process():
             for old in [self.filename_tmpl.format(step) for step in expired] + [INTERRUPTED]:
                 Path(self.out_dir, old).unlink(missing_ok=True)

@@ -180,12 +180,12 @@ class InterruptHook(Hook):
         self.logged = {name: copy.copy(value) for name, value in runner.message_hub.log_scalars.items()}
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Abandon a validation that stands between training iterations."""
+        """Abandon a validation, unless gradients wait: training cannot stop here, and could not repeat it later."""
         if not self.training or not isinstance(runner.val_loop, ValidationLoop):
             return
         if not is_distributed() or (batch_idx < self.common and batch_idx % self.every == 0):
             self._agree()
-        if self.agreed:
+        if self.agreed and optim_wrapper_of(runner).should_update():
             raise Abandoned(partial(self._stop, unvalidated=True))
 
     def _stop(self, runner: Runner, unvalidated: bool = False) -> None:

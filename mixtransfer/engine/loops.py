@@ -6,6 +6,7 @@ themselves get the iteration as their ``step``.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ class ValidationLoop(ValLoop):
     """A validation after which training has its own weights, however it ends: ``EMAHook`` has put them back."""
 
     def run(self) -> dict:
-        """Return the metrics; none, if a hook raised :class:`Abandoned` and training cannot stop here yet."""
+        """Return the metrics; the ``then`` of an :class:`Abandoned` that a hook raises ends training."""
         averages = [hook for hook in self.runner.hooks if isinstance(hook, EMAHook)]
         swaps = [_Swaps(hook) for hook in averages]
         for model in (model_of(self.runner), *(hook.ema_model for hook in averages)):
@@ -45,7 +46,7 @@ class ValidationLoop(ValLoop):
             for swap in swaps:
                 swap.undo()
             abandoned.then(self.runner)
-            return {}
+            raise
         finally:
             for swap in swaps:
                 swap.undo()
@@ -79,7 +80,7 @@ class _Swaps:
 
 
 class ValidateFirst(Hook):
-    """Begin a resumed training with the validation that was abandoned where it stopped."""
+    """Begin a resumed training with the validation that its checkpoint was written before or in."""
 
     priority = "LOWEST"
 
@@ -95,6 +96,9 @@ class _SeededSteps:
     _iter: int
     _max_iters: int
     _max_epochs: int
+    val_begin: int
+    dynamic_milestones: list[int]
+    dynamic_intervals: list[int]
 
     def run_iter(self, *args: Any) -> None:
         seed_everything(self.runner.seed, get_rank(), self._iter)
@@ -115,11 +119,20 @@ class _SeededSteps:
                 raise UserError(f"{name} stands after {done}, train_cfg.{option}={most} is less; give {done} or more")
         self._epoch, self._iter = epoch, iteration
 
+    def _validates_after(self, step: int, last: int) -> bool:
+        interval = self.dynamic_intervals[bisect(self.dynamic_milestones, step + 1) - 1]
+        wanted = self.runner.val_loop is not None and step >= self.val_begin
+        return wanted and (step % interval == 0 or step == last)
+
 
 class EpochLoop(_SeededSteps, EpochBasedTrainLoop):
     """Training by epochs that resumes in the middle of one."""
 
     dataloader: GuardedLoader
+
+    def validates_after(self, epoch: int, iteration: int) -> bool:
+        """Tell whether the next thing after so many whole epochs and iterations is a validation."""
+        return iteration == epoch * len(self.dataloader) and self._validates_after(epoch, self._max_epochs)
 
     def go_to(self, epoch: int, iteration: int, name: str) -> None:
         """Let training begin there; see the base class."""
@@ -151,6 +164,10 @@ class IterLoop(_SeededSteps, IterBasedTrainLoop):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = EndlessBatches(self.dataloader)
+
+    def validates_after(self, epoch: int, iteration: int) -> bool:
+        """Tell whether the next thing after so many iterations is a validation."""
+        return self._validates_after(iteration, self._max_iters)
 
 
 class EndlessBatches:

@@ -45,7 +45,7 @@ __all__ = [
 WITHOUT_STATE = "without_optimizer_state"
 #: The entry of ``meta`` that describes a training's settings, as :func:`~mixtransfer.engine.settings.describe` does.
 SETTINGS = "settings"
-#: The entry of ``meta`` of a training that was stopped in a validation, which is repeated.
+#: The entry of ``meta`` that tells whether the state is that before a validation or in one; it is resumed with that.
 UNVALIDATED = "unvalidated"
 #: The parts of a checkpoint that training goes on from, beside the weights.
 PARTS = ("meta", "optimizer", "message_hub", "param_schedulers")

@@ -187,6 +187,7 @@ def test_no_checkpoint_falls_into_an_accumulation(by_epoch, interval, name, tmp_
 @pytest.mark.parametrize(("moment", "iteration"), [("train", 4), ("val", 5), ("val", 12)])
 def test_a_signal_in_training_and_validation_with_averages(moment, iteration, accumulate, tmp_path):
     straight = run(tmp_path / "straight", EMAHook(momentum=0.3), accumulate=accumulate)
+    begun = ToyMetric.computed
     with pytest.raises(Interrupted) as stop:
         hooks = EMAHook(momentum=0.3), At(moment, iteration, send(signal.SIGTERM))
         run(tmp_path / "cut", *hooks, accumulate=accumulate)
@@ -195,7 +196,8 @@ def test_a_signal_in_training_and_validation_with_averages(moment, iteration, ac
     computed = ToyMetric.computed
     resumed = run(tmp_path / "cut", EMAHook(momentum=0.3), resume=stop.value.checkpoint, accumulate=accumulate)
     assert_same(straight, resumed)
-    # Of the validations after 5, 10 and 12 iterations, one that was abandoned is repeated if training stopped there.
+    # The validations after 5, 10 and 12 iterations: one in an accumulation is not abandoned, any other is repeated.
+    assert ToyMetric.computed - begun == 3
     assert ToyMetric.computed - computed == (1 if iteration == 12 else 3 if accumulate == 1 else 2)
 
 
@@ -225,6 +227,24 @@ def test_an_error_saves_the_iterations_before_it(tmp_path, capsys, monkeypatch):
     assert_same(straight, resumed)
     rates = [ended.message_hub.get_scalar("train/lr").data[0].tolist() for ended in (straight, resumed)]
     assert rates[0] == rates[1] and len(rates[0]) == 12
+
+
+@pytest.mark.parametrize(("by_epoch", "name"), [(False, "iter_5.pth"), (True, "epoch_1.pth")])
+def test_a_checkpoint_before_a_validation_is_resumed_with_it(by_epoch, name, tmp_path):
+    def fail():
+        raise RuntimeError("as good as a kill")
+
+    options = dict(by_epoch=by_epoch, interval=1 if by_epoch else 5)
+    straight = run(tmp_path / "straight", **options)
+    computed = ToyMetric.computed
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "cut", At("train", 8, fail), **options)
+    assert checkpoints(tmp_path / "cut")[0].name == name
+    resumed = run(tmp_path / "cut", resume=tmp_path / "cut" / name, **options)
+    assert_same(straight, resumed)
+    rows = [len(ended.message_hub.get_scalar("val/score").data[0]) for ended in (straight, resumed)]
+    assert rows[0] == rows[1] == (2 if by_epoch else 3)
+    assert ToyMetric.computed - computed == rows[0] + 1  # the first one twice
 
 
 def test_an_error_in_a_validation_is_resumed_with_that_validation(tmp_path):
