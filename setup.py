@@ -66,6 +66,7 @@ setup(
     ],
     extras_require={
         "cluster": ["submitit>=1.5"],
+        "trackers": ["tensorboard", "wandb", "mlflow"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML"],
     },
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},

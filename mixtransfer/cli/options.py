@@ -16,20 +16,25 @@ if TYPE_CHECKING:
 #: Said in the help of commands on a config.
 CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
 
-__all__ = ["CODE", "add_arguments", "config_of", "fraction", "positive", "seed", "share"]
+__all__ = ["CODE", "add_arguments", "add_zero", "config_of", "count", "fraction", "positive", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every command on a config, the config first."""
     parser.epilog = CODE
     parser.add_argument("config", metavar="CONFIG", help="a config file, or a name that mixtransfer configs lists")
-    parser.add_argument("--data", metavar="DIR", help="dataset folder to use instead of the config's, or 'scenes'")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="dataset to use instead of the config's, in any layout of docs/data.md, or 'scenes'",
+    )
     parser.add_argument(
         "--arch",
         metavar="NAME",
         help="another size of the recipe's backbone, e.g. swin_base, with the values published for it; what changes is"
         " said, and --cfg-options still wins",
     )
+    add_zero(parser)
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<name of the config>)")
     parser.add_argument(
         "--cfg-options",
@@ -42,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="store_true", help="let checkpoints run code (only if you know their author)")
 
 
+def add_zero(parser: argparse.ArgumentParser) -> None:
+    """Add the option about label 0 of masks."""
+    parser.add_argument(
+        "--zero-is-class",
+        action=argparse.BooleanOptionalAction,
+        help="whether label 0 of masks is a class or void (default: what the masks say; void in ADE20K's layout)",
+    )
+
+
 def config_of(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     """Return the config that arguments of :func:`add_arguments` describe; ``splits`` are those that will be read."""
     return load_config(
@@ -52,12 +66,18 @@ def config_of(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         data=args.data,
         work_dir=args.work_dir,
         launcher=args.launcher,
+        zero_is_class=args.zero_is_class,
     )
 
 
 def positive(text: str) -> int:
     """Read a number from 1."""
     return _number(text, 1, "from 1")
+
+
+def count(text: str) -> int:
+    """Read a number from 0."""
+    return _number(text, 0, "from 0")
 
 
 def seed(text: str) -> int:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the answers; return 0, or 1 if some of the images could not be read."""
-    from mixtransfer.datasets.folders import image_files
+    from mixtransfer.datasets.sources import image_files
 
     files = []
     for name in map(Path, args.images):

@@ -7,9 +7,11 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixtransfer.cli.options import add_arguments, config_of, fraction, seed, share
+from mixtransfer.cli.options import add_arguments, config_of, count, fraction, positive, seed, share
+from mixtransfer.engine import schedule
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.mixing_options import use_mixing, use_token_mix
+from mixtransfer.engine.schedule import TRACKERS
 from mixtransfer.errors import UserError, visible
 from mixtransfer.progress import notice
 
@@ -59,6 +61,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="replace images that cannot be read by others, and stop when they are more than this share of the"
         " dataset; 0 stops at the first (default: %(default)s)",
+    )
+    length = options.add_mutually_exclusive_group()
+    length.add_argument("--iters", type=positive, metavar="N", help="train so many iterations; the schedule is scaled")
+    length.add_argument(
+        "--epochs", type=positive, metavar="N", help="the same in epochs, where the config counts these"
+    )
+    options.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the images a step of all processes"
+    )
+    options.add_argument("--freeze", type=count, metavar="N", help="freeze patch embedding and the first N stages")
+    options.add_argument(
+        "--ema",
+        type=share,
+        nargs="?",
+        const=0.9998,
+        metavar="DECAY",
+        help="validate and save averaged weights (0.9998)",
+    )
+    options.add_argument(
+        "--early-stop", type=positive, metavar="N", help="stop after N validations without a better one"
+    )
+    options.add_argument(
+        "--log", metavar="NAMES", help=f"also log to {', '.join(TRACKERS)} (several: joined by commas)"
     )
     options.add_argument(
         "--fraction",
@@ -160,6 +185,7 @@ def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> N
         cfg.optim_wrapper.update(amp_settings(args.amp))
     if args.compile:
         cfg.compile = True
+    _adapt(args, cfg)
     path, place = _resumed(args, cfg)
     if not args.overwrite:
         require_unused(cfg.work_dir, path)
@@ -182,6 +208,25 @@ def _train(args: argparse.Namespace, cfg: Config, interrupt: InterruptHook) -> N
         remove_training(cfg.work_dir)
     with one_line_errors(args.config), interrupt.saving(runner):
         runner.train()
+
+
+def _adapt(args: argparse.Namespace, cfg: Config) -> None:
+    """Apply the options that stand for several entries of the config."""
+    for unit in ("iters", "epochs"):
+        if getattr(args, unit) is not None:
+            schedule.set_length(cfg, getattr(args, unit), unit)
+    if args.auto_scale_lr:
+        schedule.follow_batch(cfg)
+    if args.freeze is not None:
+        schedule.freeze(cfg, args.freeze)
+    if args.ema is not None:
+        schedule.add_average(cfg, args.ema)
+    if args.early_stop is not None:
+        schedule.add_early_stop(cfg, args.early_stop)
+    if args.log is not None:
+        schedule.add_trackers(cfg, args.log)
+    if note := schedule.warm_up_note(cfg):
+        notice(note)
 
 
 def _resumed(args: argparse.Namespace, cfg: Config) -> tuple[Path | None, Place | None]:

@@ -82,7 +82,7 @@ def _draw_batch(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from mixtransfer.datasets.folders import image_files
+    from mixtransfer.datasets.sources import image_files
     from mixtransfer.visualization.inference import save_predictions
 
     files = [Path(name) for name in args.images]

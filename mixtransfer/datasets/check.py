@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from mixtransfer.datasets.coco import category_names, find_problems, image_exists, read_coco
+from mixtransfer.datasets.convert import recognized, standard_form
 from mixtransfer.datasets.folders import (
     LAYOUTS,
     SCENES,
     TASKS,
     class_folders,
     found_layouts,
-    image_files,
+    is_standard,
+    marked_zero,
     missing_dataset,
-    read_class_names,
 )
+from mixtransfer.datasets.sources import image_files, read_classes
 from mixtransfer.datasets.stored import (
     LAST_UNUSED,
     SHIFTED,
@@ -79,10 +81,13 @@ class Report:
         return "\n".join(map(visible, lines))
 
 
-def check_folder(root: str | Path, task: str | None = None, progress: Progress | None = None) -> list[Report]:
+def check_folder(
+    root: str | Path, task: str | None = None, progress: Progress | None = None, zero_is_class: bool | None = None
+) -> list[Report]:
     """Check the layouts in ``root`` that fit ``task`` ("seg", "det", "cls"), or all that are found there.
 
-    ``progress(done, total)`` is called after each image.
+    Another layout is converted first, as training does. ``progress(done, total)`` is called after each image,
+    ``zero_is_class`` says whether label 0 of masks is a class.
 
     Raises:
         UserError: ``root`` holds no dataset at all.
@@ -91,14 +96,32 @@ def check_folder(root: str | Path, task: str | None = None, progress: Progress |
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
     scenes = (root / "scenes.json").is_file()
-    kinds = [task] if task else list(TASKS) if scenes else found_layouts(root)
+    kinds = [task] if task else list(TASKS) if scenes else _kinds(root)
     if not root.is_dir() or not kinds:
         missing = "every known layout" if root.is_dir() else "the folder"
         layouts = "; ".join(LAYOUTS.values())
         raise UserError(f"no dataset in {root}: {missing} is missing (known: {layouts}); built in are: --data {SCENES}")
-    check = {"seg": _check_segmentation, "det": _check_detection, "cls": _check_classification}
     progress = progress or (lambda done, total: None)
-    return [check[kind](root / kind if scenes else root, progress) for kind in kinds]
+    reports = []
+    for kind in kinds:
+        place = root / kind if scenes else root
+        if not is_standard(place, kind):
+            place = standard_form(place, kind, progress, zero_is_class) or place
+        if kind == "seg":
+            reports.append(
+                _check_segmentation(place, progress, marked_zero(place) if zero_is_class is None else zero_is_class)
+            )
+        else:
+            reports.append({"det": _check_detection, "cls": _check_classification}[kind](place, progress))
+    return reports
+
+
+def _kinds(root: Path) -> list[str]:
+    """Return the tasks that a folder is for; folders of images and masks are no classes."""
+    kinds = found_layouts(root)
+    if set(kinds) - {"cls"} or (is_standard(root, "cls") and not {"seg", "det"} & recognized(root).keys()):
+        return kinds
+    return [kind for kind in recognized(root) if kind != "cls"] or list(recognized(root)) or kinds
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
@@ -126,13 +149,14 @@ def _share(part: float, whole: float) -> str:
 # --- segmentation --------------------------------------------------------------------------------------------------
 
 
-def _check_segmentation(root: Path, progress: Progress) -> Report:
+def _check_segmentation(root: Path, progress: Progress, zero: bool | None) -> Report:
+    void, first = ((255,), 0) if zero else (VOID, 1)
     report = Report("seg", root, splits=[("split", "images", "masks", "size", "void")])
     pairs = {name: _pair_up(report, root, name) for name in ("training", "validation")}
     names = None
     if (root / "classes.txt").is_file():
         try:
-            names = read_class_names(root / "classes.txt")
+            names, _ = read_classes(root / "classes.txt")
         except UserError as error:
             report.add("unusable list of classes", str(error))
     total, done, pixels = sum(len(p) for p in pairs.values()), 0, {}
@@ -144,26 +168,26 @@ def _check_segmentation(root: Path, progress: Progress) -> Report:
                 sizes.append(size)
             if mask:
                 masks += 1
-                pixels[name] += _check_mask(report, mask, size, None if names is None else len(names))
+                pixels[name] += _check_mask(report, mask, size, None if names is None else len(names), void)
             done += 1
             progress(done, total)
-        void = _share(pixels[name][list(VOID)].sum(), pixels[name].sum())
-        report.splits.append((name, str(sum(image is not None for image, _ in files)), str(masks), _range(sizes), void))
+        lost = _share(pixels[name][list(void)].sum(), pixels[name].sum())
+        report.splits.append((name, str(sum(image is not None for image, _ in files)), str(masks), _range(sizes), lost))
     together = np.sum(list(pixels.values()), 0)
-    used = np.flatnonzero(together[1:255]) + 1
+    used = np.flatnonzero(together[first:255]) + first
     if names is None:
-        names = tuple(f"class_{i + 1}" for i in range(used.max(initial=0)))
+        names = tuple(f"class_{label}" for label in range(first, used.max(initial=0) + 1))
         report.notes += [
-            f"there is no classes.txt: the classes are labels 1 to {len(names)}, and 0,"
-            f" {_share(together[0], together.sum())} of pixels, is void"
+            f"there is no classes.txt: the classes are labels {first} to {first + len(names) - 1}, and 0,"
+            f" {_share(together[0], together.sum())} of pixels, is {'a class' if zero else 'void'}"
         ] * bool(names)
     report.classes = [("class", "training pixels", "validation pixels")]
-    for label, name in enumerate(names, 1):
-        shares = (_share(counts[label], counts[1:255].sum()) for counts in pixels.values())
+    for label, name in enumerate(names, first):
+        shares = (_share(counts[label], counts[first:255].sum()) for counts in pixels.values())
         report.classes.append((f"{label} {name}", *shares))
     # Without masks that could be read there is nothing to say.
-    alone = label_problem(pixels["training"], names, VOID) if pixels["training"].sum() else None
-    problem = alone if alone and alone[0] not in (SHIFTED, LAST_UNUSED) else label_problem(together, names, VOID)
+    alone = label_problem(pixels["training"], names, void) if pixels["training"].sum() else None
+    problem = alone if alone and alone[0] not in (SHIFTED, LAST_UNUSED) else label_problem(together, names, void)
     if problem and together.sum():
         report.add(problem[0], f"annotations: {problem[1]}")
     return report
@@ -179,7 +203,7 @@ def _pair_up(report: Report, root: Path, name: str) -> list[tuple[Path | None, P
         if not files:
             report.add(f"no {what}", folder.relative_to(root))
         suffixes = sorted({path.suffix for path in files})
-        if len(suffixes) > 1:
+        if len(suffixes) > 1 and (what == "masks" or len(found[-1]) < len(files)):
             report.add("files of different formats in one folder", f"{folder.relative_to(root)}: {' '.join(suffixes)}")
     images, masks = found
     for stem in sorted(images.keys() - masks.keys()):
@@ -199,7 +223,9 @@ def _check_image(report: Report, path: Path | None) -> tuple[int, int] | None:
         return None
 
 
-def _check_mask(report: Report, path: Path, size: tuple[int, int] | None, classes: int | None) -> np.ndarray:
+def _check_mask(
+    report: Report, path: Path, size: tuple[int, int] | None, classes: int | None, void: tuple[int, ...]
+) -> np.ndarray:
     """Return the number of pixels of each label, (256,)."""
     where = path.relative_to(report.root)
     counts = np.zeros(256, np.int64)
@@ -210,7 +236,7 @@ def _check_mask(report: Report, path: Path, size: tuple[int, int] | None, classe
             report.add(
                 "mask of another size than its image", f"{where}: {_range([labels.shape])}, the image {_range([size])}"
             )
-        require_labels(counts, 254 if classes is None else classes)
+        require_labels(counts, 254 if classes is None else classes, void)
     except Unusable as error:
         report.add(error.kind, f"{where}: {error.detail}")
     return counts

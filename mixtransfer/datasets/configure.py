@@ -89,13 +89,13 @@ def _replaced(dataset: Mapping, folder: DatasetFolder, split: Split) -> ConfigDi
     first = next(leaf_datasets(dataset))
     kept = {key: first[key] for key in KEPT if key in first}
     if folder.kind == "seg" and "pipeline" in kept:
-        kept["pipeline"] = [_void_is_zero(step) for step in kept["pipeline"]]
+        kept["pipeline"] = [_reducing(step, not folder.zero_is_class) for step in kept["pipeline"]]
     return ConfigDict(**kept, data_root=str(folder.root), **_location(folder, split))
 
 
-def _void_is_zero(step: Mapping) -> Mapping:
+def _reducing(step: Mapping, reduced: bool) -> Mapping:
     """A step that states the opposite of its dataset would stop mmseg."""
-    return {**step, "reduce_zero_label": True} if step.get("reduce_zero_label") is False else step
+    return {**step, "reduce_zero_label": reduced} if step.get("reduce_zero_label") is (not reduced) else step
 
 
 def _location(folder: DatasetFolder, split: Split) -> dict:
@@ -108,7 +108,7 @@ def _location(folder: DatasetFolder, split: Split) -> dict:
             data_prefix=dict(img_path=split.images, seg_map_path=split.annotations),
             img_suffix=split.image_suffix,
             seg_map_suffix=split.mask_suffix,
-            reduce_zero_label=True,
+            reduce_zero_label=not folder.zero_is_class,
             metainfo=metainfo,
         )
     if folder.kind == "det":
@@ -145,7 +145,7 @@ def type_name(settings: Mapping) -> str:
 def has_masks(model: object) -> bool:
     """Return whether a detector has a mask head."""
     if isinstance(model, Mapping):
-        return any(key == "mask_head" or has_masks(value) for key, value in model.items())
+        return any((key == "mask_head" and bool(value)) or has_masks(value) for key, value in model.items())
     return isinstance(model, (list, tuple)) and any(has_masks(part) for part in model)
 
 

@@ -1,4 +1,4 @@
-"""Recognise and describe dataset folders: ADE20K's layout, COCO's, and one folder a class.
+"""Dataset folders in our layouts, ADE20K's, COCO's, and one folder a class, described; others are converted first.
 
 Nothing here imports OpenMMLab; ``datasets/configure.py`` points its configs at what is described here.
 """
@@ -6,14 +6,20 @@ Nothing here imports OpenMMLab; ``datasets/configure.py`` points its configs at 
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from mixtransfer.datasets.coco import category_names, image_exists, image_names, read_coco
+from mixtransfer.datasets.convert import standard_form
+from mixtransfer.datasets.layouts import KNOWN
 from mixtransfer.datasets.scenes import GENERATOR, read_parameters, write_scenes
+from mixtransfer.datasets.sources import IMAGE_SUFFIXES, MARKER, image_files, read_classes
 from mixtransfer.datasets.stored import Unusable, read_mask
 from mixtransfer.errors import UserError, unknown_name
+from mixtransfer.progress import notice
 
 __all__ = [
     "LAYOUTS",
@@ -22,11 +28,9 @@ __all__ = [
     "DatasetFolder",
     "Split",
     "found_layouts",
-    "image_files",
     "make_palette",
     "missing_dataset",
     "open_dataset",
-    "read_class_names",
 ]
 
 SCENES = "scenes"
@@ -37,7 +41,6 @@ LAYOUTS = {
     "det": "COCO's layout: train2017, val2017, annotations/instances_{train2017,val2017}.json",
     "cls": "one folder a class: train/<class>/*, val/<class>/*",
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 Progress = Callable[[int, int], None]
 
@@ -67,12 +70,22 @@ class DatasetFolder:
     palette: tuple[tuple[int, int, int], ...]
     train: Split
     val: Split
+    #: Whether label 0 of its masks is the first class; else it is void.
+    zero_is_class: bool = False
 
 
 def open_dataset(
-    path: str | Path, task: str, scenes_root: str | Path = "data/scenes", progress: Progress | None = None
+    path: str | Path,
+    task: str,
+    scenes_root: str | Path = "data/scenes",
+    progress: Progress | None = None,
+    zero_is_class: bool | None = None,
 ) -> DatasetFolder:
     """Describe the dataset in ``path`` for ``task`` ("seg", "det" or "cls").
+
+    A dataset in a layout of :data:`~mixtransfer.datasets.layouts.KNOWN` is converted first, see
+    :func:`~mixtransfer.datasets.convert.standard_form`. ``zero_is_class`` says whether label 0 of masks is a class;
+    None: what the masks say, and void in ADE20K's layout.
 
     ``path == "scenes"`` stands for the built-in scenes, written to ``scenes_root`` unless they are there; a folder that
     ``write_scenes`` made stands for the layout in it that fits the task. ``progress(done, total)`` reports writing the
@@ -91,8 +104,24 @@ def open_dataset(
             write_scenes(root, progress=progress)
     if (root / "scenes.json").is_file():
         root = root / task
-    opened = {"seg": _open_segmentation, "det": _open_detection, "cls": _open_classification}[task]
-    return opened(root, progress or (lambda done, total: None))
+    progress = progress or (lambda done, total: None)
+    if not is_standard(root, task):
+        root = standard_form(root, task, progress, zero_is_class) or root
+    if task == "seg":
+        return _open_segmentation(root, progress, zero_is_class)
+    return {"det": _open_detection, "cls": _open_classification}[task](root, progress)
+
+
+def is_standard(root: Path, task: str) -> bool:
+    """Return whether a folder has at least a part of our layout for a task, and no other dataset is looked for."""
+    return task in found_layouts(root) and (task != "cls" or (root / "val").is_dir())
+
+
+def marked_zero(root: Path) -> bool | None:
+    """Return what a folder that we converted says of label 0: whether it is a class; None in others."""
+    if not (root / MARKER).is_file():
+        return None
+    return bool(json.loads((root / MARKER).read_text(encoding="utf-8")).get("zero_is_class"))
 
 
 def missing_dataset(root: Path, missing: str, task: str) -> UserError:
@@ -101,7 +130,7 @@ def missing_dataset(root: Path, missing: str, task: str) -> UserError:
     found = f"; what is there is in {others[0]}" if others else ""
     return UserError(
         f"no {TASKS[task]} dataset in {root}: {missing} is missing (looked in {root.resolve()}){found}; "
-        f"expected is {LAYOUTS[task]}; the built-in scenes need no download: --data {SCENES}"
+        f"expected is {LAYOUTS[task]}; or {KNOWN[task]}; the built-in scenes need no download: --data {SCENES}"
     )
 
 
@@ -115,36 +144,6 @@ def found_layouts(root: Path) -> list[str]:
     return [kind for kind, paths in signs.items() if any(path.exists() for path in paths)]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files below ``folder``, sorted; hidden ones, and those in hidden folders, are not counted."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Return the lines of ``classes.txt``.
-
-    Raises:
-        UserError: no names, a name twice, more than a mask of 8 bits can hold, or not a text file.
-    """
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as UTF-8 text ({error}); it should hold one class name a line"
-        ) from error
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice or len(names) > 254:
-        wrong = f"{twice[0]!r} stands twice" if twice else f"{len(names)} names"
-        raise UserError(f"{path}: {wrong}; it should hold 1 to 254 different class names, one a line")
-    return names
-
-
 def make_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     """Return ``count`` well separated colors: hues a golden section apart, in three strengths."""
     strengths = [(0.75, 0.95), (0.5, 0.75), (0.95, 0.6)]
@@ -153,7 +152,7 @@ def make_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def _open_segmentation(root: Path, progress: Progress) -> DatasetFolder:
+def _open_segmentation(root: Path, progress: Progress, zero_is_class: bool | None) -> DatasetFolder:
     splits, masks = [], []
     for name in ("training", "validation"):
         images, labels = root / "images" / name, root / "annotations" / name
@@ -163,22 +162,33 @@ def _open_segmentation(root: Path, progress: Progress) -> DatasetFolder:
         pictures, maps = image_files(images), image_files(labels)
         if not pictures:
             raise UserError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some, or use --data {SCENES}")
-        suffix, mask_suffix = _only_suffix(images, pictures), _only_suffix(labels, maps) if maps else ".png"
+        mask_suffix = _only_suffix(labels, maps) if maps else ".png"
         have = {path.relative_to(labels).with_suffix("") for path in maps}
-        lonely = [path for path in pictures if path.relative_to(images).with_suffix("") not in have]
+        stems = [path.relative_to(images).with_suffix("") for path in pictures]
+        twice = next((stem for stem, following in pairwise(sorted(stems)) if stem == following), None)
+        if twice is not None:
+            raise UserError(f"{images} has two images named {twice}, in different formats; rename or remove one")
+        lonely = [path for path, stem in zip(pictures, stems, strict=True) if stem not in have]
         if lonely:
             raise UserError(
                 f"{len(lonely)} of {len(pictures)} images in {images} have no mask in {labels}, "
                 f"first {lonely[0].name}; add the masks or take the images away"
             )
-        splits.append(Split(f"images/{name}", f"annotations/{name}", len(pictures), suffix, mask_suffix))
+        splits.append(Split(f"images/{name}", f"annotations/{name}", len(pictures), pictures[0].suffix, mask_suffix))
         masks += maps
-    names = root / "classes.txt"
-    if names.is_file():
-        classes = read_class_names(names)
+    zero = marked_zero(root) if zero_is_class is None else zero_is_class
+    colors = ()
+    if (root / "classes.txt").is_file():
+        classes, colors = read_classes(root / "classes.txt")
     else:
-        classes = tuple(f"class_{i + 1}" for i in range(_largest_label(root, masks, progress)))
-    return DatasetFolder("seg", root, classes, make_palette(len(classes)), *splits)
+        largest, has_zero = _largest_label(root, masks, progress)
+        if zero is None and largest == 1 and has_zero:
+            zero = True
+            notice(f"{root}: all labels are 0 and 1, so 0 is a class too (--no-zero-is-class makes it void)")
+        elif zero is None and has_zero:
+            notice(f"{root}: label 0 is void, as in ADE20K; --zero-is-class makes it a class")
+        classes = tuple(f"class_{i}" for i in range(0 if zero else 1, largest + 1))
+    return DatasetFolder("seg", root, classes, colors or make_palette(len(classes)), *splits, bool(zero))
 
 
 def _only_suffix(folder: Path, files: list[Path]) -> str:
@@ -188,18 +198,20 @@ def _only_suffix(folder: Path, files: list[Path]) -> str:
     return suffixes[0]
 
 
-def _largest_label(root: Path, masks: list[Path], progress: Progress) -> int:
-    largest = 0
+def _largest_label(root: Path, masks: list[Path], progress: Progress) -> tuple[int, bool]:
+    """Return the largest label of a class, and whether there are pixels of label 0."""
+    largest, has_zero = 0, False
     for done, path in enumerate(masks, 1):
         try:
             labels = read_mask(path)
         except Unusable as error:
             raise UserError(f"{path}: {error}; see mixtransfer data check") from error
         largest = max(largest, int(labels[labels != 255].max(initial=0)))
+        has_zero = has_zero or bool((labels == 0).any())
         progress(done, len(masks))
     if largest == 0:
         raise UserError(f"all masks in {root / 'annotations'} are void (0 or 255); labels start at 1")
-    return largest
+    return largest, has_zero
 
 
 def _open_detection(root: Path, progress: Progress) -> DatasetFolder:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtransfer.datasets.folders import class_folders, image_files
+from mixtransfer.datasets.folders import class_folders
+from mixtransfer.datasets.sources import image_files
 from mixtransfer.errors import UserError
 from mixtransfer.registry import DATASETS, import_quietly
 

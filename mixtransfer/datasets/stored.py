@@ -22,6 +22,7 @@ __all__ = [
     "Unusable",
     "count_labels",
     "image_size",
+    "opened",
     "read_mask",
     "require_labels",
     "require_size",
@@ -72,7 +73,12 @@ class Unusable(ValueError):
 
 
 @contextmanager
-def _opened(path: str | Path, content: bytes | None, kind: str) -> Iterator[Image.Image]:
+def opened(path: str | Path, content: bytes | None = None, kind: str = "image") -> Iterator[Image.Image]:
+    """Open an image or mask with Pillow while entered.
+
+    Raises:
+        Unusable: the file is no ``kind`` that Pillow reads; also of what is read inside.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns from half of its limit on, and of tags that nobody reads.
@@ -95,7 +101,7 @@ def image_size(path: Path) -> tuple[int, int]:
         Unusable: OpenCV, which training reads images with, or Pillow, which notices truncation, cannot decode the
             file, or :func:`require_size` refuses it.
     """
-    with _opened(path, None, "image") as image:
+    with opened(path, None, "image") as image:
         image.load()
         level = cv2.getLogLevel()
         # What it warns of is said in one line below.
@@ -134,7 +140,7 @@ def read_mask(path: str | Path, content: bytes | None = None) -> np.ndarray:
         Unusable: damaged, several channels or pages, labels that are not whole numbers from 0 to 255, a format with
             losses, or an orientation tag, which a mask's reader does not follow.
     """
-    with _opened(path, content, "mask") as image:
+    with opened(path, content, "mask") as image:
         if image.format in LOSSY_FORMATS or image.info.get("compression") in LOSSY_COMPRESSIONS:
             raise Unusable("mask in a format with losses", f"{image.format} changes labels; write PNG")
         channels = len(image.getbands())
@@ -228,7 +234,7 @@ def label_problem(counts: np.ndarray, names: Sequence[str], void: tuple[int, ...
         # Of many classes some may be rare; that of all labels from 0 to the last but one none is missing is no chance.
         kind = SHIFTED if len(used) == len(names) - 1 else LAST_UNUSED
         return kind, (
-            f"{last} never occurs and {zero}: if masks count classes from 0, add 1 to their labels, else take the"
+            f"{last} never occurs and {zero}: if masks count classes from 0, say --zero-is-class, else take the"
             " name from the end of the list of classes"
         )
     return None

@@ -51,6 +51,7 @@ def load_config(
     data: str | None = None,
     work_dir: str | Path | None = None,
     launcher: str = "none",
+    zero_is_class: bool | None = None,
 ) -> Config:
     """Return the config of a file with its options, dataset and work directory, all checked.
 
@@ -63,6 +64,8 @@ def load_config(
         data: dataset folder to use instead of the config's, or ``"scenes"``.
         work_dir: where results go; by default ``work_dirs/<name of the config>``.
         launcher: how distributed processes were started, one of ``LAUNCHERS``.
+        zero_is_class: whether label 0 of masks is a class, see
+            :func:`~mixtransfer.datasets.folders.open_dataset`.
 
     Raises:
         UserError: the file, an option, the dataset or the folder is not as it should be.
@@ -80,7 +83,7 @@ def load_config(
     check_windows(cfg)
     if "test" in splits and not cfg.get("test_dataloader"):
         raise UserError(f"{path}: nothing to measure: it has no test_dataloader (pretraining without labels)")
-    use_data(cfg, data, splits)
+    use_data(cfg, data, splits, zero_is_class)
     if "train" in splits:
         check_schedule(cfg)
     cfg.launcher = launcher
@@ -184,15 +187,18 @@ def task_of(cfg: Config) -> str:
     return TASKS[scope]
 
 
-def use_data(cfg: Config, data: str | None, splits: Sequence[str]) -> None:
+def use_data(cfg: Config, data: str | None, splits: Sequence[str], zero_is_class: bool | None = None) -> None:
     """Put the config on the dataset folder ``data``, or make sure that its own dataset is there."""
     from mixtransfer.datasets.configure import apply_dataset, require_dataset
     from mixtransfer.datasets.folders import open_dataset
 
     if data is None:
+        if zero_is_class is not None:
+            raise UserError("--zero-is-class: is about the masks of --data; give it too")
         require_dataset(cfg, splits)
     else:
-        apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=progress_line("preparing the dataset")))
+        progress = progress_line("preparing the dataset")
+        apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=progress, zero_is_class=zero_is_class))
 
 
 def check_schedule(cfg: Config) -> None:
