@@ -14,7 +14,6 @@ from typing import Any
 
 import hotcoco
 import numpy as np
-from pycocotools import mask as run_lengths
 
 __all__ = ["Precision", "evaluate"]
 
@@ -138,6 +137,6 @@ def _predicted(
     masks = [mask for item in predictions for mask in item["masks"]]
     found = real.load_res(table, segmentation=masks)
     if masks:
-        # Small, medium and large are said of masks, not of their boxes.
-        found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.asarray(run_lengths.area(masks), dtype=np.float64))
+        # Small, medium and large are said of masks, not of boxes. pycocotools cannot measure more than 255 at once.
+        found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.asarray(hotcoco.mask.area(masks), dtype=np.float64))
     return found

@@ -110,6 +110,15 @@ def test_arrays_and_means_are_pycocotools(seed, kind):
     assert [result.stats()[name] for name in names.split()] == pytest.approx(stats.tolist(), abs=1e-12)
 
 
+def test_hundreds_of_masks_are_measured():
+    truth, categories, predictions = random_case(4, found=80)
+    assert sum(len(item["masks"]) for item in predictions) > 255
+    precision, recall, _ = by_pycocotools(truth, categories, predictions, "segm")
+    result = evaluate(truth, categories, predictions, "segm", NUMBERS, THRESHOLDS)
+    np.testing.assert_array_equal(result.precision, precision)
+    np.testing.assert_array_equal(result.recall, recall)
+
+
 def test_identifiers_and_the_order_of_categories_change_nothing():
     truth, categories, predictions = random_case(3)
     expected = evaluate(truth, categories, predictions, "bbox", NUMBERS, THRESHOLDS)
