@@ -250,8 +250,9 @@ def upernet(options: Options, arch: str = "swin_tiny") -> Iterator[Comparison]:
         calls = {name: _classes_of(net, about) for name, net in nets.items()}
         with torch.no_grad():
             maps = [call(images) for call in calls.values()]
-        # Random weights leave pixels between two classes.
-        if (torch.ne(*maps).float().mean()) > 1e-4:
+        # Random weights leave pixels between two classes; norms have counted the steps above, in their precision.
+        allowed = 1e-3 if options.dtype == torch.float32 else 5e-2
+        if torch.ne(*maps).float().mean() > allowed:
             raise RuntimeError("mmseg answers with other classes")
         steps = {name: evaluation_step(call, images, options) for name, call in calls.items()}
         yield Comparison(f"UPerNet {arch}, 1 × {size}², test", steps, options.max_ratio(mmseg=0.70))

@@ -255,6 +255,7 @@ def _reason(error: BaseException) -> dict[str, str]:
 @contextlib.contextmanager
 def _counted() -> Iterator[Counter]:
     """Count the calls of mmcv's ops meanwhile, by name."""
+    mmcv_ops.install()
     extension, calls = sys.modules[mmcv_ops.EXTENSION], Counter()
 
     def counting(name: str) -> Callable[..., Any]:
