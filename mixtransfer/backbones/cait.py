@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mixtransfer.backbones.base import ATTENTION, Backbone
 from mixtransfer.backbones.reported import Reported
-from mixtransfer.layers.attention import ClassAttention, mix_labels
+from mixtransfer.layers.attention import ClassAttention, attended_labels, mix_labels
 from mixtransfer.layers.attention_maps import note
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
@@ -82,7 +82,7 @@ class TalkingHeadAttention(nn.Module):
         note(q, k, mixed=self.proj_l)
         attention = self.proj_l(q * q.size(-1) ** -0.5 @ k.transpose(2, 3)).softmax(dim=-1)
         out = self.proj_w(attention) @ v
-        attended = None if labels is None else attention.detach().mean(dim=1, dtype=labels.dtype) @ labels
+        attended = None if labels is None else attended_labels(attention, labels)
         return self.proj(out.transpose(1, 2).flatten(2)), attended
 
 

@@ -22,7 +22,6 @@ none. No attention: token labels are pooled to each output.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +36,7 @@ from mixtransfer.layers.depthwise import depthwise
 from mixtransfer.layers.linear import gelu
 from mixtransfer.layers.patches import pad_to_multiple
 from mixtransfer.layers.residual import add_, keep_mask
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["ConvMixer"]
@@ -70,9 +70,7 @@ def kernel_places(size: tuple[int, int], kernel: int, device: torch.device) -> T
     return _make_kernel_places(size, kernel, device)
 
 
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@table
 def _make_kernel_places(size: tuple[int, int], kernel: int, device: torch.device) -> Tensor:
     y, x = (torch.arange(side, device=device) for side in size)
     dy, dx = (side[None, :] - side[:, None] + kernel // 2 for side in (y, x))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.linear import gelu, linear
 from mixtransfer.layers.residual import add_, keep_mask
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["HireMLP"]
@@ -52,9 +52,7 @@ class Spec:
     channels: tuple[int, ...]
 
 
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@table
 def region_lines(side: int, pixel: int, step: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Return the lines of a map that its regions are made of, (n·p,), and where a map's lines are among them, (side,).
 

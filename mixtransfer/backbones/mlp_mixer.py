@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from mixtransfer.layers.init import lecun_normal_
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import PatchEmbed, grid_of
 from mixtransfer.layers.residual import keep_mask, residual
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["MLPMixer"]
@@ -56,9 +56,7 @@ class Spec:
     img_size: int = 224
 
 
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@table
 def resampling(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the (new, old) matrix that resamples a line: linear, over the area behind a pixel where it shrinks."""
     # Not as columns of width 1: there torch's antialiasing puts the first row's weights everywhere (2.14).

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,7 @@ from mixtransfer.errors import UserError
 from mixtransfer.layers.linear import Mlp, gelu
 from mixtransfer.layers.patches import COLORS, grid_of, resize_channels
 from mixtransfer.layers.residual import residual
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["RaftMLP"]
@@ -50,9 +50,7 @@ class Spec:
     img_size: int = 224
 
 
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@table
 def bicubic_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the (new, old) matrix that resamples a line of ``old`` pixels as ``F.interpolate`` does (bicubic)."""
     lines = torch.eye(old, dtype=torch.float64, device=device).view(1, old, old, 1)

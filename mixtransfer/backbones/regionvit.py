@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +38,7 @@ from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp
 from mixtransfer.layers.positions import resize_relative_table
 from mixtransfer.layers.residual import keep_mask, residual, residual_with_labels
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["RegionViT"]
@@ -109,8 +109,7 @@ def _masks(height: int, width: int, h: int, w: int, window: int, device: torch.d
     return _make_masks(height, width, h, w, window, device)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@table
 def _make_masks(height: int, width: int, h: int, w: int, window: int, device: torch.device):
     bottom, right = h * window - height, w * window - width
     if not bottom and not right:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixtransfer.layers import cpu
 from mixtransfer.layers.attention_maps import note
 
-__all__ = ["ClassAttention", "attend", "attend_windows", "mix_labels"]
+__all__ = ["ClassAttention", "attend", "attend_windows", "attended_labels", "mix_labels"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -59,13 +59,20 @@ def attend_windows(
     note(q, k, bias)
     if cpu.bias_is_trained(q, bias):
         return cpu.BiasedAttention.apply(q, k, v, bias, labels)
-    if bias.size(0) > 1:
-        bias = bias.repeat(q.size(0) // bias.size(0), 1, 1, 1)
     bias = bias.to(q.dtype)
     if not torch.is_grad_enabled():
         bias = bias.detach()  # a parameter would keep the fused kernels away
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return out, None if labels is None else _attended(q, k, labels, bias)
+    return _fused(q, k, v, bias), None if labels is None else _attended(q, k, labels, bias)
+
+
+def attended_labels(attention: Tensor, labels: Tensor) -> Tensor:
+    """Return ``mean_heads(A) @ labels`` (B, N, K) for a map A (B, h, N, M), in the labels' precision."""
+    mean = attention.detach().mean(dim=1, dtype=labels.dtype)
+    if attention.dtype != labels.dtype:
+        # Rows of half precision do not add up to 1 exactly, and labels would gain or lose mass.
+        mean /= mean.sum(dim=-1, keepdim=True)
+    with torch.autocast(labels.device.type, enabled=False):
+        return mean @ labels
 
 
 def mix_labels(labels: Tensor, attended: Tensor) -> Tensor:
@@ -101,8 +108,24 @@ def _attended(q: Tensor, k: Tensor, labels: Tensor, bias: Tensor | None = None) 
     q, k = q.detach().to(labels.dtype), k.detach().to(labels.dtype)
     bias = None if bias is None else bias.detach().to(labels.dtype)
     moved = []
-    for part in labels.split(width, dim=-1):
-        columns = F.pad(part, (0, width - part.size(-1))).unsqueeze(1).expand(-1, heads, -1, -1)
-        attended = F.scaled_dot_product_attention(q, k, columns, attn_mask=bias)
-        moved.append(attended[..., : part.size(-1)].mean(dim=1))
+    # Autocast would round the labels to half precision again.
+    with torch.autocast(q.device.type, enabled=False):
+        for part in labels.split(width, dim=-1):
+            columns = F.pad(part, (0, width - part.size(-1))).unsqueeze(1).expand(-1, heads, -1, -1)
+            attended = _fused(q, k, columns, bias)
+            moved.append(attended[..., : part.size(-1)].mean(dim=1))
     return torch.cat(moved, dim=-1)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return fused attention (G, h, N, d) with a bias (1 or W, h, N, M), or none."""
+    if bias is None or bias.size(0) == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    windows = bias.size(0)
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(len(q) // windows, 1, 1, 1))
+    # The windows of an image as heads: the bias of all images is one, which repeated would be as large as the map.
+    heads = q.size(1)
+    q, k, v = (x.unflatten(0, (-1, windows)).flatten(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(-1, heads, -1, -1).flatten(0, 1)[None])
+    return out.unflatten(1, (windows, -1)).flatten(0, 1)

@@ -331,7 +331,11 @@ class BiasedAttention(torch.autograd.Function):
         moved = None
         if labels is not None:
             mean = attention.view(groups, heads, tokens, -1).mean(dim=1, dtype=labels.dtype)
-            moved = torch.bmm(mean, labels)
+            if attention.dtype != labels.dtype:
+                # Rows of half precision do not add up to 1 exactly, and labels would gain or lose mass.
+                mean /= mean.sum(dim=-1, keepdim=True)
+            with torch.autocast("cpu", enabled=False):
+                moved = torch.bmm(mean, labels)
             ctx.mark_non_differentiable(moved)
         ctx.save_for_backward(q, k, v, attention)
         ctx.scale, ctx.bias_shape, ctx.bias_dtype = scale, bias.shape, bias.dtype

@@ -5,20 +5,18 @@ Shapes: N = w² tokens of a window, g groups of channels.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtransfer.layers.init import trunc_normal_
 from mixtransfer.layers.positions import relative_bias, relative_position_index
+from mixtransfer.layers.tables import table
 
 __all__ = ["LearnedMap", "QuadraticMap", "offset_features"]
 
 
-# Tables made in inference mode could not be used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@table
 def offset_features(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return x, y, x², y², xy of the offset (x, y) of each pair (token, source) of a window, (5, N²)."""
     row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
@@ -48,7 +46,7 @@ class QuadraticMap(nn.Module):
             quadratic = torch.stack([precision[:, 0, 0], precision[:, 1, 1], 2 * precision[:, 0, 1]], dim=1)
         else:
             linear = spreads.square().unsqueeze(1) * centers
-            quadratic = linear.new_tensor([1.0, 1.0, 0.0]).expand(len(linear), -1)
+            quadratic = F.pad(linear.new_ones(len(linear), 2), (0, 1))
         features = offset_features(self.window, linear.device, linear.dtype)
         scores = torch.cat([linear, -quadratic / 2], dim=1) @ features
         return scores.view(len(scores), self.window**2, -1).softmax(dim=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from mixtransfer.layers.channels_last import pad
 from mixtransfer.layers.compiling import constant_in_graphs
 from mixtransfer.layers.patches import grid_of
+from mixtransfer.layers.tables import table
 
 __all__ = ["OffsetWindows", "WindowGrid", "attend_inside"]
 
@@ -175,8 +175,7 @@ def attend_inside(
     return join(out), attended[..., :-1] / attended[..., -1:]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@table
 def _valid_slots(windows: OffsetWindows, device: torch.device) -> Tensor | None:
     if windows.top == 0 and windows.size[0] % windows.window == 0 and windows.size[1] % windows.window == 0:
         return None
@@ -202,9 +201,7 @@ def _row_tables(*key) -> tuple[Tensor | None, ...]:
     return _make_row_tables(WindowGrid(*key[:-2]), *key[-2:])
 
 
-# Tables made under inference_mode could not be saved for a later backward pass.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@table
 def _make_tables(grid: WindowGrid):
     window, shift = grid.window, grid.shift
     rows, columns = (-(-side // window) * window for side in (grid.height, grid.width))
@@ -232,8 +229,7 @@ def _make_tables(grid: WindowGrid):
     return source.clamp(min=0).to(grid.device), slot.to(grid.device), pad, mask
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@table
 def _make_row_tables(grid: WindowGrid, batch: int, heads: int):
     source, slot, pad_slots, _ = _make_tables(grid)
     windows, tokens, length = grid.windows, grid.tokens, grid.length

@@ -347,7 +347,8 @@ def _bitmaps(like: Any, crops: list[Crop]) -> Any:
     # The constructor would copy them.
     masks.masks = np.zeros((len(crops), like.height, like.width), dtype=np.uint8)
     for bitmap, crop in zip(masks.masks, crops, strict=True):
-        crop.paint(bitmap, 1)
+        part = bitmap[crop.area]
+        part[...] = 1 if crop.pixels is None else crop.pixels[: part.shape[0], : part.shape[1]]
     return masks
 
 

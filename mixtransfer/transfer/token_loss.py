@@ -47,7 +47,7 @@ def token_shares(class_map: Tensor, stride: int, num_classes: int) -> tuple[Tens
 
 def shares_of(counts: Tensor, stride: int) -> Tensor:
     """Return the shares (B, K, h, w) float32 that counts of pixels are of a token's s² pixels."""
-    return counts.float() / stride**2
+    return counts.float().div_(stride**2)
 
 
 def count_tokens(classes: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
