@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.marks import MARKS
 from benchmarks.speed import environment
-from mixtransfer.checkpoints.write import write_json
+from mixtransfer.checkpoints.whole_files import write_json
 from mixtransfer.cli import run_command
 from mixtransfer.datasets.scenes import write_scenes
 from mixtransfer.registry import import_quietly
