@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a classifier, segmentor or detector from a config",
     "test": "measure a trained checkpoint",
     "predict": "write what a trained model sees in images",
+    "probe": "measure frozen backbones with linear heads on their maps",
     "convert": "convert a checkpoint between published formats and ours",
     "inspect": "say what a checkpoint file is and what is in it",
     "benchmark": "measure complexity and speed, or run a benchmark table",

@@ -18,10 +18,12 @@ from mmengine.registry import Registry
 
 from mixtransfer.engine.cfg_options import literal
 from mixtransfer.errors import UserError
-from mixtransfer.registry import import_quietly
+from mixtransfer.registry import HEADS, SCOPE, STEPS, import_quietly
 
 __all__ = ["embedded_config", "require_known_types"]
 
+#: Classes of ours that are registered when they are looked up.
+LATE = {*HEADS, *STEPS}
 #: What a model needs of a config to answer about images.
 PARTS = ("default_scope", "model", "data_preprocessor", "test_dataloader", "val_dataloader", "custom_imports")
 SCOPES = ("mixtransfer", "mmseg", "mmdet", "mmpretrain")
@@ -142,6 +144,8 @@ def _is_known(kind: Any, roots: tuple[Registry, ...], scope: str) -> bool:
         for child in (registry, *registry.children.values()):
             if child.scope in SCOPES:
                 child.import_from_location()
+            if child.scope == SCOPE == home and short in LATE:
+                child.get(short)  # ours are registered when they are looked up
             found = child.module_dict.get(short)
             if found is None or (child.scope not in scopes and child is not registry):
                 continue

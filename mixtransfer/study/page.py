@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixtransfer.study import charts
+from mixtransfer.study.pictures import PICTURES
 from mixtransfer.study.plan import FACTORS
 from mixtransfer.study.results import Results, Row
 from mixtransfer.study.statistics import POWER, REPLICATES
@@ -37,6 +38,7 @@ STYLE = """
 .scroll th[aria-sort]::after { content: " ▴"; } .scroll th[aria-sort=descending]::after { content: " ▾"; }
 .scroll td { white-space: nowrap; } .scroll td.text, .scroll th.text { text-align: left; }
 .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: #fff; }
+.scroll td:first-child { white-space: normal; min-width: 7rem; }
 td b { color: var(--accent); } td small { color: var(--soft); display: block; }
 input[type=search] { font: inherit; width: 100%; max-width: 24rem; padding: .35rem .6rem; border: 1px solid var(--line);
   border-radius: 6px; }
@@ -74,8 +76,6 @@ document.querySelectorAll('input[type=search]').forEach(input => input.addEventL
 const open = () => { const cell = document.getElementById(location.hash.slice(1)); if (cell) cell.open = true; };
 addEventListener('hashchange', open); open();
 """
-#: File of pictures of predictions beside the records, drawn where the checkpoints are.
-PICTURES = "predictions.png"
 
 
 def page(results: Results, out: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError
 from mixtransfer.study.page import page
+from mixtransfer.study.pictures import draw_predictions
 from mixtransfer.study.plan import Study
 from mixtransfer.study.results import RECORDS, TABLE, Results, collect, csv_of, read_results, write_results
 from mixtransfer.study.tables import latex, markdown, summary_csv
@@ -26,6 +27,7 @@ def write(study: Study, out: Path) -> int:
     if texts[RECORDS]:
         make_folder(out, "--out")
         write_results(out, texts)
+        draw_predictions(study, out)
     elif not (out / RECORDS).is_file():
         raise UserError(f"{study.file}: no cell is done; run it first: mixtransfer study {study.file} run")
     results = read_results(study, out)
