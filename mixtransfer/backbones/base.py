@@ -105,7 +105,6 @@ class Backbone(BaseModule):
     """
 
     family: ClassVar[str]
-    #: Name of a variant -> its size.
     archs: ClassVar[Mapping[str, Any]]
     #: What the authors print about the variants; a variant may be missing.
     reported: ClassVar[Mapping[str, Reported]] = {}
@@ -121,10 +120,11 @@ class Backbone(BaseModule):
     evidence: ClassVar[tuple[str, ...]] = ("tokens",)
     #: Where the last block of :data:`ATTENTION` is: attributes and positions, from the backbone on.
     last_block: ClassVar[tuple[str | int, ...]] = ()
-    #: Whether the published classifier has a second head, ``aux_head``, on tokens: half of the largest logit that it
-    #: gives any of them is added to the logits of the embedding. Such a family has ``encode``, which returns both.
+    #: Whether the published classifier has a second head, ``aux_head``, on tokens, half of whose largest logit is added
+    #: to the logits of the embedding. Such a family has ``encode``, which returns both.
     has_token_logits: bool = False
     encode: Callable[..., Any]
+    norm: nn.Module
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class Backbone(BaseModule):
         return x.mean(dim=(1, 2))
 
     def embedded(self, x: Tensor) -> Tensor:
-        """Return tokens (…, D) of the last map (…, C) as the embedding reads them: behind the last norm."""
+        """Return tokens (…, D) of the last map (…, C) as the embedding reads them: behind ``norm``."""
         return self.norm(x)
 
     def observe(self, x: Tensor, norm: Callable[[Tensor], Tensor], places: Tensor | None = None) -> None:

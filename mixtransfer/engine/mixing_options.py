@@ -53,7 +53,7 @@ def use_token_mix(cfg: Config, region: str, path: str) -> None:
         UserError: the config is of a classifier.
     """
     backbone = cfg.model.get("backbone")
-    if not isinstance(backbone, Mapping) or "type" not in backbone:
+    if not isinstance(backbone, dict) or "type" not in backbone:
         raise UserError(f"--token-mix: {path} trains no segmentor or detector; --mixing is for classifiers")
     wanted = dict(type=region.removeprefix("mixtransfer."))
     hooks = [dict(hook) for hook in cfg.get("custom_hooks") or []]

@@ -108,17 +108,15 @@ def add_trackers(cfg: Config, names: str) -> None:
                 f"--log {name}: the package {package} is not installed; pip install 'mixtransfer[trackers]'"
             )
         backends.append(dict(type=kind))
+    added = [backend["type"] for backend in backends]
     kinds = {
         "seg": "mmseg.SegLocalVisualizer",
         "det": "mmdet.DetLocalVisualizer",
         "cls": "mmpretrain.UniversalVisualizer",
     }
-    visualizer = dict(cfg.get("visualizer") or dict(type=kinds[task_of(cfg)]))
-    kept = [
-        backend
-        for backend in visualizer.get("vis_backends") or []
-        if backend["type"] not in (b["type"] for b in backends)
-    ]
+    visualizer: dict[str, Any] = dict(cfg.get("visualizer") or dict(type=kinds[task_of(cfg)]))
+    present = list(visualizer.get("vis_backends") or [])
+    kept = [backend for backend in present if backend["type"] not in added]
     if not any(str(backend["type"]).endswith("LocalVisBackend") for backend in kept):
         kept.insert(0, dict(type="LocalVisBackend"))
     cfg.visualizer = {**visualizer, "vis_backends": [*kept, *backends]}
