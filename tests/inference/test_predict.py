@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,17 @@ def test_a_suppression_is_a_name_and_a_class_weight_no_file(detector):
         with pytest.raises(UserError, match="no class of mixtransfer"):
             embedded_config({"meta": {"cfg": text.replace(old, new, 1)}}, "evil.pth")
     assert isinstance(embedded_config(content, "good.pth"), Config)
+
+
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+def test_a_fresh_process_knows_the_types_of_our_recipes(task):
+    """Some of our classes are registered when their names are looked up."""
+    name = {"seg": "upernet_swin_micro_scenes", "det": "mask_rcnn_swin_micro_nuts", "cls": "swin_micro_scenes"}[task]
+    code = "from mixtransfer.engine.config import read_config; from mixtransfer.datasets.transforms import add_checks;"
+    code += "from mixtransfer.inference.embedded import embedded_config;"
+    code += f"cfg = read_config('{name}'); add_checks(cfg);"
+    code += "embedded_config({'meta': {'cfg': cfg.pretty_text}}, 'a.pth')"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_file_without_a_config_says_how_else(segmentor, tmp_path, capsys):
