@@ -1,11 +1,16 @@
 """The simulated accelerator refuses and counts what a GPU refuses and waits for; draws go there in one copy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from accelerator import DEVICE, counted
 from torch import nn
 
+from mixtransfer.engine.hooks import LossGuardHook
+from mixtransfer.errors import UserError
+from mixtransfer.layers.attention import attend_windows
 from mixtransfer.layers.host_draws import PassDraws, drawn, repeated, send, uniform
 from mixtransfer.mixing import Draw, PixelDraw
 from mixtransfer.mixing.draws import flip_partner, own_share
@@ -154,3 +159,25 @@ def test_a_mix_on_the_device_is_the_hosts(empty):
         assert log.crossings == [] and moved.to(DEVICE) is moved
         assert torch.equal(mixed.cpu(), draw.mix(images)) and draw.to(torch.device("cpu")) is draw
         assert (mixed is there) == (not draw.mask.any())
+
+
+def test_the_guard_of_losses_reads_all_of_them_at_once():
+    losses = {name: torch.tensor(value).to(DEVICE) for name, value in (("loss", 3.0), ("loss_a", 1.0), ("loss_b", 2.0))}
+    hook, runner = LossGuardHook(), SimpleNamespace(iter=4, work_dir="nowhere")
+    assert crossings(lambda: hook.after_train_iter(runner, 0, outputs=losses)) == [("read", "to the host")]
+    losses["loss_b"] = torch.tensor(float("nan")).to(DEVICE)
+    with pytest.raises(UserError, match="iteration 5: loss_b is nan"):
+        hook.after_train_iter(runner, 0, outputs=losses)
+    hook.after_train_iter(runner, 0, outputs={})
+
+
+def test_windows_with_masks_of_their_own_attend_as_on_the_cpu():
+    """On a device the windows of an image are heads, so that their masks are not repeated for each image."""
+    q, k, v = torch.randn(3, 6, 2, 5, 4).unbind(0)
+    labels = torch.rand(6, 5, 9)
+    for bias in (torch.randn(3, 2, 5, 5), torch.randn(3, 1, 5, 5), torch.randn(1, 2, 5, 5)):
+        with torch.no_grad():
+            here = attend_windows(q, k, v, bias, labels)
+            there = attend_windows(*(x.to(DEVICE) for x in (q, k, v, bias, labels)))
+        for ours, expected in zip(there, here, strict=True):
+            torch.testing.assert_close(ours.cpu(), expected)
