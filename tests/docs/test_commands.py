@@ -1,6 +1,6 @@
 """Commands that README and docs print can be typed: they parse, their configs exist, their options apply.
 
-``-m long`` also runs them, in a folder with small data and stand-ins for files that readers have, trainings shortened.
+Those that need no files run. What the others do is tested where their commands are: nothing here trains.
 """
 
 from __future__ import annotations
