@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import recipe_pages
+
 from mixtransfer.backbones import FAMILIES, Backbone
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.checkpoints.whole_files import replace_whole
@@ -91,7 +93,8 @@ Written by `python docs/make_zoo.py` from the size tables in `mixtransfer/backbo
 - *Published* numbers are the authors', from the sources below each table; {dash} stands for a number that they do not
   print, or that we could not read. † marks one that is off ours by more than 1 % and more than its rounding.
 - Scores are the published ones: ImageNet-1k top-1, AP of boxes and masks on COCO val2017, mean IoU on ADE20K's
-  validation set at a single scale. **We have reproduced none of them yet.**
+  validation set at a single scale. **We have reproduced none of them yet.** The last column links the recipe that gives
+  a score, for another size with `--arch NAME`; below the table stands why none does.
 """
 
 
@@ -100,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="docs/make_zoo.py",
         description="Count the variants that zoo.json lacks, add what reports of tests and of speed say of the "
-        "families, and write from that and from the size tables the page zoo.md and the table in checkpoints.md.",
+        "families, and write from that, the size tables and the recipes "
+        "the page zoo.md, the table in checkpoints.md, configs/README.md, configs/metafiles and model-index.yml.",
     )
     options.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     options.add_argument("--recount", action="store_true", help="count all variants anew")
@@ -135,6 +139,11 @@ def run(args: argparse.Namespace) -> int:
         record["status"] = merged(record["status"], ratios, SPEED)
     zoo, checkpoints = args.folder / "zoo.md", args.folder / "checkpoints.md"
     texts = {zoo: page(record)}
+    root = args.folder.parent
+    # A folder of pages alone has no recipes beside it.
+    if (root / "configs").is_dir():
+        texts[root / "configs/README.md"] = recipe_pages.configs_page()
+        texts |= {root / name: text for name, text in recipe_pages.metafiles(record["complexity"]).items()}
     if checkpoints.exists():
         texts[checkpoints] = with_formats(_text(checkpoints), record["formats"], str(checkpoints))
     if args.check:
@@ -143,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{path} is not up to date; run docs/make_zoo.py")
         return 1 if old else 0
     for path, text in {store: dumps(record), **texts}.items():
+        path.parent.mkdir(exist_ok=True)
         with replace_whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
     print(status_table(record["status"], record["speed"]))
@@ -160,7 +170,8 @@ def page(record: Mapping[str, Any]) -> str:
         UserError: a count or a cell is missing, or a published number is off ours without a stated reason.
     """
     parts = [INTRODUCTION.format(dash=DASH), status_table(record["status"], record["speed"])]
-    parts += [_section(family, record["complexity"]) for family in FAMILIES]
+    recipes = recipe_pages.by_family()
+    parts += [_section(cls, record["complexity"], recipe_pages.links(cls, recipes[cls.family])) for cls in FAMILIES]
     return "\n".join(parts)
 
 
@@ -314,7 +325,9 @@ def dumps(record: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _section(cls: type[Backbone], counts: Mapping[str, Mapping[str, Any]]) -> str:
+def _section(
+    cls: type[Backbone], counts: Mapping[str, Mapping[str, Any]], links: Mapping[str, tuple[str, list[str]]]
+) -> str:
     summary = sys.modules[cls.__module__].__doc__.partition("\n")[0]
     sources = list(dict.fromkeys(source for row in cls.reported.values() for source in row.sources))
     lines = [
@@ -322,10 +335,10 @@ def _section(cls: type[Backbone], counts: Mapping[str, Mapping[str, Any]]) -> st
         "",
         summary,
         "",
-        f"| variant | {' | '.join(HEADER)} | source |",
-        f"|---|{'---:|' * len(HEADER)}---|",
+        f"| variant | {' | '.join(HEADER)} | source | recipe |",
+        f"|---|{'---:|' * len(HEADER)}---|---|",
     ]
-    notes = []
+    notes, without = [], {}
     for arch in cls.archs:
         if arch not in counts:
             raise UserError(f"zoo.json: {arch} is not counted; run docs/make_zoo.py")
@@ -344,7 +357,11 @@ def _section(cls: type[Backbone], counts: Mapping[str, Mapping[str, Any]]) -> st
         scores = [_number(score) for score in (row.top1, row.box_ap, row.mask_ap, row.miou)]
         numbers = ", ".join(str(sources.index(source) + 1) for source in row.sources) or DASH
         size = "×".join(str(side) for side in dict.fromkeys(count["size"]))
-        lines.append(f"| {' | '.join([arch, size, *cells, *scores, numbers])} |")
+        shown, reasons = links.get(arch, (DASH, []))
+        for reason in reasons:
+            without.setdefault(reason, []).append(f"`{arch}`")
+        lines.append(f"| {' | '.join([arch, size, *cells, *scores, numbers, shown])} |")
+    notes += [f"- no recipe gives {', '.join(archs)}, {reason}." for reason, archs in without.items()]
     lines += ["", *notes] if notes else []
     lines += ["", *(f"{number}. {source}." for number, source in enumerate(sources, 1))] if sources else []
     return "\n".join([*lines, ""])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Said in the help of commands on a config.
 CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
 
-__all__ = ["CODE", "add_arguments", "add_zero", "config_of", "count", "fraction", "positive", "seed", "share"]
+__all__ = ["CODE", "add_arguments", "add_zero", "config_of", "count", "fraction", "positive", "ratio", "seed", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +104,17 @@ def fraction(text: str) -> Fraction:
         value = Fraction(0)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a share above 0 up to 1, as 1/8")
+    return value
+
+
+def ratio(text: str) -> float:
+    """Read a multiple of a size."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0, up to 16")
     return value
 
 

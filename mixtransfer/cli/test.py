@@ -6,7 +6,7 @@ import argparse
 import copy
 from pathlib import Path
 
-from mixtransfer.cli.options import add_arguments, config_of
+from mixtransfer.cli.options import add_arguments, config_of, positive, ratio
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -28,6 +28,31 @@ def parser() -> argparse.ArgumentParser:
         help="write what was found in each image beside the metrics, FILE.images.json: counts of pixels, detections",
     )
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")
+    options.add_argument(
+        "--tta",
+        action="store_true",
+        help="test a segmentor or detector on several sizes of each image, mirrored and not, and merge the answers",
+    )
+    options.add_argument(
+        "--tta-scales",
+        type=ratio,
+        nargs="+",
+        metavar="RATIO",
+        help="sizes for --tta as multiples of the config's test scale (segmentors: 0.5 to 1.75 by 0.25; detectors:"
+        " 0.5 1 1.5)",
+    )
+    options.add_argument(
+        "--slide",
+        type=positive,
+        nargs=2,
+        metavar=("CROP", "STRIDE"),
+        help="test a segmentor on square windows of CROP pixels, one every STRIDE pixels",
+    )
+    options.add_argument(
+        "--format-only",
+        metavar="DIR",
+        help="write a detector's answers into DIR as COCO's server takes them, and measure nothing",
+    )
     return options
 
 
@@ -41,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
     make_folder(out.parent, "--out, folder")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give a file")
-    if args.show_dir:
-        make_folder(args.show_dir, "--show-dir")
+    for option in ("--show-dir", "--format-only"):
+        if folder := getattr(args, option[2:].replace("-", "_")):
+            make_folder(folder, option)
+    if args.tta_scales and not args.tta:
+        raise UserError("--tta-scales: gives the sizes of --tta; add --tta")
 
     from mixtransfer.registry import import_quietly
 
@@ -51,17 +79,25 @@ def run(args: argparse.Namespace) -> int:
     from mixtransfer.checkpoints.read import read_checkpoint
     from mixtransfer.datasets.classes import match_classes, trained_classes
     from mixtransfer.evaluation.meter import Meter, measured, origin_of
+    from mixtransfer.evaluation.protocols import use_views, use_windows, write_for_server
     from mixtransfer.evaluation.records import beside, write_record
     from mixtransfer.visualization.prediction_hook import PredictionPictures
 
     content = read_checkpoint(args.checkpoint, args.trust)
     origin = origin_of(content, args.checkpoint)
     match_classes(cfg, trained_classes(content), args.checkpoint)
+    if args.slide:
+        use_windows(cfg, *args.slide)
+    if args.format_only:
+        write_for_server(cfg, Path(args.format_only))
+    if args.tta:
+        import_quietly("mixtransfer.evaluation.augmented")
+        use_views(cfg, args.tta_scales)
     given, meter = copy.deepcopy(cfg), Meter(args.per_image)
     cfg.load_from, cfg.resume = args.checkpoint, False
     del content
     with one_line_errors(args.config):
-        prepare(cfg, "test")
+        prepare(cfg, "format" if args.format_only else "test")
         runner = build_runner(cfg, args.trust)
         if args.show_dir:
             runner.register_hook(PredictionPictures(args.show_dir))
@@ -69,11 +105,17 @@ def run(args: argparse.Namespace) -> int:
         metrics = runner.test()
     if runner.rank:
         return 0
+    if args.format_only:
+        for path in sorted(Path(args.format_only).glob("results.*.json")):
+            print(f"saved to {visible(path)}")
+        return 0
     record = {
         "checkpoint": args.checkpoint,
         "config": args.config,
         **measured(runner, meter, given, origin, metrics),
     }
+    if args.tta or args.slide:
+        record["protocol"] = {"tta": args.tta, "tta_scales": args.tta_scales, "slide": args.slide}
     write_record(out, record)
     write_record(beside(out, "cost"), meter.cost())
     if args.per_image:

@@ -22,7 +22,9 @@ from mixtransfer.progress import notice, progress_line
 __all__ = ["prepare_data"]
 
 #: Purpose of a config -> the splits that are read for it; single images need none, others the training split.
-READ = {"train": ("train", "val"), "resume": ("train", "val"), "test": ("test",), "predict": ()}
+READ = {"train": ("train", "val"), "resume": ("train", "val"), "predict": ()} | dict.fromkeys(
+    ("test", "format"), ("test",)
+)
 
 
 def prepare_data(cfg: Config, purpose: str) -> None:
@@ -40,7 +42,7 @@ def prepare_data(cfg: Config, purpose: str) -> None:
     """
     if purpose in ("train", "resume"):
         require_learnable(cfg)
-    _sound_annotations(cfg, READ.get(purpose, ("train",)))
+    _sound_annotations(cfg, READ.get(purpose, ("train",)), annotated=purpose != "format")
     add_checks(cfg)
     if purpose in ("train", "resume") and cfg.get("default_scope") == "mmpretrain":
         from mixtransfer.datasets.resizing import resize_quickly
@@ -48,7 +50,7 @@ def prepare_data(cfg: Config, purpose: str) -> None:
         resize_quickly(cfg)
 
 
-def _sound_annotations(cfg: Config, splits: Sequence[str]) -> None:
+def _sound_annotations(cfg: Config, splits: Sequence[str], annotated: bool) -> None:
     copies: dict[Path, str] = {}
     masks = has_masks(cfg.model) or _loads_masks(cfg.get("train_dataloader"))
     for split in splits:
@@ -60,7 +62,7 @@ def _sound_annotations(cfg: Config, splits: Sequence[str]) -> None:
                 continue
             if file.resolve() not in copies:
                 path = Path(cfg.work_dir).resolve() / "annotations" / f"{len(copies)}_{file.name}"
-                _write_sound(cfg, dataset, file, masks, path)
+                _write_sound(cfg, dataset, file, path, masks, annotated)
                 copies[file.resolve()] = str(path)
             dataset["ann_file"] = copies[file.resolve()]
     for split in splits:
@@ -80,20 +82,22 @@ def _replace(part: Any, copies: Mapping[Path, str]) -> None:
             metric["ann_file"] = copies[Path(file).resolve()]
 
 
-def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: Path) -> None:
-    content = read_coco(file)
+def _write_sound(cfg: Config, dataset: Mapping, file: Path, path: Path, masks: bool, annotated: bool) -> None:
+    content = read_coco(file, annotated)
     found = find_problems(content, str(file), progress_line(f"checking {file.name}"))
+    if not annotated:
+        del found.problems["no annotations"]
     fatal = found.fatal(masks)
     if fatal:
         kind, places = next(iter(fatal.items()))
         raise UserError(
             f"{kind}: {places[0]}; {sum(map(len, fatal.values()))} problems in all, see mixtransfer data check"
         )
-    if masks and not found.masks:
+    if masks and annotated and not found.masks:
         raise UserError(f"{file}: no annotation has a segmentation, the model has a mask head; use one for boxes only")
     _say_left_out(found, masks, file)
     classes = tuple(class_info(dataset, cfg.get("default_scope")).get("classes") or ())
-    _match_categories(file, content, classes)
+    _match_categories(file, content, classes, annotated)
     prefix = dataset.get("data_prefix") or {}
     folder = Path(dataset.get("data_root") or "") / prefix.get("img", "")
     sound = sound_content(content, classes, masks, _sizes_in_files(content, folder))
@@ -108,7 +112,7 @@ def _write_sound(cfg: Config, dataset: Mapping, file: Path, masks: bool, path: P
         raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --work-dir") from error
 
 
-def _match_categories(file: Path, content: Mapping, classes: Sequence[str]) -> None:
+def _match_categories(file: Path, content: Mapping, classes: Sequence[str], annotated: bool) -> None:
     """mmdet leaves out what is of no class that it knows, and trains classes without instances like others."""
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     if not set(names.values()) & set(classes):
@@ -121,7 +125,7 @@ def _match_categories(file: Path, content: Mapping, classes: Sequence[str]) -> N
         notice(f"{file}: categories that are no class of the config's dataset are left out: {', '.join(strange[:10])}")
     used = {names.get(annotation.get("category_id")) for annotation in content["annotations"]}
     unused = [name for name in classes if name not in used]
-    if unused:
+    if unused and annotated:
         notice(f"{file}: classes without an instance: {', '.join(unused[:10])}")
 
 

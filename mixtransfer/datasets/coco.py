@@ -83,8 +83,12 @@ class Findings:
         }
 
 
-def read_coco(path: Path) -> dict:
+def read_coco(path: Path, annotated: bool = True) -> dict:
     """Return the content of a COCO annotation file, its three lists present and made of objects.
+
+    Args:
+        path: the file.
+        annotated: whether annotations are read; COCO's files of test images have none.
 
     Raises:
         UserError: not JSON, or not COCO's.
@@ -93,6 +97,8 @@ def read_coco(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error}); replace it") from error
+    if not annotated and isinstance(content, dict):
+        content["annotations"] = []
     for key in KEYS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path} has no list {key!r}; it should be a COCO instances file")

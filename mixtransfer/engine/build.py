@@ -23,6 +23,7 @@ PURPOSES = {
     "train": "trains from random or pretrained weights",
     "resume": "goes on from a checkpoint of training, which brings all weights",
     "test": "measures a checkpoint, class by class",
+    "format": "writes what a checkpoint finds, without ground truth",
     "predict": "runs a checkpoint on single images",
     "draw": "draws a training batch of a model that nothing is measured with",
     "draw mix": "the same, of what depends on no weights",
@@ -75,7 +76,7 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
             "type": "mixtransfer.CheckpointHook",
         }
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mixtransfer.LossGuardHook")]
-    if purpose == "test":
+    if purpose in ("test", "format"):
         evaluator = cfg.test_evaluator
         for metric in [evaluator] if isinstance(evaluator, dict) else evaluator:
             metric["type"] = BY_CLASS.get(type_name(metric), metric["type"])

@@ -79,8 +79,10 @@ class Meter(Hook):
     def _count(self, runner: Runner, batch: Any) -> None:
         model = model_of(runner)
         inputs = batch["inputs"]
-        self.input = list(inputs[0].shape[-2:])
-        few = {key: value[:1] for key, value in batch.items()} if isinstance(batch, dict) else batch
+        # With test-time augmentation a batch holds one of each view.
+        views = isinstance(inputs[0], list | tuple)
+        self.input = list((inputs[0][0] if views else inputs[0]).shape[-2:])
+        few = {key: [view[:1] for view in value] if views else value[:1] for key, value in batch.items()}
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The counter cannot follow parameters that are handed from module to module.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from mmdet.evaluation import CocoMetric
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
+from mixtransfer.checkpoints.whole_files import replace_whole
+from mixtransfer.datasets.coco import read_coco
 from mixtransfer.evaluation.coco import evaluate
 from mixtransfer.registry import METRICS
 
@@ -87,25 +91,47 @@ class ClassAP(CocoMetric):
     """mmdet's COCO metric without files between; ``per_class`` holds the AP of each class for boxes and for masks.
 
     A model that finds nothing has an AP of 0. Proposals, and runs that only format, are mmdet's own.
+
+    Args:
+        numbered_as: the annotation file whose numbers of images and categories the written files have, if any.
+        settings: as :class:`mmdet.evaluation.CocoMetric`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "classwise": True})
+    def __init__(self, *args: Any, numbered_as: str | None = None, **settings: Any):
+        super().__init__(*args, **{**settings, "classwise": True})
+        self.numbered_as = numbered_as
+
+    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+        """Write the answers, in the numbers of the file that the metric reads or of ``numbered_as``."""
+        files = super().results2json(results, outfile_prefix)
+        if self.numbered_as:
+            content = read_coco(Path(self.numbered_as), annotated=False)
+            images = {str(image["file_name"]): image["id"] for image in content["images"]}
+            classes = {str(category["name"]): category["id"] for category in content["categories"]}
+            names = {category["id"]: category["name"] for category in self._coco_api.dataset["categories"]}
+            for path in {Path(file) for file in files.values()}:
+                answers = json.loads(path.read_text(encoding="utf-8"))
+                for answer in answers:
+                    answer["image_id"] = images[self._coco_api.imgs[answer["image_id"]]["file_name"]]
+                    answer["category_id"] = classes[names[answer["category_id"]]]
+                with replace_whole(path) as partial:
+                    partial.write_text(json.dumps(answers), encoding="utf-8")
+        return files
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return mmdet's means over classes, fractions."""
-        names = self.dataset_meta["classes"]
-        self.per_class = {name: {} for name in names}
+        """Return mmdet's means over classes, fractions; nothing where answers are only written."""
+        if self.format_only:
+            self.per_class = {}
+            return super().compute_metrics(results)
+        self.per_class = {name: {} for name in self.dataset_meta["classes"]}
         wanted, metrics = self.metrics, {}
         others = [kind for kind in wanted if kind not in ("bbox", "segm")]
-        if self.format_only or others:
+        if others:
             self.metrics = others
             try:
                 metrics.update(super().compute_metrics(results))
             finally:
                 self.metrics = wanted
-            if self.format_only:
-                return metrics
         truth, found = zip(*results, strict=True)
         content = self._truth(truth)
         if self.outfile_prefix is not None and not others:
