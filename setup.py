@@ -66,8 +66,9 @@ setup(
     ],
     extras_require={
         "cluster": ["submitit>=1.5"],
+        "robustness": ["imagecorruptions-imaug>=1.1.5"],
         "trackers": ["tensorboard", "wandb", "mlflow"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML", "imagecorruptions-imaug"],
     },
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},
 )

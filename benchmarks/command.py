@@ -8,18 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixtransfer.cli import run_main
-from mixtransfer.cli.benchmark import require_writable, write_json
-from mixtransfer.cli.options import positive
-from mixtransfer.errors import UserError
+from mixtransfer.cli.options import positive, require_writable, write_json
 from mixtransfer.progress import progress_line
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["CASES", "device_of", "main", "parser", "run"]
+__all__ = ["CASES", "main", "parser", "run"]
 
 #: Cases of ``speed``: functions of benchmarks.cases.
 CASES = {
@@ -75,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.logging import MMLogger
 
     from benchmarks import cases
-    from benchmarks.speed import environment, measure, speedups, table
+    from benchmarks.speed import measure, speedups, table
+    from mixtransfer.evaluation.environment import device_of, environment
 
     device = device_of(args.device)
     if args.threads:
@@ -101,22 +96,3 @@ def run(args: argparse.Namespace) -> int:
     if gain:
         print(f"\ntheirs / ours: lowest {gain['lowest']:.2f}, geometric mean {gain['geometric_mean']:.2f}")
     return 0
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: give cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give another")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: give cpu, cuda or cuda:N")
-    return device

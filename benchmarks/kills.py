@@ -30,10 +30,10 @@ from typing import Any
 import torch
 
 from benchmarks.marks import MARKS
-from benchmarks.speed import environment
 from mixtransfer.checkpoints.whole_files import write_json
 from mixtransfer.cli import run_command
 from mixtransfer.datasets.scenes import write_scenes
+from mixtransfer.evaluation.environment import environment
 from mixtransfer.registry import import_quietly
 
 __all__ = ["HISTORIES", "History", "Kill", "differences", "main"]

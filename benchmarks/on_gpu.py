@@ -21,11 +21,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import cases
-from benchmarks.command import device_of
-from benchmarks.speed import Comparison, environment, measure
+from benchmarks.speed import Comparison, measure
 from benchmarks.steps import Options
 from mixtransfer.cli import run_main
-from mixtransfer.cli.benchmark import require_writable, write_json
+from mixtransfer.cli.options import require_writable, write_json
+from mixtransfer.evaluation.environment import device_of, environment
 
 __all__ = ["WAITS", "Plan", "memory_and_waits", "plans", "run"]
 

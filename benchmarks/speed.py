@@ -6,23 +6,18 @@ A ratio is the median over rounds of our time divided by theirs in the same roun
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["Comparison", "Ratio", "Result", "environment", "measure", "speedups", "table"]
+__all__ = ["Comparison", "Ratio", "Result", "measure", "speedups", "table"]
 
 #: Calls are repeated within a round until one timing lasts this long, in seconds.
 MIN_SECONDS = 0.05
-DISTRIBUTIONS = ("torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation")
 
 
 @dataclass(frozen=True)
@@ -167,20 +162,6 @@ def speedups(results: list[Result]) -> dict[str, float]:
     return {"lowest": min(found), "geometric_mean": math.exp(np.log(found).mean())} if found else {}
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return the conditions of a figure: processor, device, threads, load of the machine, versions."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in DISTRIBUTIONS},
-    }
-
-
 def _seconds(step: Callable[[], Any], calls: int, wait: Callable[[], None]) -> tuple[float, float]:
     """Return the seconds and the seconds of CPU time of one call."""
     wait()
@@ -189,12 +170,3 @@ def _seconds(step: Callable[[], Any], calls: int, wait: Callable[[], None]) -> t
         step()
     wait()
     return (time.perf_counter() - start) / calls, (time.process_time() - cpu_start) / calls
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

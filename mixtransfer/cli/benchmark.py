@@ -1,28 +1,37 @@
-"""``benchmark``: count cost and measure robustness; ``speed`` is a command of a checkout (benchmarks/command.py)."""
+"""``benchmark``: count cost, measure throughput; ``speed`` is a command of a checkout (benchmarks/command.py).
+
+``robustness`` is in ``mixtransfer.cli.robustness``.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from mixtransfer.cli.options import positive
+from mixtransfer.cli import robustness
+from mixtransfer.cli.options import positive, require_writable, seconds, write_json
+from mixtransfer.engine.recipes import describe, find_config, recipe_files
 from mixtransfer.errors import UserError
 from mixtransfer.progress import progress_line
 
 if TYPE_CHECKING:
-    from mixtransfer.engine.runner import TransferRunner
+    from mmengine.config import Config
+
+#: What ``throughput`` times, and in which types.
+MODES = ("evaluation", "training")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``benchmark`` with its actions."""
     main = argparse.ArgumentParser(
-        prog="mixtransfer benchmark", description="Measure speed, complexity and robustness."
+        prog="mixtransfer benchmark", description="Measure speed, complexity, throughput and robustness."
     )
-    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,robustness}")
+    commands = main.add_subparsers(dest="action", required=True, metavar="{speed,complexity,throughput,robustness}")
     # Whatever follows the word is taken, options too.
     speed = commands.add_parser(
         "speed", add_help=False, prefix_chars="\0", help="compare speed with other implementations, in a checkout"
@@ -31,39 +40,60 @@ def parser() -> argparse.ArgumentParser:
     count = commands.add_parser(
         "complexity",
         help="count parameters and multiply-accumulates",
-        description="Print the parameters and multiply-accumulates (papers: FLOPs) of classifiers.",
+        description="Print the parameters and multiply-accumulates (papers: FLOPs) of classifiers, or of the whole"
+        " models of configs, part by part, at 512 × 2048 (segmentors) and 800 × 1280 pixels (detectors), beside what"
+        " the recipe's authors print.",
     )
-    count.add_argument("archs", nargs="*", metavar="ARCH", help="architecture names (default: all)")
+    count.add_argument(
+        "names",
+        nargs="*",
+        metavar="ARCH|CONFIG",
+        help="architectures, or configs such as configs/det/mask_rcnn_swin.py (default: all architectures)",
+    )
     count.add_argument(
         "--size", type=positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
     )
-    count.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
-    robustness = commands.add_parser(
-        "robustness",
-        help="measure a classifier on corrupted images",
-        description="Measure a classifier's top-1 accuracy on images in ImageNet-C's layout, and print a table of "
-        "corruptions and severities, the mean corruption error (mCE) if all its 15 corruptions are there, and the "
-        "share of the clean accuracy that is left.",
+    throughput = commands.add_parser(
+        "throughput",
+        help="measure images per second, latency and memory of models",
+        description="Time tests and training steps of the models of configs on random images in memory, batch by"
+        " batch, and print a table; the file of --json is written row by row.",
     )
-    robustness.add_argument("config", metavar="CONFIG", help="a classifier's config, e.g. configs/pretrain/fan.py")
-    robustness.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
-    robustness.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder with corruption/severity/class/image"
+    throughput.add_argument("names", nargs="+", metavar="CONFIG", help="configs, e.g. configs/det/mask_rcnn_swin.py")
+    throughput.add_argument(
+        "--mode", nargs="+", choices=MODES, default=list(MODES), help="what to time (default: both)"
     )
-    robustness.add_argument(
-        "--clean", type=Path, metavar="DIR", help="clean images, class/image (default: DIR/clean of --data, if there)"
+    throughput.add_argument(
+        "--batch", type=positive, nargs="+", default=[1], metavar="N", help="images in a step (default 1)"
     )
-    robustness.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change entries of the config, e.g. test_dataloader.batch_size=256",
+    throughput.add_argument(
+        "--size", type=positive, nargs=2, metavar=("H", "W"), help="pixels (default: the published size of each)"
     )
-    robustness.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
-    robustness.add_argument(
+    throughput.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    throughput.add_argument("--threads", type=positive, metavar="N", help="threads on CPU (default: torch's choice)")
+    throughput.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="other than float32: autocast (default float32)"
+    )
+    throughput.add_argument(
+        "--seconds", type=seconds, default=5.0, metavar="S", help="least time of a row's steps (default 5)"
+    )
+    throughput.add_argument(
+        "--checkpoint", metavar="FILE", help="weights of the one config's model; an untrained detector finds nothing"
+    )
+    throughput.add_argument(
         "--trust", action="store_true", help="let the checkpoint run code (only if you know its author)"
     )
+    for command in (count, throughput):
+        command.add_argument("--arch", metavar="NAME", help="another size of the configs' backbone, e.g. swin_base")
+        command.add_argument(
+            "--cfg-options",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change entries of the configs, e.g. model.roi_head.bbox_head.num_classes=20",
+        )
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    robustness.add_parser(commands)
     return main
 
 
@@ -72,17 +102,29 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "speed":
         raise UserError("speed: others' ways of computing are in a checkout only; run tools/benchmark.py speed in one")
     require_writable(args.json)
-    return {"complexity": _complexity, "robustness": _robustness}[args.action](args)
+    return {"complexity": _complexity, "throughput": _throughput, "robustness": robustness.run}[args.action](args)
 
 
 def _complexity(args: argparse.Namespace) -> int:
+    from mixtransfer.zoo import list_archs
+
+    known = {path.stem for path in recipe_files()} - set(list_archs())
+    configs = [name for name in args.names if name in known or name.endswith(".py") or "/" in name]
+    if configs and len(configs) < len(args.names):
+        raise UserError("complexity: architectures and configs make two tables; give one kind at a time")
+    if (args.cfg_options or args.arch) and not configs:
+        raise UserError("--arch, --cfg-options: change configs; give one, e.g. configs/det/mask_rcnn_swin.py")
+    return _whole_models(args) if configs else _classifiers(args)
+
+
+def _classifiers(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from mixtransfer.backbones import backbone_class
     from mixtransfer.evaluation.complexity import complexity, table
     from mixtransfer.zoo import list_archs
 
-    archs = args.archs or list_archs()
+    archs = args.names or list_archs()
     for arch in archs:
         backbone_class(arch)  # a misspelt name stops before anything is counted
     progress = progress_line("counted")
@@ -95,95 +137,80 @@ def _complexity(args: argparse.Namespace) -> int:
     return 0
 
 
-def _robustness(args: argparse.Namespace) -> int:
-    from mixtransfer.checkpoints.headers import require_file
-    from mixtransfer.checkpoints.read import read_checkpoint
-    from mixtransfer.datasets.classes import in_order, trained_classes
-    from mixtransfer.engine.build import build_runner, one_line_errors, prepare
-    from mixtransfer.engine.config import load_config, task_of
-    from mixtransfer.evaluation.robustness import for_cropped_images, open_corrupted, summary, table
+def _whole_models(args: argparse.Namespace) -> int:
+    from mixtransfer.evaluation.model_complexity import as_dict, model_complexity, table
 
-    require_file(args.checkpoint)
-    images = open_corrupted(args.data, args.clean)
-    with tempfile.TemporaryDirectory() as work_dir:
-        cfg = load_config(args.config, (), options=args.cfg_options, work_dir=work_dir)
-        if task_of(cfg) != "cls":
-            raise UserError(f"{args.config}: no classifier's config; give one of configs/pretrain")
-        count = cfg.model.get("num_classes") or cfg.model.get("head", {}).get("num_classes")
-        if count not in (None, len(images.classes)):
-            raise UserError(
-                f"--data {args.data}: {len(images.classes)} class folders, and the model of {args.config} has {count} "
-                "classes; give images of its classes"
-            )
-        trained = trained_classes(read_checkpoint(args.checkpoint, args.trust))
-        classes = in_order(images.classes, trained, args.checkpoint)
-        cfg.load_from, cfg.custom_hooks = args.checkpoint, []
-        dataset = cfg.test_dataloader.dataset
-        while "dataset" in dataset:
-            dataset = dataset.dataset
-        pipeline, cropped = dataset.pipeline, for_cropped_images(dataset.pipeline)
-        jobs = [(path, cropped) for paths in images.folders.values() for path in paths]
-        if images.clean:
-            jobs.insert(0, (images.clean, pipeline))
-        with one_line_errors(args.config):
-            prepare(cfg, "test")
-            runner = build_runner(cfg, args.trust)
-            runner.load_or_resume()
-            found = iter(_accuracies(runner, jobs, classes))
-    clean = next(found) if images.clean else None
-    top1 = {name: [next(found) for _ in paths] for name, paths in images.folders.items()}
-    print(table(top1, clean))
-    about = {"config": args.config, "checkpoint": args.checkpoint, "data": str(args.data)}
-    write_json(args.json, {**about, "top1": top1, "summary": summary(top1, clean)})
+    progress = progress_line("counted")
+    rows = []
+    with _prepared(args) as configs:
+        for name, cfg in configs.items():
+            # The figures printed for the recipe are not those of another network.
+            recipe = None if args.cfg_options or args.arch else describe(find_config(name))
+            rows.append(model_complexity(cfg, name, recipe, args.size and tuple(args.size)))
+            progress(len(rows), len(configs))
+            write_json(args.json, [as_dict(row) for row in rows])
+    print(table(rows))
     return 0
 
 
-def _accuracies(runner: TransferRunner, jobs: Sequence[tuple[Path, list]], classes: Sequence[str]) -> list[float]:
-    """Return the top-1 accuracy in percent on each folder of class folders, read by its pipeline."""
+@contextmanager
+def _prepared(args: argparse.Namespace) -> Iterator[dict[str, Config]]:
+    """Read configs whose models are built without data; all of them before the first model is."""
+    from mixtransfer.engine.build import one_line_errors, prepare
+    from mixtransfer.engine.config import load_config
+
+    with TemporaryDirectory() as work_dir:
+        settings = dict(arch=args.arch, options=args.cfg_options, work_dir=work_dir)
+        configs = {name: load_config(name, (), **settings) for name in args.names}
+        for name, cfg in configs.items():
+            with one_line_errors(name):
+                prepare(cfg, "predict")
+        yield configs
+
+
+def _throughput(args: argparse.Namespace) -> int:
+    if args.checkpoint and len(args.names) > 1:
+        raise UserError("--checkpoint: has the weights of one model; give one config")
+
+    from dataclasses import asdict
+
     import torch
-    from mmengine.evaluator import Evaluator
 
-    model, found = runner.model.eval(), []
-    progress, before = progress_line("batches measured"), 0
-    for number, (folder, pipeline) in enumerate(jobs):
-        dataset = {
-            "type": "mixtransfer.ClassFolders",
-            "data_prefix": str(folder),
-            "pipeline": pipeline,
-            "metainfo": {"classes": classes},
-        }
-        loader = runner.build_dataloader(
-            {**runner.cfg.test_dataloader, "dataset": dataset, "persistent_workers": False}, seed=runner.seed
+    from mixtransfer.checkpoints.headers import require_file
+    from mixtransfer.checkpoints.load import load_strictly
+    from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+    from mixtransfer.engine.build import one_line_errors
+    from mixtransfer.evaluation.environment import device_of, environment
+    from mixtransfer.evaluation.model_complexity import published_size
+    from mixtransfer.evaluation.throughput import build, sweep, table
+
+    if args.checkpoint:
+        require_file(args.checkpoint)
+    device = device_of(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    about = {**environment(device), "dtype": args.dtype, "seconds": args.seconds, "checkpoint": args.checkpoint}
+    rows = []
+    with _prepared(args) as configs:
+        progress = progress_line("measured")
+        total = len(configs) * len(args.mode) * len(args.batch)
+        for name, cfg in configs.items():
+            with one_line_errors(name):
+                model = build(cfg)
+                if args.checkpoint:
+                    weights = find_weights(read_checkpoint(args.checkpoint, args.trust), args.checkpoint)
+                    load_strictly(model, weights, args.checkpoint)
+                settings = dict(size=tuple(args.size or published_size(cfg)), device=device, dtype=args.dtype)
+                kinds = dict(modes=args.mode, batches=sorted(args.batch), seconds=args.seconds)
+                for row in sweep(model, cfg, name, **settings, **kinds):
+                    rows.append(row)
+                    progress(len(rows), total)
+                    write_json(args.json, {"environment": about, "rows": [asdict(row) for row in rows]})
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), end="\n\n")
+    print(table(rows))
+    if not args.checkpoint and "evaluation" in args.mode and any("rpn_head" in c.model for c in configs.values()):
+        print(
+            "\nUntrained detectors find little; the time of their tests is that of trained ones with --checkpoint FILE."
         )
-        evaluator = Evaluator({"type": "mmpretrain.Accuracy", "topk": (1,)})
-        # Folders still to come are taken to be as long as this one.
-        total = before + len(loader) * (len(jobs) - number)
-        for done, batch in enumerate(loader, before + 1):
-            with torch.no_grad():
-                evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
-            progress(done, total)
-        before += len(loader)
-        found.append(float(evaluator.evaluate(len(loader.dataset))["accuracy/top1"]))
-    return found
-
-
-def require_writable(path: Path | None) -> None:
-    """Check that the file of ``--json`` can be written by opening it: root passes a folder's permissions."""
-    if path is None:
-        return
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            writable = not path.is_dir()
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"--json {path}: cannot be written; give a file in a folder that exists")
-
-
-def write_json(path: Path | None, content: Any) -> None:
-    """Write the file of ``--json``, if given, whole or not at all."""
-    from mixtransfer.checkpoints.whole_files import replace_whole
-
-    if path is not None:
-        with replace_whole(path) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mixtransfer.engine.config import load_config
 from mixtransfer.engine.launchers import LAUNCHERS
+from mixtransfer.errors import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -16,7 +20,21 @@ if TYPE_CHECKING:
 #: Said in the help of commands on a config.
 CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
 
-__all__ = ["CODE", "add_arguments", "add_zero", "config_of", "count", "fraction", "positive", "ratio", "seed", "share"]
+__all__ = [
+    "CODE",
+    "add_arguments",
+    "add_zero",
+    "config_of",
+    "count",
+    "fraction",
+    "positive",
+    "ratio",
+    "require_writable",
+    "seconds",
+    "seed",
+    "share",
+    "write_json",
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +105,7 @@ def seed(text: str) -> int:
 
 def share(text: str) -> float:
     """Read a share of a whole."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
+    value = _real(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1")
     return value
@@ -109,16 +124,50 @@ def fraction(text: str) -> Fraction:
 
 def ratio(text: str) -> float:
     """Read a multiple of a size."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
+    value = _real(text)
     if not 0 < value <= 16:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0, up to 16")
     return value
+
+
+def seconds(text: str) -> float:
+    """Read a time."""
+    value = _real(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds above 0")
+    return value
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1
 
 
 def _number(text: str, least: int, form: str, most: float = float("inf")) -> int:
     if not text.isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number {form}")
     return int(text)
+
+
+def require_writable(path: Path | None) -> None:
+    """Make sure that the file of ``--json`` can be written; a folder's permissions alone do not tell root."""
+    if path is None:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            writable = not path.is_dir()
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"--json {path}: cannot be written; give a file in a folder that exists")
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write the file of ``--json``, if there is one, whole or not at all."""
+    from mixtransfer.checkpoints.whole_files import replace_whole
+
+    if path is not None:
+        with replace_whole(path) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

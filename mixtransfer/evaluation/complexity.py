@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixtransfer.backbones import backbone_class
 from mixtransfer.zoo import build_classifier
 
-__all__ = ["Complexity", "complexity", "table"]
+__all__ = ["Complexity", "complexity", "counted", "table"]
 
 #: Side in pixels that networks without a table of fixed size are published for.
 DEFAULT_SIZE = 224
@@ -59,11 +60,18 @@ def complexity(arch: str, size: tuple[int, int] | None = None) -> Complexity:
     net.eval().requires_grad_(False)
     if size is None:
         size = (getattr(net.backbone.archs[arch], "img_size", DEFAULT_SIZE),) * 2
+    with torch.no_grad():
+        _, operations = counted(lambda: net(torch.zeros(1, 3, *size, device=device)))
+    return Complexity(arch, tuple(size), parameters, operations // 2)
+
+
+def counted(call: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what a call returns, and its operations: two of each multiply-accumulate."""
     # Only the plain form of attention is made of products that the counter sees on every device.
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        net(torch.zeros(1, 3, *size, device=device))
-    return Complexity(arch, tuple(size), parameters, counter.get_total_flops() // 2)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        answer = call()
+    return answer, counter.get_total_flops()
 
 
 def _recurrence(tokens, inward, recurrent, *args, out_shape=None, **kwargs) -> int:

@@ -1,7 +1,8 @@
-"""Robustness of a classifier to the common corruptions of ImageNet-C, read from folders of corrupted images.
+"""Robustness of a classifier: ImageNet-C, in folders that hold the corrupted images, ImageNet-A and ImageNet-R.
 
 Paper: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
-2019, arXiv 1903.12261, section 4.1, with AlexNet's errors of its code. As NVlabs/FAN measures it.
+2019, arXiv 1903.12261, section 4.1, with AlexNet's errors of its code. ImageNet-A (arXiv 1907.07174) and -R
+(2006.16241) have images of 200 of the 1000 classes; the answer is the likeliest of the 200. As NVlabs/FAN measures it.
 
 Accuracies are top-1 in percent; errors are fractions.
 """
@@ -12,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from timm.data import ImageNetInfo
+
+from mixtransfer.datasets.classes import WORDNET
 from mixtransfer.datasets.folders import IMAGE_SUFFIXES, class_folders
 from mixtransfer.errors import UserError
 
@@ -24,6 +28,8 @@ __all__ = [
     "mean_corruption_error",
     "mean_top1",
     "open_corrupted",
+    "open_subset",
+    "outputs_of",
     "summary",
     "table",
 ]
@@ -122,6 +128,36 @@ def open_corrupted(root: Path, clean: Path | None = None) -> CorruptedImages:
         if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*")):
             raise UserError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) in class folders; {layout}")
     return CorruptedImages(folders, classes, clean)
+
+
+def open_subset(root: Path) -> tuple[str, ...] | None:
+    """Return the classes of a folder in ImageNet-A's layout, WordNet id/image; None of a folder in another layout."""
+    names = class_folders(root) if root.is_dir() else ()
+    return names if names and all(WORDNET.fullmatch(name) for name in names) else None
+
+
+def outputs_of(classes: Sequence[str], trained: Sequence[str] | None, outputs: int, name: str) -> list[int]:
+    """Return the numbers of a model's outputs that stand for WordNet ids.
+
+    Args:
+        classes: the ids.
+        trained: the classes of the checkpoint, if it names them; those of ImageNet-1k in English are in its order.
+        outputs: how many the model has.
+        name: of the folder with the images, for messages.
+
+    Raises:
+        UserError: the model has not all of these classes.
+    """
+    named = trained if trained and all(WORDNET.fullmatch(item) for item in trained) else None
+    known = list(named or ImageNetInfo("imagenet-1k").label_names())
+    if len(known) != outputs:
+        raise UserError(
+            f"--data {name}: ImageNet's classes, and the model has {outputs} outputs; give one of {len(known)}"
+        )
+    strange = [item for item in classes if item not in known]
+    if strange:
+        raise UserError(f"--data {name}: the model has no class {', '.join(strange[:5])}; take the folder away")
+    return [known.index(item) for item in classes]
 
 
 def for_cropped_images(pipeline: Sequence[Mapping]) -> list[dict]:

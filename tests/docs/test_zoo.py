@@ -12,11 +12,12 @@ import make_zoo as zoo
 import pytest
 import torch
 
-from benchmarks.speed import Result, environment
+from benchmarks.speed import Result
 from mixtransfer.backbones import FAMILIES
 from mixtransfer.cli import run_main
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.complexity import complexity
+from mixtransfer.evaluation.environment import environment
 
 TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"

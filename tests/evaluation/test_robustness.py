@@ -22,6 +22,8 @@ from mixtransfer.evaluation.robustness import (
     mean_corruption_error,
     mean_top1,
     open_corrupted,
+    open_subset,
+    outputs_of,
     summary,
     table,
 )
@@ -109,11 +111,11 @@ def model(tmp_path_factory):
     return str(folder / "three.py"), str(folder / "three.pth")
 
 
-def accuracy(net, cfg, folder):
+def accuracy(net, cfg, folder, classes=CLASSES):
     """Return the top-1 of a network on a folder, image after image."""
     mean, std = (torch.tensor(cfg.data_preprocessor[name]).view(3, 1, 1) for name in ("mean", "std"))
     hits = []
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(classes):
         for path in sorted((folder / name).iterdir()):
             pixels = torch.from_numpy(cv2.imread(str(path))[..., ::-1].copy()).permute(2, 0, 1)
             hits.append(int(net(((pixels - mean) / std)[None]).argmax()) == label)
@@ -169,15 +171,60 @@ def test_what_the_command_cannot_do_is_one_line(corrupted, model, tmp_path, caps
 
     def error(*args):
         assert run_command("benchmark", ["robustness", *map(str, args)]) == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        return line
+        # Libraries warn as they are imported.
+        return capsys.readouterr().err.strip().splitlines()[-1]
 
     data = ("--data", corrupted)
     assert "nothing.pth: no such checkpoint file" in error(config, "nothing.pth", *data)
     assert "--clean x: no such folder" in error(config, checkpoint, *data, "--clean", "x")
     assert "3 class folders, and the model of" in error(CONFIGS / "pretrain/swin.py", checkpoint, *data)
     segmentor = CONFIGS / "seg/upernet_swin.py"
-    assert "no classifier's config" in error(segmentor, checkpoint, *data)
+    assert "no segmentation dataset in" in error(segmentor, checkpoint, *data)
+    assert "--clean: segmentors and detectors are measured" in error(segmentor, checkpoint, *data, "--clean", "x")
+    assert "unknown corruption 'rain'" in error(segmentor, checkpoint, "--corruptions", "rain")
+    assert "--data: give the folder" in error(config, checkpoint)
+    assert "--corruptions, --severities: images for classifiers" in error(config, checkpoint, "--severities", 1, *data)
     assert "--json" in error(config, checkpoint, *data, "--json", tmp_path / "no/where.json")
     torch.save({"state_dict": {"head.weight": torch.zeros(3, 2)}}, tmp_path / "other.pth")
     assert "does not fit the model" in error(config, tmp_path / "other.pth", *data)
+
+
+def test_images_of_some_classes_are_answered_among_these(tmp_path, capsys):
+    """ImageNet-A and -R: the likeliest of their classes counts, whatever the model makes of the other 800."""
+    ids = ("n01498041", "n01534433", "n07768694")  # stingray 6, junco 13, pomegranate 957
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(ids):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        for index in range(3):
+            pixels = rng.integers(0, 80, (64, 64, 3)) + 80 * number
+            cv2.imwrite(str(tmp_path / "a" / name / f"{index}.png"), pixels.astype(np.uint8))
+    base = str(CONFIGS / "pretrain/swin_micro_scenes.py")
+    config, checkpoint = tmp_path / "thousand.py", tmp_path / "thousand.pth"
+    config.write_text(CONFIG.format(base=base).replace("3)", "1000)"), encoding="utf-8")
+    torch.manual_seed(1)
+    net = mixtransfer.build_classifier("swin_micro", 1000).eval()
+    torch.save({"state_dict": net.state_dict(), "meta": {}}, checkpoint)
+    out = tmp_path / "a.json"
+    command = ["robustness", str(config), str(checkpoint), "--data", str(tmp_path / "a"), "--json", str(out)]
+    assert run_command("benchmark", command) == 0
+    chosen = torch.nn.Module()
+    chosen.forward = lambda images: net(images)[:, [6, 13, 957]]
+    with torch.no_grad():
+        expected = accuracy(chosen, read_config(config), tmp_path / "a", ids)
+    assert json.loads(out.read_text())["top1"] == {str(tmp_path / "a"): pytest.approx(expected)}
+    assert "of 3 classes" in capsys.readouterr().out
+
+
+def test_outputs_are_found_by_what_the_checkpoint_was_trained_on():
+    ids = ("n01498041", "n01534433")
+    assert outputs_of(ids, None, 1000, "a") == [6, 13]
+    assert outputs_of(ids, ["stingray", "junco"] * 500, 1000, "a") == [6, 13]
+    assert outputs_of(ids, ["n01534433", "n00000001", "n01498041"], 3, "a") == [2, 0]
+    with pytest.raises(UserError, match="the model has 10 outputs; give one of 1000"):
+        outputs_of(ids, None, 10, "a")
+    with pytest.raises(UserError, match="the model has no class n01534433"):
+        outputs_of(ids, ["n01498041"], 1, "a")
+
+
+def test_other_layouts_are_no_subset(corrupted):
+    assert open_subset(corrupted) is None and open_subset(corrupted / "nowhere") is None
