@@ -65,6 +65,7 @@ setup(
         "typing_extensions",
     ],
     extras_require={
+        "export": ["onnx", "onnxscript", "onnxruntime"],
         "cluster": ["submitit>=1.5"],
         "robustness": ["imagecorruptions-imaug>=1.1.5"],
         "trackers": ["tensorboard", "wandb", "mlflow"],

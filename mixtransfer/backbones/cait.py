@@ -61,7 +61,7 @@ class TalkingHeads(nn.Linear):
     def forward(self, maps: Tensor) -> Tensor:
         """Return the mixed maps."""
         # As a product from the left the maps stay in place, with no permuted copies.
-        weight = self.weight.expand(len(maps), -1, -1)
+        weight = self.weight.expand(maps.size(0), -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, maps.flatten(2)).view_as(maps)
 
 
@@ -208,7 +208,7 @@ class CaiT(Backbone):
         x, rows, grid = self.tokens(images, labels)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, rows)
-        token = self.cls_token.expand(len(x), -1, -1)
+        token = self.cls_token.expand(x.size(0), -1, -1)
         label = None if labels is None else image_label(labels).unsqueeze(1)
         for block in self.blocks_token_only:
             token, label = self.checkpointed(block, token, x, label, rows)

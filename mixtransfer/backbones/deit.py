@@ -182,7 +182,7 @@ class VisionTransformer(Backbone):
     def tokens(self, images: Tensor, labels: Tensor | None):
         """Return the embedded tokens (B, 1+N, C), their labels (B, 1+N, K) or None, and the grid (h, w)."""
         x, grid = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.size(0), -1, -1), x], dim=1)
         x = x + resize_position_table(self.pos_embed, self.grid, grid)
         if labels is not None:
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)

@@ -389,7 +389,7 @@ def _take(x: Tensor | None, places: Tensor) -> Tensor | None:
     if x is None:
         return None
     # Whole rows are copied many times faster than elements are gathered.
-    rows = places + x.size(1) * torch.arange(len(x), device=x.device).unsqueeze(1)
+    rows = places + x.size(1) * torch.arange(x.size(0), device=x.device).unsqueeze(1)
     return x.flatten(0, 1).index_select(0, rows.flatten()).view(*places.shape, -1)
 
 

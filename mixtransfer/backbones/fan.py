@@ -429,7 +429,7 @@ class FAN(Backbone):
         x, rows, size, _ = self.tokens(images, labels, paired=True)
         for block in self.blocks:
             x, rows = self.checkpointed(block, x, size, rows)
-        token = self.cls_token.expand(len(x), -1, -1)
+        token = self.cls_token.expand(x.size(0), -1, -1)
         label = None if labels is None else image_label(labels).unsqueeze(1)
         *_, last = self.cls_attn_blocks
         for block in self.cls_attn_blocks:

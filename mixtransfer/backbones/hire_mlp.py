@@ -105,7 +105,7 @@ class HireMixer(nn.Module):
         columns = self.mix_lines(x, 2, self.mlp_w1, self.mlp_w1_norm, self.mlp_w2)
         own = self.mlp_c(x)
         mean = sum(branch.mean(dim=(1, 2)) for branch in (rows, columns, own))
-        shares = self.reweight(mean[:, :, None, None]).view(len(x), 1, 1, -1, 3).softmax(dim=4)
+        shares = self.reweight(mean[:, :, None, None]).view(x.size(0), 1, 1, -1, 3).softmax(dim=4)
         return self.proj(rows * shares[..., 0] + columns * shares[..., 1] + own * shares[..., 2])
 
 

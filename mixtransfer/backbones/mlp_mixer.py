@@ -101,7 +101,7 @@ class TokenMixer(nn.Module):
 
 def _columns(x: Tensor, layer: nn.Linear) -> Tensor:
     """Apply a linear layer to the columns of (B, in, C) without transposing them: (B, out, C)."""
-    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
+    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(x.size(0), -1, -1), x)
 
 
 class Block(nn.Module):

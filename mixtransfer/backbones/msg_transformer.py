@@ -260,7 +260,7 @@ class MSGTransformer(Backbone):
         slots = [side // self.window for side in patches.shape[1:3]]
         side = self.layers[0].shuffle
         messengers = self.msg_tokens.view(1, side, side, -1)
-        messengers = messengers.repeat(len(images), slots[0] // side, slots[1] // side, 1)
+        messengers = messengers.repeat(images.size(0), slots[0] // side, slots[1] // side, 1)
         rows = patch_labels = messenger_labels = None
         if labels is not None:
             labels = pool_labels(labels.detach(), size)

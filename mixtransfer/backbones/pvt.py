@@ -329,7 +329,7 @@ class PVT(Pyramid):
             return x + table
         if not class_token:
             return x + table[:, 1:]
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + table
+        return torch.cat([self.cls_token.expand(x.size(0), -1, -1), x], dim=1) + table
 
     def extras(self, index):
         cls_token = [self.cls_token] if index == LAST and hasattr(self, "cls_token") else []

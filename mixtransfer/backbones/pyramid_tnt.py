@@ -163,7 +163,7 @@ class Block(nn.Module):
         if self.inner:
             words = residual(words, lambda y: self.inner_attn.words(_norm_patch(self.inner_norm1, y)), rate, training)
             words = residual(words, lambda y: self.inner_mlp(_norm_patch(self.inner_norm2, y)), rate, training)
-            x = x + self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1), -1))))
+            x = x + self.proj_norm2(self.proj(self.proj_norm1(words.reshape(x.size(0), x.size(1), -1))))
         attention = lambda y, rows: self.outer_attn(self.outer_norm1(y), size, bias, rows)  # noqa: E731
         x, labels = residual_with_labels(x, labels, attention, rate, training)
         return words, residual(x, lambda y: self.outer_mlp(self.outer_norm2(y)), rate, training), labels
@@ -210,7 +210,7 @@ class Stem(nn.Module):
         patches = self.outer_convs(x)
         size = (patches.size(2), patches.size(3))
         words = self.inner_convs(x).unflatten(3, (size[1], 4)).unflatten(2, (size[0], 4))
-        words = words.permute(0, 2, 4, 3, 5, 1).reshape(len(images) * size[0] * size[1], WORDS, -1)
+        words = words.permute(0, 2, 4, 3, 5, 1).reshape(images.size(0) * size[0] * size[1], WORDS, -1)
         return words, patches.flatten(2).transpose(1, 2), size
 
 

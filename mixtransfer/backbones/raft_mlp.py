@@ -114,7 +114,7 @@ class TokenMixer(nn.Module):
 
 def _columns(x: Tensor, layer: nn.Linear, activate: bool) -> Tensor:
     """Apply a linear layer to the columns of (B, in, N) without transposing them: (B, out, N)."""
-    x = torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
+    x = torch.baddbmm(layer.bias[:, None], layer.weight.expand(x.size(0), -1, -1), x)
     return gelu(x) if activate else x
 
 

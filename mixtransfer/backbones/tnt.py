@@ -97,7 +97,7 @@ class Block(nn.Module):
         rate, training = self.drop_path, self.training
         words = residual(words, lambda y: self.inner_attn(self.inner_norm1(y), None)[0], rate, training)
         words = residual(words, lambda y: self.inner_mlp(self.inner_norm2(y)), rate, training)
-        joined = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(x), x.size(1) - 1, -1))))
+        joined = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(x.size(0), x.size(1) - 1, -1))))
         x = torch.cat([x[:, :1], x[:, 1:] + joined], dim=1)
         attention = lambda y, rows: self.outer_attn(self.outer_norm1(y), rows)  # noqa: E731
         x, labels = residual_with_labels(x, labels, attention, rate, training)
@@ -173,8 +173,8 @@ class TNT(Backbone):
         """Return words (B·N, 16, c), tokens (B, 1+N, D), their labels (B, 1+N, K) or None, and the grid (h, w)."""
         words, grid = self.patch_embed(images)
         words = words + self.inner_pos
-        x = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(len(images), grid[0] * grid[1], -1))))
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(images.size(0), grid[0] * grid[1], -1))))
+        x = torch.cat([self.cls_token.expand(x.size(0), -1, -1), x], dim=1)
         x = x + resize_position_table(self.outer_pos, self.grid, grid)
         if labels is not None:
             labels = torch.cat([image_label(labels).unsqueeze(1), labels_to_tokens(labels, grid)], dim=1)

@@ -19,6 +19,7 @@ COMMANDS = {
     "test": "measure a trained checkpoint",
     "predict": "write what a trained model sees in images",
     "probe": "measure frozen backbones with linear heads on their maps",
+    "export": "write a trained network as ONNX, TorchScript or torch.export's program",
     "convert": "convert a checkpoint between published formats and ours",
     "inspect": "say what a checkpoint file is and what is in it",
     "benchmark": "measure complexity and speed, or run a benchmark table",

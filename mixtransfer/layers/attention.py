@@ -123,7 +123,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     windows = bias.size(0)
     if q.device.type == "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(len(q) // windows, 1, 1, 1))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(q.size(0) // windows, 1, 1, 1))
     # The windows of an image as heads: the bias of all images is one, which repeated would be as large as the map.
     heads = q.size(1)
     q, k, v = (x.unflatten(0, (-1, windows)).flatten(1, 2) for x in (q, k, v))

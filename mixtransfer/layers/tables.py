@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from mixtransfer.layers.compiling import is_traceable
 
 __all__ = ["BUDGET", "kept_bytes", "table"]
 
@@ -29,14 +33,16 @@ def table(make: F) -> F:
 
     @wraps(make)
     def get(*arguments: Hashable) -> Any:
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if compiling and not is_traceable():
             return make(*arguments)
         key = make, *arguments
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key][0]
-        # Tables made under inference_mode could not be saved for a later backward pass.
-        with torch.inference_mode(False):
+        # Tables made under inference_mode could not be saved for a later backward pass; an exporter that saw them
+        # made would have values to guess, so it gets them as constants.
+        with torch.inference_mode(False), _disable_current_modes() if compiling else nullcontext():
             made = make(*arguments)
         _kept[key] = made, _bytes(made)
         over = kept_bytes() - BUDGET

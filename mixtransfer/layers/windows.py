@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixtransfer.layers.channels_last import pad
-from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.compiling import constant_in_graphs, is_traceable
 from mixtransfer.layers.patches import grid_of
 from mixtransfer.layers.tables import table
 
@@ -65,6 +65,13 @@ class WindowGrid:
         """Cut qkv (B, L, 3·h·d) into windows and heads: q, k, v, each (B·W, h, N, d); padding holds ``bias``."""
         batch, _, channels = qkv.shape
         width = channels // (3 * heads)
+        if is_traceable():
+            source, _, pad, _ = _tables(*self.key)
+            rows = qkv[:, source]
+            if pad is not None:
+                rows = rows.index_copy(1, pad, bias.to(qkv.dtype).expand(batch, len(pad), -1))
+            rows = rows.view(batch, self.windows, self.tokens, 3, heads, width).permute(3, 0, 1, 4, 2, 5)
+            return rows.reshape(3, batch * self.windows, heads, self.tokens, width).unbind(0)
         split, unsplit, _, _, pad, pad_bias = _row_tables(*self.key, batch, heads)
         bias = bias.to(qkv.dtype).view(3 * heads, width)
         rows = _GatherRows.apply(qkv.reshape(-1, width), bias, split, unsplit, pad, pad_bias)
@@ -74,6 +81,9 @@ class WindowGrid:
         """Put window outputs (B·W, h, N, d) back into the token grid (B, L, h·d), dropping the padding."""
         groups, heads, _, width = out.shape
         batch = groups // self.windows
+        if is_traceable():
+            rows = out.transpose(1, 2).reshape(batch, self.windows * self.tokens, heads * width)
+            return rows[:, _tables(*self.key)[1]]
         if out.transpose(1, 2).is_contiguous():
             # The fused kernels write the heads of a token side by side: whole tokens can be moved.
             heads, width = 1, heads * width
@@ -165,7 +175,7 @@ def attend_inside(
         return windows.cut(rows.unflatten(1, windows.size)).unflatten(1, (-1, windows.window**2)).flatten(0, 1)
 
     def join(rows: Tensor) -> Tensor:
-        return windows.join(rows.unflatten(0, (len(x), -1)).flatten(1, 2)).flatten(1, 2)
+        return windows.join(rows.unflatten(0, (x.size(0), -1)).flatten(1, 2)).flatten(1, 2)
 
     if labels is None:
         return join(attention(cut(x), None)[0]), None
