@@ -158,9 +158,13 @@ def attach(model, region=HALF, **options):
 
 def step(model, batch, hook=None, iteration=0, max_iters=100):
     """Run one training step as the runner does, and return its losses."""
-    if hook is not None:
-        hook.before_train_iter(runner_of(model, iteration, max_iters), iteration)
-    return model.train()(*batch, mode="loss")
+    if hook is None:
+        return model.train()(*batch, mode="loss")
+    runner = runner_of(model, iteration, max_iters)
+    hook.before_train_iter(runner, iteration)
+    losses = model.train()(*batch, mode="loss")
+    hook.after_train_iter(runner, iteration)
+    return losses
 
 
 def seg_batch(batch=2, height=SIZE, width=SIZE, seed=0):

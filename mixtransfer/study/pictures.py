@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from mixtransfer.datasets.folders import image_files, open_dataset
 from mixtransfer.datasets.stored import read_mask
 from mixtransfer.engine.work_dir import checkpoints
+from mixtransfer.errors import UserError
 from mixtransfer.study.cells import RECORD
 from mixtransfer.study.plan import Cell, Study
 
@@ -38,7 +40,13 @@ def draw_predictions(study: Study, out: Path) -> None:
     from mixtransfer.inference.model import load_model
     from mixtransfer.visualization.pictures import color_labels, save_sheet
 
-    models = {cell.name: load_model(path) for cell, path in trained}
+    models = {}
+    for cell, path in trained:
+        try:
+            models[cell.name] = load_model(path)
+        except UserError as error:
+            print(f"no pictures of predictions: {error}", file=sys.stderr)
+            return
     first = next(iter(models.values()))
     if first.task != "seg":
         return

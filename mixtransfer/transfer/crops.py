@@ -52,6 +52,8 @@ class Crop:
     @classmethod
     def of(cls, mask: np.ndarray) -> Crop:
         """Return the pixels of a mask (H, W) that are not 0, by their tight box."""
+        if mask.dtype.kind == "f":
+            mask = mask != 0
         # Bytes are reduced many at a time, truth values one by one.
         mask = mask.view(np.uint8) if mask.dtype == bool else mask
         columns = np.bitwise_or.reduce(mask, axis=0)

@@ -116,6 +116,7 @@ def test_loader_contestants_load_the_same_crops():
     assert (ours - theirs).abs().mean() < 2
 
 
+@pytest.mark.long
 def test_mask_rcnn_contestants_are_equal_and_all_of_them_run():
     few = regions.FEW_CHANNELS
     contests = list(cases.mask_rcnn(cases.Options(batch=1, size=64), arch="swin_micro"))
@@ -145,7 +146,7 @@ def test_counts_equal_those_of_the_published_code(arch, millions, gmacs):
 
 def test_speed_command_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "speed.json"
-    assert command.main(["speed", "--case", "optimizer", "--rounds", "2", "--json", str(file)]) == 0
+    assert command.main(["benchmark", "speed", "--case", "optimizer", "--rounds", "2", "--json", str(file)]) == 0
     written, printed = json.loads(file.read_text()), capsys.readouterr().out
     (result,) = written["results"]
     ratio = result["ratios"]["mmengine, a group a parameter"]
@@ -157,7 +158,7 @@ def test_speed_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_complexity_command(tmp_path, capsys):
     file = tmp_path / "cost.json"
-    assert command.main(["complexity", "swin_micro", "--size", "64", "96", "--json", str(file)]) == 0
+    assert run_command("benchmark", ["complexity", "swin_micro", "--size", "64", "96", "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())
     assert row["size"] == [64, 96]
     assert f"| swin_micro | 64 × 96 | {row['parameters'] / 1e6:.2f} |" in capsys.readouterr().out
@@ -175,7 +176,8 @@ def test_complexity_command(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert command.main(argv) == 2
+    run = command.main if argv[0] == "speed" else lambda argv: run_command("benchmark", argv[1:])
+    assert run(["benchmark", *argv]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert re.search(message, error)
@@ -183,7 +185,7 @@ def test_mistakes_are_one_line(argv, message, capsys):
 
 def test_no_number_of_rounds_is_refused_before_anything_runs(capsys):
     with pytest.raises(SystemExit, match="2"):
-        command.main(["speed", "--rounds", "0"])
+        command.main(["benchmark", "speed", "--rounds", "0"])
     assert "argument --rounds: '0': give a number from 1" in capsys.readouterr().err
 
 

@@ -131,6 +131,7 @@ def test_the_case_names_families_in_what_it_writes(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("benchmarks.speed.MIN_SECONDS", 1e-3)
     file = tmp_path / "speed.json"
     argv = [
+        "benchmark",
         "speed",
         "--case",
         "families",
@@ -163,5 +164,5 @@ def test_the_case_names_families_in_what_it_writes(tmp_path, capsys, monkeypatch
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert command.main(["speed", "--case", "families", *argv]) == 2
+    assert command.main(["benchmark", "speed", "--case", "families", *argv]) == 2
     assert message in capsys.readouterr().err

