@@ -71,7 +71,8 @@ class WindowGrid:
             if pad is not None:
                 rows = rows.index_copy(1, pad, bias.to(qkv.dtype).expand(batch, len(pad), -1))
             rows = rows.view(batch, self.windows, self.tokens, 3, heads, width).permute(3, 0, 1, 4, 2, 5)
-            return rows.reshape(3, batch * self.windows, heads, self.tokens, width).unbind(0)
+            q, k, v = rows.reshape(3, batch * self.windows, heads, self.tokens, width).unbind(0)
+            return q, k, v
         split, unsplit, _, _, pad, pad_bias = _row_tables(*self.key, batch, heads)
         bias = bias.to(qkv.dtype).view(3 * heads, width)
         rows = _GatherRows.apply(qkv.reshape(-1, width), bias, split, unsplit, pad, pad_bias)
