@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
-import logging
 import os
 import platform
 import sys
@@ -138,7 +137,6 @@ def _step(task: str, data: Path, work: Path) -> str:
         batch = model.data_preprocessor(next(iter(loader)), True)
         loss, _ = model.parse_losses(model(**batch, mode="loss"))
         loss.backward()
-    logging.shutdown()
     return f"{_judged(loss, model)} on {next(model.parameters()).device}"
 
 

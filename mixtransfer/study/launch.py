@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from mixtransfer.study.plan import read_study
 from mixtransfer.study.run import Runner
 
 __all__ = ["Worker", "gpu_slots", "submit"]
+
+#: The variable by which submitit is told its log level.
+LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 
 
 def gpu_slots(jobs: int | None, processes: int) -> list[str | None]:
@@ -77,10 +81,16 @@ def submit(worker: Worker, jobs: int, cluster: str = "slurm") -> list[Any]:
     Raises:
         UserError: submitit is not installed, the cluster is not there, or an entry of ``slurm`` is unknown to it.
     """
+    # On its import submitit configures logging, which closes the log files of everything else in this process.
+    chosen = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, "NOCONFIG")
     try:
         import submitit
     except ImportError:
         raise UserError("--launcher slurm needs submitit: pip install 'mixtransfer[cluster]'") from None
+    finally:
+        if chosen is None:
+            del os.environ[LOG_LEVEL]
     study = read_study(worker.file)
     folder = study.work_dir / "jobs"
     try:

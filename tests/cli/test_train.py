@@ -339,7 +339,11 @@ def test_bad_samples_are_named(harm, words, workers, scenes, tmp_path, error):
     "task, options",
     [
         ("seg", ["train_cfg.max_iters=3", "train_cfg.val_begin=9"]),
-        ("det", ["train_cfg.max_epochs=1", "train_cfg.val_begin=9", "train_dataloader.batch_size=6"]),
+        pytest.param(
+            "det",
+            ["train_cfg.max_epochs=1", "train_cfg.val_begin=9", "train_dataloader.batch_size=6"],
+            marks=pytest.mark.long,
+        ),
         ("cls", ["train_cfg.max_epochs=1", "param_scheduler=[]", "train_dataloader.batch_size=4"]),
     ],
 )

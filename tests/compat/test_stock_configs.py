@@ -69,7 +69,7 @@ train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)
     ("config", "write", "hook", "told"),
     [
         (RESNET, coco, ", loss_weight=0", "plain 2 ResNet"),
-        (OURS, masks, "", "loss_token 2 SwinTransformer"),
+        pytest.param(OURS, masks, "", "loss_token 2 SwinTransformer", marks=pytest.mark.long),
     ],
     ids=["mmdet's ResNet-50", "mmseg with our Swin"],
 )

@@ -69,7 +69,9 @@ def train_on(count: int, *arguments: str, launcher: str = "pytorch") -> list[sub
 STEPS = {"seg": ("train_cfg.max_iters=4", "train_cfg.val_interval=4"), "det": ("train_cfg.max_epochs=1",)}
 
 
-@pytest.mark.parametrize(("task", "launcher"), [("seg", "pytorch"), ("det", "slurm")])
+@pytest.mark.parametrize(
+    ("task", "launcher"), [("seg", "pytorch"), pytest.param("det", "slurm", marks=pytest.mark.long)]
+)
 def test_two_processes_hold_the_same_weights_after_training_on_different_images(task, launcher, scenes, tmp_path):
     more = f"custom_hooks.append(dict(type='mixtransfer.WeightsHook', folder={str(tmp_path)!r}))"
     config = tiny_config(task, tmp_path, more)

@@ -219,7 +219,7 @@ def test_a_suppression_is_a_name_and_a_class_weight_no_file(detector):
     assert isinstance(embedded_config(content, "good.pth"), Config)
 
 
-@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+@pytest.mark.parametrize("task", ["seg", *(pytest.param(task, marks=pytest.mark.long) for task in ("det", "cls"))])
 def test_a_fresh_process_knows_the_types_of_our_recipes(task):
     """Some of our classes are registered when their names are looked up."""
     name = {"seg": "upernet_swin_micro_scenes", "det": "mask_rcnn_swin_micro_nuts", "cls": "swin_micro_scenes"}[task]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -248,6 +249,9 @@ def test_submitit_runs_a_study(study, tmp_path, monkeypatch):
         f"run.command_of = lambda step, processes=1: [sys.executable, {STAND_IN!r}, *step.argv]\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    log = logging.FileHandler(tmp_path / "log")
     jobs = submit(Worker(study, 1, False, False, []), jobs=2, cluster="local")
+    assert log.stream is not None, "the logs of this process stay open"
+    log.close()
     assert [job.result() for job in jobs] == [True, True]
     assert states(study) == [DONE] * 4
