@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 2
 
-.PHONY: install demo test lint docs clean
+.PHONY: install demo test lint clean
 
 $(VENV)/.installed: requirements/tested.txt setup.py
 	$(PYTHON) -m venv $(VENV)
