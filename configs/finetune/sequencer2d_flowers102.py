@@ -8,18 +8,10 @@ for the others (arXiv 2205.01972): AdamW 1e-4, 5 epochs warmup, gradients clippe
 prints a score, which is not confirmed here. Not reproduced yet.
 """
 
-_base_ = "../_base_/finetune_flowers102.py"
+_base_ = "./sequencer2d_cars.py"
 
-train_pipeline = [step for step in _base_.train_pipeline if step.type != "RandomErasing"]
-model = dict(
-    arch="sequencer2d_s",
-    backbone=dict(drop_path_rate=0.1, init_cfg=dict(checkpoint="checkpoints/sequencer2d_s.safetensors")),
-)
-train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
-auto_scale_lr = dict(base_batch_size=512)
-optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4), clip_grad=dict(max_norm=1.0))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-2, by_epoch=True, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=5, end=200),
-]
-train_cfg = dict(max_epochs=210)
+data_preprocessor = dict(num_classes=102)
+model = dict(num_classes=102)
+train_dataloader = dict(dataset=dict(type="Flowers102", data_root="data/Flowers102", split="trainval"))
+val_dataloader = dict(dataset=dict(type="Flowers102", data_root="data/Flowers102"))
+test_dataloader = val_dataloader
