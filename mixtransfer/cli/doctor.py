@@ -99,9 +99,10 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _ops() -> Iterator[tuple[str, str]]:
-    import mixtransfer.registry  # noqa: F401 - it installs them
-    from mixtransfer.compat.mmcv_ops import SERVED, is_installed
+    from mixtransfer.compat.mmcv_ops import SERVED, install, is_installed
 
+    # They are there from the first import of mmcv.ops on, which has not happened yet.
+    install()
     if is_installed():
         yield "mmcv ops", f"mmcv came without compiled ops; mixtransfer serves {len(SERVED)} on torch and torchvision"
     else:

@@ -13,6 +13,7 @@ import pytest
 import mixtransfer
 from mixtransfer import cli
 from mixtransfer.cli import doctor, run_command
+from mixtransfer.compat import mmcv_ops
 from mixtransfer.engine import recipes
 from mixtransfer.errors import UserError
 
@@ -109,6 +110,13 @@ def test_the_doctor_finds_what_is_there_and_names_the_task_that_fails(tmp_path, 
     output = capsys.readouterr().out
     assert "segmentation             FAILED: RuntimeError: no kernel" in output
     assert f"{tmp_path / 'fruit'}" in output and "mmcv ops" in output and "onedl-mmengine" in output
+
+
+def test_the_doctor_tells_whose_ops_are_served_before_anything_needs_them():
+    """Asked in a process of its own: others import mmcv.ops, which installs them."""
+    program = "from mixtransfer.cli import doctor; print(dict(doctor._ops())['mmcv ops'])"
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert ("mixtransfer serves" in told.stdout) == (not mmcv_ops._has_compiled_ops())
 
 
 def test_a_step_of_the_doctor_trains(tmp_path):
