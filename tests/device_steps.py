@@ -105,11 +105,12 @@ def label_maps(batch: int = 4, ranks: int = 3, side: int = 6) -> dict[str, Tenso
 def hooked(kind: str, device: torch.device, counts: tuple[int, ...] = (3, 2), **options) -> Step:
     """Return the step of a segmentor or a detector with TokenMixHook, from the batch that the loader brings."""
     # Both libraries take seconds to import.
-    from hooked_models import SMALL, attach, det_batch, detector, runner_of, seg_batch, segmentor
+    from hooked_models import attach, det_batch, detector, runner_of, seg_batch, segmentor
+    from tiny_runs import SMALL_DETECTOR
 
     torch.manual_seed(0)
     segments = kind == "segmentor"
-    model = segmentor(**options) if segments else detector("mask-rcnn_r50_fpn", SMALL, **options)
+    model = segmentor(**options) if segments else detector("mask-rcnn_r50_fpn", SMALL_DETECTOR, **options)
     images, samples = seg_batch(len(counts)) if segments else det_batch(counts)
     hook = attach(model, dict(type="TokenBox"))
     hook.before_train_iter(runner_of(model, iteration=3), 3)

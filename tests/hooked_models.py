@@ -117,20 +117,6 @@ def segmentor(**backbone):
         return ROOT.build(dict(config, _scope_="mmseg"))
 
 
-#: Parts of Mask R-CNN of a few channels, and few proposals.
-SMALL = dict(
-    neck=dict(out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
-        mask_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=16),
-        mask_head=dict(in_channels=16, conv_out_channels=8, num_convs=1),
-    ),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
-)
-
-
 def detector(name, changes=None, **backbone):
     whole = get_config(f"mmdet::_base_/models/{name}.py")
     whole.merge_from_dict(dict(model=changes or {}))

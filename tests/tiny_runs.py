@@ -23,6 +23,18 @@ default_hooks = dict(logger=dict(interval=1))
 val_dataloader = dict(num_workers=0, persistent_workers=False)
 test_dataloader = dict(num_workers=0, persistent_workers=False)
 """
+#: Parts of Mask R-CNN of a few channels, and few proposals.
+SMALL_DETECTOR = dict(
+    neck=dict(out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        mask_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=16),
+        mask_head=dict(in_channels=16, conv_out_channels=8, num_convs=1),
+    ),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
+)
 TINY = {
     "seg": SHARED
     + """
@@ -46,7 +58,7 @@ train_cfg = dict(max_iters=6, val_interval=3)
 default_hooks["checkpoint"] = dict(interval=100)
 """,
     "det": SHARED
-    + """
+    + f"""
 pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -56,15 +68,7 @@ pipeline = [
 ]
 model = dict(
     backbone=dict(arch="swin_micro", init_cfg=None),
-    neck=dict(out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
-        mask_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=16),
-        mask_head=dict(in_channels=16, conv_out_channels=8, num_convs=1),
-    ),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
+    **{SMALL_DETECTOR!r},
 )
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
 train_cfg = dict(max_epochs=2, val_interval=5)

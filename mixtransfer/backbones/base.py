@@ -81,7 +81,7 @@ class Backbone(BaseModule):
     """Base of all families.
 
     Args:
-        arch: one of ``archs``.
+        arch: one of ``archs``, which holds the size of each variant by its name.
         in_channels: channels of the images.
         out_indices: outputs that are returned, see :meth:`outputs`; by default all, or four evenly spaced ones where
             there are more than four (the blocks of a network of one scale).

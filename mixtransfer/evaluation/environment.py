@@ -1,20 +1,18 @@
-"""The conditions of a measured figure, and the devices that one can be measured on."""
+"""The conditions of a measured figure, the devices that one can be measured on, and the memory that it takes."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixtransfer.errors import UserError
+from mixtransfer.evaluation.identity import versions
 
-__all__ = ["device_of", "environment"]
-
-DISTRIBUTIONS = ("torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation")
+__all__ = ["device_of", "environment", "forget_peak", "peak_memory"]
 
 
 def device_of(name: str) -> torch.device:
@@ -43,8 +41,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in DISTRIBUTIONS},
+        **versions(),
     }
 
 
@@ -55,3 +52,22 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start the peak of :func:`peak_memory` anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory that torch on a GPU, or this process, has held, in MB; None where it is not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="ascii").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
+    return None

@@ -25,6 +25,7 @@ from mixtransfer.checkpoints.read import find_weights
 from mixtransfer.engine.config import task_of
 from mixtransfer.engine.parts import model_of
 from mixtransfer.evaluation.complexity import FORMULAS
+from mixtransfer.evaluation.environment import peak_memory
 from mixtransfer.evaluation.identity import Fingerprints, commit, content_hash, digest, resolved, versions
 from mixtransfer.evaluation.records import SCHEMA, percentages, pixel_counts, plain
 
@@ -103,17 +104,8 @@ class Meter(Hook):
             "threads": torch.get_num_threads(),
             "images_per_second": round(self.tested / max(self.seconds, 1e-9), 3),
         }
-        peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else _host_peak()
+        peak = peak_memory(torch.device("cuda" if gpu else "cpu"))
         return cost if peak is None else cost | {"test_peak_memory_mb": round(peak, 1)}
-
-
-def _host_peak() -> float | None:
-    """Return the most memory that this process has held, in MB; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _of_image(sample: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
 from mixtransfer.engine.config import task_of
+from mixtransfer.evaluation.environment import forget_peak, peak_memory
 from mixtransfer.registry import import_quietly
 
 __all__ = ["Measured", "build", "random_batch", "sweep", "table"]
@@ -204,31 +204,14 @@ def _timed(step: Callable[[], None], device: torch.device, seconds: float) -> tu
     for _ in range(WARM_UP):
         step()
     wait()
-    _forget_peak(device)
+    forget_peak(device)
     times: list[float] = []
     while len(times) < FEWEST or sum(times) < seconds:
         start = time.perf_counter()
         step()
         wait()
         times.append(time.perf_counter() - start)
-    return times, _peak(device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    for line in status.read_text(encoding="ascii").splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 2**10
-    return None
+    return times, peak_memory(device)
 
 
 def table(rows: Sequence[Measured]) -> str:
