@@ -42,7 +42,11 @@ HEADS = {
     "UPerHead": "transfer.uper_head",
 }
 #: Transforms that extend a library's, with their modules.
-STEPS = {"LoadLabels": "datasets.label_maps", "RandomResizedCrop": "datasets.resizing"}
+STEPS = {
+    "LoadLabels": "datasets.label_maps",
+    "RandomResizedCrop": "datasets.resizing",
+    **dict.fromkeys(("LoadMap", "SwapBackground", "TracePixels"), "datasets.image_maps"),
+}
 T = TypeVar("T")
 
 

@@ -1,4 +1,4 @@
-"""``data``: write the built-in scenes; check, convert or split a dataset folder."""
+"""``data``: write the built-in scenes or maps of images; check, convert or split a dataset folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from mixtransfer.cli import maps
 from mixtransfer.cli.options import add_zero, positive, seed, share
 from mixtransfer.datasets.sources import MARKER
 from mixtransfer.errors import UserError, visible
@@ -13,11 +14,11 @@ from mixtransfer.progress import progress_line
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``data scenes``, ``check``, ``convert`` and ``split``."""
+    """Return the parser of ``data scenes``, ``check``, ``convert``, ``split`` and ``maps``."""
     main = argparse.ArgumentParser(
-        prog="mixtransfer data", description="Write the built-in scenes; check, convert or split a dataset."
+        prog="mixtransfer data", description="Write the built-in scenes; check, convert or split a dataset; map images."
     )
-    commands = main.add_subparsers(dest="action", required=True, metavar="{scenes,check,convert,split}")
+    commands = main.add_subparsers(dest="action", required=True, metavar="{scenes,check,convert,split,maps}")
     scenes = commands.add_parser(
         "scenes",
         help="write the built-in scenes in three layouts",
@@ -72,12 +73,14 @@ def parser() -> argparse.ArgumentParser:
                 "--val", type=share, default=0.2, metavar="SHARE", help="share of images for validation (default 0.2)"
             )
         add_zero(convert)
+    maps.add_parser(commands)
     return main
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
-    return {"scenes": _scenes, "check": _check, "convert": _convert, "split": _convert}[args.action](args)
+    actions = {"scenes": _scenes, "check": _check, "convert": _convert, "split": _convert, "maps": maps.run}
+    return actions[args.action](args)
 
 
 def _scenes(args: argparse.Namespace) -> int:

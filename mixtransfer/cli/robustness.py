@@ -51,6 +51,12 @@ def add_parser(commands: Any) -> None:
         help="classifiers: clean images, class/image (default: DIR/clean of --data, if there)",
     )
     options.add_argument(
+        "--backgrounds",
+        metavar="FOLDER",
+        help="classifiers: swap the backgrounds of --data's validation images instead, by the foreground maps in this"
+        " folder of it, e.g. maps/foreground (mixtransfer data maps writes them)",
+    )
+    options.add_argument(
         "--corruptions",
         nargs="+",
         metavar="NAME",
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--corruptions, --severities: images for classifiers are corrupted already; leave it out")
         if not args.data:
             raise UserError("--data: give the folder of the corrupted images, or of ImageNet-A or ImageNet-R")
-        return _classifier(cfg, args)
+        return _backgrounds(cfg, args) if args.backgrounds else _classifier(cfg, args)
 
 
 def _dense(args: argparse.Namespace, work_dir: str) -> int:
@@ -104,8 +110,8 @@ def _dense(args: argparse.Namespace, work_dir: str) -> int:
     from mixtransfer.engine.config import load_config
     from mixtransfer.evaluation import corruptions
 
-    if args.clean:
-        raise UserError("--clean: segmentors and detectors are measured on their own images first")
+    if args.clean or args.backgrounds:
+        raise UserError("--clean, --backgrounds: they are for classifiers; leave it out")
     known = {"all": (*corruptions.COMMON, *corruptions.EXTRA), None: corruptions.COMMON}
     key = args.corruptions[0] if args.corruptions and len(args.corruptions) == 1 else args.corruptions
     names = known[key] if not isinstance(key, list) and key in known else args.corruptions
@@ -193,6 +199,33 @@ def _classifier(cfg: Config, args: argparse.Namespace) -> int:
     top1 = {name: [next(found) for _ in paths] for name, paths in images.folders.items()}
     print(table(top1, clean))
     write_json(args.json, {**about, "top1": top1, "summary": summary(top1, clean)})
+    return 0
+
+
+def _backgrounds(cfg: Config, args: argparse.Namespace) -> int:
+    from mixtransfer.checkpoints.read import read_checkpoint
+    from mixtransfer.datasets.classes import in_order, trained_classes
+    from mixtransfer.datasets.configure import apply_dataset, leaf_datasets
+    from mixtransfer.datasets.folders import open_dataset
+    from mixtransfer.evaluation.robustness import with_swapped_backgrounds, without_background
+
+    folder = open_dataset(args.data, "cls")
+    apply_dataset(cfg, folder)
+    images = folder.root / folder.val.images
+    alone = without_background(images, folder.root, args.backgrounds)
+    classes = in_order(folder.classes, trained_classes(read_checkpoint(args.checkpoint, args.trust)), args.checkpoint)
+    plain = next(iter(leaf_datasets(cfg.test_dataloader.dataset))).pipeline
+    pipelines = [plain, *with_swapped_backgrounds(plain, images, folder.root, args.backgrounds)]
+    with _runner(cfg, args) as runner:
+        clean, *swapped = _accuracies(runner, [(images, pipeline) for pipeline in pipelines], classes)
+    mean = sum(swapped) / len(swapped)
+    kept = f", {100 * mean / clean:.2f}% of it left" if clean else ""
+    print(
+        f"top-1 {clean:.2f}; backgrounds swapped {mean:.2f} ({min(swapped):.2f} to {max(swapped):.2f} in"
+        f" {len(swapped)} draws){kept}\n{alone} of {folder.val.count} images have no background and stay as they are"
+    )
+    about = {"config": args.config, "checkpoint": args.checkpoint, "data": args.data, "backgrounds": args.backgrounds}
+    write_json(args.json, {**about, "clean": clean, "swapped": swapped, "without_background": alone})
     return 0
 
 

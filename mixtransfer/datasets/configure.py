@@ -90,12 +90,21 @@ def _replaced(dataset: Mapping, folder: DatasetFolder, split: Split) -> ConfigDi
     kept = {key: first[key] for key in KEPT if key in first}
     if folder.kind == "seg" and "pipeline" in kept:
         kept["pipeline"] = [_reducing(step, not folder.zero_is_class) for step in kept["pipeline"]]
+    elif folder.kind == "cls" and "pipeline" in kept:
+        kept["pipeline"] = [_beside(step, folder) for step in kept["pipeline"]]
     return ConfigDict(**kept, data_root=str(folder.root), **_location(folder, split))
 
 
 def _reducing(step: Mapping, reduced: bool) -> Mapping:
     """A step that states the opposite of its dataset would stop mmseg."""
     return {**step, "reduce_zero_label": reduced} if step.get("reduce_zero_label") is (not reduced) else step
+
+
+def _beside(step: Mapping, folder: DatasetFolder) -> Mapping:
+    """Maps that accompany images lie in the same dataset, and are of its classes."""
+    if type_name(step) != "LoadMap":
+        return step
+    return {**step, "data_root": str(folder.root), "num_classes": len(folder.classes)}
 
 
 def _location(folder: DatasetFolder, split: Split) -> dict:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ __all__ = [
     "SceneParameters",
     "draw_crop",
     "draw_scene",
+    "foregrounds",
     "read_parameters",
     "write_scenes",
 ]
@@ -120,13 +121,18 @@ def draw_scene(rng: Rng, size: tuple[int, int]) -> Scene:
 
 def draw_crop(rng: Rng, name: str, size: int = CROP_SIZE) -> np.ndarray:
     """Draw one picture (size, size, 3) uint8 of class ``name``: its texture, or the thing in front of any stuff."""
+    return _draw_object(rng, name, size)[0]
+
+
+def _draw_object(rng: Rng, name: str, size: int = CROP_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture, and the share of foreground (size, size) in it: the thing's, 1 for a texture."""
     shape = (size, size)
     if name in STUFF:
-        return _expose(rng, paint_stuff(rng, name, shape))
+        return _expose(rng, paint_stuff(rng, name, shape)), np.ones(shape, np.float32)
     image, _ = _backdrop(rng, shape)
     patch = paint_thing(rng, name, rng.uniform(0.2, 0.52) * size)
     coverage, color = _placed(patch, (rng.uniform(0.4, 0.6, 2) * size), shape)
-    return _expose(rng, blend(image, color, coverage))
+    return _expose(rng, blend(image, color, coverage)), coverage
 
 
 def _backdrop(rng: Rng, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -295,6 +301,27 @@ def write_scenes(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
+
+
+def foregrounds(root: Path) -> Callable[[Sequence[Path]], list[np.ndarray]]:
+    """Return the function that draws foreground maps (H, W) uint8 of pictures of single classes, by their files.
+
+    Args:
+        root: the folder ``cls`` of scenes that :func:`write_scenes` wrote.
+    """
+    parameters = read_parameters(root.parent)
+    assert parameters is not None, f"{root.parent} holds no scenes"
+
+    def make(files: Sequence[Path]) -> list[np.ndarray]:
+        found = []
+        for path in files:
+            split = ("train", "val").index(path.relative_to(root).parts[0])
+            index = int(path.stem) * len(CLASSES) + CLASSES.index(path.parent.name)
+            _, share = _draw_object(np.random.default_rng([parameters.seed, 2 + split, index]), path.parent.name)
+            found.append((255 * share).round().astype(np.uint8))
+        return found
+
+    return make
 
 
 def read_parameters(root: str | Path) -> SceneParameters | None:

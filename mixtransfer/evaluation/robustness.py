@@ -3,6 +3,8 @@
 Paper: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
 2019, arXiv 1903.12261, section 4.1, with AlexNet's errors of its code. ImageNet-A (arXiv 1907.07174) and -R
 (2006.16241) have images of 200 of the 1000 classes; the answer is the likeliest of the 200. As NVlabs/FAN measures it.
+Swapped backgrounds are after Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", ICLR
+2021, arXiv 2006.09994 (Mixed-Rand).
 
 Accuracies are top-1 in percent; errors are fractions.
 """
@@ -17,6 +19,8 @@ from timm.data import ImageNetInfo
 
 from mixtransfer.datasets.classes import WORDNET
 from mixtransfer.datasets.folders import IMAGE_SUFFIXES, class_folders
+from mixtransfer.datasets.image_maps import map_file, read_foreground
+from mixtransfer.datasets.sources import image_files
 from mixtransfer.errors import UserError
 
 __all__ = [
@@ -32,9 +36,13 @@ __all__ = [
     "outputs_of",
     "summary",
     "table",
+    "with_swapped_backgrounds",
+    "without_background",
 ]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+#: Times that backgrounds are swapped, each time others.
+DRAWS = 3
 #: Mean over the severities of AlexNet's top-1 error, of the corruptions that the mean corruption error is over.
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
@@ -168,6 +176,30 @@ def for_cropped_images(pipeline: Sequence[Mapping]) -> list[dict]:
         if crops and str(step["type"]).endswith("ResizeEdge"):
             step["scale"] = crops[0] if isinstance(crops[0], int) else max(crops[0])
     return steps
+
+
+def with_swapped_backgrounds(pipeline: Sequence[Mapping], images: Path, root: Path, folder: str) -> list[list[Mapping]]:
+    """Return test pipelines that put another image's background behind each image, :data:`DRAWS` draws of them.
+
+    Args:
+        pipeline: a test pipeline that loads images.
+        images: folder of the images, which the backgrounds come from too.
+        root: the dataset's folder.
+        folder: the foreground maps' folder inside it.
+    """
+    place = next(i for i, step in enumerate(pipeline, 1) if str(step["type"]).endswith("LoadImageFromFile"))
+    swap = {"type": "mixtransfer.SwapBackground", "images": str(images), "data_root": str(root), "folder": folder}
+    return [[*pipeline[:place], {**swap, "seed": seed}, *pipeline[place:]] for seed in range(DRAWS)]
+
+
+def without_background(images: Path, root: Path, folder: str) -> int:
+    """Return how many of the images are all foreground.
+
+    Raises:
+        UserError: an image has no foreground map.
+    """
+    maps = (read_foreground(map_file(path, root, folder, "foreground")) for path in image_files(images))
+    return sum(bool(share.min() == 1) for share in maps)
 
 
 def table(top1: Top1, clean: float | None = None) -> str:

@@ -147,7 +147,8 @@ class MixingClassifier(StepCounter, BaseModel):
             images: (B, 3, H, W).
             labels: (B,), the classes of the images.
             fields: further fields of the samples, stacked, by name. A method that needs an activation map reads, if
-                there is no teacher, ``label_map`` (B, 2, R, h, w), scores and numbers of the R best classes in every
+                there is no teacher, ``activation_map`` (B, h, w), the scores of the images' own classes in every cell
+                of the crops, or ``label_map`` (B, 2, R, h, w), scores and numbers of the R best classes in every
                 cell of the whole images, and ``crop`` (B, 4), top, left, height and width of the crops as shares of the
                 whole images' sides.
 
@@ -225,7 +226,7 @@ class MixingClassifier(StepCounter, BaseModel):
     def activation_map(self, images: Tensor, labels: Tensor, fields: Mapping[str, Tensor] | None) -> Tensor:
         """Return the activation maps (B, h, w) of unmixed images for their classes (B,).
 
-        They come from the teacher, on its grid, or from the samples' label maps, on the grid of the draws.
+        They come from the teacher, on its grid, or from the samples, whose label maps are brought on the grid of draws.
 
         Raises:
             UserError: there is no teacher, and the samples bring no maps.
@@ -233,10 +234,12 @@ class MixingClassifier(StepCounter, BaseModel):
         if self.teacher is not None:
             net = self.teacher.net
             return teacher_map(net.backbone.embed_with_evidence(images, ("tokens",)), net.head, labels)
+        if fields and "activation_map" in fields:
+            return fields["activation_map"]
         if fields is None or not {"label_map", "crop"} <= set(fields):
             raise UserError(
-                f"{type(self.mixing).__name__}: give a teacher, or samples with label_map and crop, passed on by "
-                "PackInputs(algorithm_keys=['label_map', 'crop'])"
+                f"{type(self.mixing).__name__}: give a teacher, or samples with activation_map, which LoadMap reads "
+                "and PackInputs(algorithm_keys=['activation_map']) passes on"
             )
         return crop_map(class_map(fields["label_map"], labels), fields["crop"], self.cell_grid(images))
 
@@ -265,7 +268,8 @@ class MixingClassifier(StepCounter, BaseModel):
         """Return the fields of the samples that :meth:`loss` reads, stacked, by name; without those that one lacks."""
         if self.teacher is not None or self.mixing is None or "activation_map" not in self.mixing.needs:
             return {}
-        names = [name for name in ("label_map", "crop") if all(name in sample for sample in samples)]
+        known = ("activation_map", "label_map", "crop")
+        names = [name for name in known if all(name in sample for sample in samples)]
         return {name: torch.stack([getattr(sample, name) for sample in samples]) for name in names}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixingClassifier:

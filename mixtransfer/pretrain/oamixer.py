@@ -13,12 +13,16 @@ needed for training and for evaluation alike; they come from
 * ReLabel (arXiv 2101.05022): scores of the five best classes of every cell of a coarse map, or
 * BigBiGAN (arXiv 2006.04988): the share of foreground in every pixel.
 
+:mod:`mixtransfer.datasets.image_maps` reads both beside the images and keeps them in step with crops, flips and
+RandAugment; ``mixtransfer data maps`` writes them.
+
 Kept from the published code: κ is clamped at every forward and takes a gradient as if it were not; patch labels shrink
 by halves, grow by repetition, and ReLabel's are a softmax over all classes on the grid; the label map is mixed with
 the image, then resized; the token loss is on the mixed map.
 Different: an additive bias −κd inside fused attention, which is the same as masking and normalizing again; distances
 once a step instead of once a block; κ of all blocks in one entry; the mask 1 − κd stops just above 0; the cosine of a
-label that is zero everywhere is 0, where the published code divides by zero. ConViT attention is not built.
+label that is zero everywhere is 0, where the published code divides by zero; ReLabel's scores go to their
+classes before the map is resampled, not after. ConViT attention is not built.
 """
 
 from __future__ import annotations
@@ -162,7 +166,8 @@ class OAMixer(MixingClassifier):
             raise UserError(f"token_weight={token_weight}: BigBiGAN's labels are no classes; give 0 or kind='relabel'")
         if self.mixing is not None and self.mixing.needs:
             raise UserError(f"OAMixer cannot collect {', '.join(self.mixing.needs)}; mix by area, e.g. CutMix")
-        if self.mixing is not None and kind == "relabel" and isinstance(self.mixing.region, Box):
+        regions = getattr(self.mixing.region, "regions", [self.mixing.region]) if self.mixing is not None else []
+        if kind == "relabel" and any(isinstance(region, Box) for region in regions):
             raise UserError("region Box draws pixels, which ReLabel's maps do not have; give TokenBox")
         self.masked_blocks = tuple(range(net.depth) if masked_blocks is None else masked_blocks)
         if any(not 0 <= index < net.depth for index in self.masked_blocks):
@@ -253,5 +258,8 @@ class OAMixer(MixingClassifier):
 
 def _label_maps(fields: Mapping[str, Tensor] | None) -> Tensor:
     if not fields or "patch_labels" not in fields:
-        raise UserError("a sample has no patch_labels; pass them on by PackInputs(algorithm_keys=['patch_labels'])")
+        raise UserError(
+            "a sample has no patch_labels; LoadMap reads them, and PackInputs(algorithm_keys=['patch_labels']) passes"
+            " them on"
+        )
     return fields["patch_labels"]

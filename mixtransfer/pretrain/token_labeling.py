@@ -38,9 +38,6 @@ from mixtransfer.registry import MODELS, TRANSFORMS
 
 __all__ = ["CleanView", "Labeler", "TokenLabelingClassifier"]
 
-#: mmpretrain's operations that move pixels; the others change colors.
-GEOMETRIC = ("Rotate", "Shear", "Translate")
-
 
 @MODELS.register_module()
 class TokenLabelingClassifier(MixingClassifier):
@@ -192,15 +189,9 @@ class CleanView:
 
     def __call__(self, results: dict) -> dict:
         """Augment ``img`` (H, W, 3), and add ``clean``, a uint8 tensor (3, H, W)."""
-        from mmcv.transforms.utils import cache_random_params  # pretraining without it needs no mmcv
+        from mixtransfer.datasets.image_maps import in_step  # pretraining without it needs no mmcv
 
-        clean = {"img": results["img"]}
-        for index in self.augment.random_policy_indices():
-            operation = self.augment.transforms[index]
-            with cache_random_params(operation):
-                results = operation(results)
-                if type(operation).__name__ in GEOMETRIC:
-                    clean = operation(clean)
+        results, clean = in_step(self.augment, results, {"img": results["img"]})
         # A copy: erasing writes into an image that no operation has changed.
         results["clean"] = torch.from_numpy(np.ascontiguousarray(clean["img"].transpose(2, 0, 1)))
         return results

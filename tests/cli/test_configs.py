@@ -34,6 +34,7 @@ every_backbone = pytest.mark.parametrize("name", [name for name in RECIPES if na
 OF_EACH_KIND = {
     *("finetune/sequencer2d_cifar10.py", "finetune/swin_384.py"),
     *("pretrain/swin_tlalign.py", "pretrain/deit_smmix.py", "pretrain/fan_token.py", "pretrain/mixmim_pretrain.py"),
+    "pretrain/deit_oamixer.py",
     *("seg/upernet_swin_tlalign.py", "seg/upernet_sequencer2d.py", "seg/semantic_fpn_pvt.py", "seg/segformer_fan.py"),
     *("det/mask_rcnn_swin_tlalign.py", "det/mask_rcnn_deit.py", "det/mask_rcnn_msg_transformer.py"),
     *("det/cascade_mask_rcnn_hornet.py", "det/retinanet_regionvit.py", "det/mask_rcnn_hornet_horfpn.py"),
@@ -167,6 +168,12 @@ def test_a_shrunken_one_trains_and_predicts(name, monkeypatch):
             hook.before_train_iter(runner, 0)
 
     data = tiny_batch(task_of(cfg))
+    for sample in data["data_samples"]:
+        # What LoadMap reads.
+        if cfg.model.type == "mixtransfer.OAMixer":
+            sample.patch_labels = torch.rand(cfg.model.get("patch_classes", 1000), 6, 6)
+        elif cfg.model.get("mixing", {}).get("type") == "mixtransfer.TokenMix":
+            sample.activation_map = torch.rand(6, 6)
     model.train()
     loss, _ = model.parse_losses(model(**model.data_preprocessor(copy.deepcopy(data), True), mode="loss"))
     assert loss.isfinite()
