@@ -4,8 +4,8 @@
 
 The maps of both splits, an NFNet-F6's as published, lie in ``data/imagenet/maps/classes``: those of TokenLabeling or
 naver-ai/relabel_imagenet, or ``mixtransfer data maps data/imagenet --kind classes --teacher FILE --arch NAME``.
-Hardware: 4 GPUs × 64 images, as published. Recipe: alinlab/OAMixer, README.md and main.py (arXiv 2212.06595): DeiT's at 256 images a
-step, 2.5e-4. Published: no accuracy in the repository. Not reproduced yet.
+Hardware: 4 GPUs × 64 images, as published. Recipe: alinlab/OAMixer, README.md and main.py (arXiv 2212.06595): DeiT's at
+256 images a step, 2.5e-4. Published: no accuracy in the repository. Not reproduced yet.
 """
 
 _base_ = "./deit.py"

@@ -238,8 +238,8 @@ class MixingClassifier(StepCounter, BaseModel):
             return fields["activation_map"]
         if fields is None or not {"label_map", "crop"} <= set(fields):
             raise UserError(
-                f"{type(self.mixing).__name__}: give a teacher, or samples with activation_map, which LoadMap reads "
-                "and PackInputs(algorithm_keys=['activation_map']) passes on"
+                f"{type(self.mixing).__name__}: give a teacher, or samples with activation_map, which LoadMap reads, "
+                "or with label_map and crop, passed on by PackInputs(algorithm_keys=['label_map', 'crop'])"
             )
         return crop_map(class_map(fields["label_map"], labels), fields["crop"], self.cell_grid(images))
 

@@ -3,8 +3,8 @@
 Class maps are what TokenLabeling (arXiv 2104.10858) and OAMixer (alinlab/OAMixer, generate_relabel.py) store: the
 classifier's head on every last token of the whole image, the five best scores and their numbers. Foreground is found
 without labels as TokenCut does (Wang et al., CVPR 2022, arXiv 2202.11539, section 3): tokens whose cosine is above 0.2
-are joined, the graph is cut by the second eigenvector of its normalized Laplacian, and the foreground is the side of the
-token that stands out most.
+are joined, the graph is cut by the second eigenvector of its normalized Laplacian, and the foreground is the side
+of the token that stands out most.
 
 Different from TokenCut: the features are the last tokens instead of the last keys, and no edges are refined.
 
