@@ -1,10 +1,10 @@
-# make install, make demo, make test: each sets up .venv by itself on a machine with CPython 3.10+, pip and make.
+# make install, make demo, make test, make docs: each sets up .venv by itself on a machine with CPython 3.10+, pip and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 2
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 
 $(VENV)/.installed: requirements/tested.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ $(VENV)/.lint-installed: requirements/lint.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+$(VENV)/.docs-installed: requirements/docs.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/tested.txt -r $<
+	touch $@
+
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -38,5 +42,9 @@ lint: $(VENV)/.installed $(VENV)/.lint-installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+# The site, in build/site: a broken link, anchor or name in a docstring is an error.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) work_dirs data/scenes
+	rm -rf $(VENV) build work_dirs data/scenes

@@ -69,6 +69,7 @@ setup(
         "cluster": ["submitit>=1.5"],
         "robustness": ["imagecorruptions-imaug>=1.1.5"],
         "trackers": ["tensorboard", "wandb", "mlflow"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML", "imagecorruptions-imaug"],
     },
     entry_points={"console_scripts": ["mixtransfer = mixtransfer.cli:main"]},

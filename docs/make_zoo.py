@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import chooser
 import recipe_pages
 
 from mixtransfer.backbones import FAMILIES, Backbone
@@ -104,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
         prog="docs/make_zoo.py",
         description="Count the variants that zoo.json lacks, add what reports of tests and of speed say of the "
         "families, and write from that, the size tables and the recipes "
-        "the page zoo.md, the table in checkpoints.md, configs/README.md, configs/metafiles and model-index.yml.",
+        "the page zoo.md, the tables in choose.md and checkpoints.md, configs/README.md, configs/metafiles and"
+        " model-index.yml.",
     )
     options.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     options.add_argument("--recount", action="store_true", help="count all variants anew")
@@ -137,13 +139,18 @@ def run(args: argparse.Namespace) -> int:
     if args.speed:
         ratios, record["speed"] = read_speed(args.speed)
         record["status"] = merged(record["status"], ratios, SPEED)
-    zoo, checkpoints = args.folder / "zoo.md", args.folder / "checkpoints.md"
+    zoo, choose, checkpoints = (args.folder / name for name in ("zoo.md", "choose.md", "checkpoints.md"))
     texts = {zoo: page(record)}
     root = args.folder.parent
     # A folder of pages alone has no recipes beside it.
     if (root / "configs").is_dir():
         texts[root / "configs/README.md"] = recipe_pages.configs_page()
         texts |= {root / name: text for name, text in recipe_pages.metafiles(record["complexity"]).items()}
+    if choose.exists():
+        counts = record["complexity"]
+        before, after = around(_text(choose), chooser.BEGIN, chooser.END, "the tables", str(choose))
+        texts[choose] = f"{before}{chooser.tables(counts)}{after}"
+        texts |= {args.folder / name: text for name, text in chooser.charts(counts).items()}
     if checkpoints.exists():
         texts[checkpoints] = with_formats(_text(checkpoints), record["formats"], str(checkpoints))
     if args.check:
@@ -226,11 +233,21 @@ def with_formats(text: str, formats: Mapping[str, Mapping[str, str]], name: str)
     Raises:
         UserError: the page has no such marks, or a format was not converted both ways.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{name}: the marks of the table of formats are gone; put the lines {BEGIN} and {END} back")
-    return f"{before}{BEGIN}\n{formats_table(formats)}\n{END}{after}" if formats else text
+    before, after = around(text, BEGIN, END, "the table of formats", name)
+    return f"{before}{formats_table(formats)}{after}" if formats else text
+
+
+def around(text: str, begin: str, end: str, what: str, name: str) -> tuple[str, str]:
+    """Return the parts of a page before and after ``what``, with the marks between which it stands.
+
+    Raises:
+        UserError: the page has no such marks.
+    """
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise UserError(f"{name}: the marks of {what} are gone; put the lines {begin} and {end} back")
+    return f"{before}{begin}\n", f"\n{end}{after}"
 
 
 def deviation(measured: float, printed: float) -> float | None:
