@@ -28,7 +28,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "checkpoint", nargs="+", metavar="CHECKPOINT", help="weights of the config's backbone; 'random' for none"
     )
-    options.add_argument("--seeds", nargs="+", type=seed, default=[0], help="seeds of the heads (default: 0)")
+    options.add_argument(
+        "--seeds",
+        nargs="+",
+        type=seed,
+        default=[0],
+        help="seeds of the heads; the first one is that of random weights, too (default: 0)",
+    )
     options.add_argument("--iterations", type=positive, default=150, help="steps of the heads (default: %(default)s)")
     options.add_argument("--batch", type=positive, default=8, help="images of a step (default: %(default)s)")
     options.add_argument("--cache", metavar="DIR", help="where maps are kept (default: WORK_DIR/maps)")
@@ -77,7 +83,7 @@ def _probe(args: argparse.Namespace, cfg: Config, checkpoint: str, out: Path) ->
     prepared = copy.deepcopy(cfg)
     with one_line_errors(args.config):
         prepare(prepared, "test")
-        backbone = frozen_backbone(prepared, checkpoint, args.trust)
+        backbone = frozen_backbone(prepared, checkpoint, args.trust, args.seeds[0])
         cache = Path(args.cache or Path(cfg.work_dir) / "maps")
         train, test = (kept_maps(prepared, backbone, split, cache, device) for split in ("train", "test"))
     kept = time.monotonic()

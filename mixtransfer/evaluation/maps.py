@@ -34,10 +34,10 @@ RANDOM = "random"
 INDEX, LABELS = "index.json", "labels.u8"
 
 
-def frozen_backbone(cfg: Config, checkpoint: str, trust: bool = False) -> nn.Module:
-    """Build the backbone of a segmentor's config with the weights of a file, or random ones, for evaluation."""
+def frozen_backbone(cfg: Config, checkpoint: str, trust: bool = False, seed: int = 0) -> nn.Module:
+    """Build the backbone of a segmentor's config with the weights of a file, or random ones of a seed."""
     init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     backbone = MODELS.build({**cfg.model.backbone, "init_cfg": None, "token_classifier": None})
     backbone.init_weights()
     if checkpoint != RANDOM:

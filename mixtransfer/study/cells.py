@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,14 @@ class CellFolder:
         }
         if cell.factors["fraction"] not in (NONE, "1"):
             identity |= {"fraction": cell.factors["fraction"], "fraction_seed": self.fraction_seed}
+        if cell.kind == "probe":
+            from mixtransfer.evaluation.probe import Recipe
+
+            recipe = asdict(Recipe(seeds=(cell.seed,), **cell.recipe))
+            # As JSON has it, which an identity is read back from.
+            identity["recipe"] = {
+                key: list(value) if isinstance(value, tuple) else value for key, value in recipe.items()
+            }
         return identity
 
     def _load(self, config: str, splits: tuple[str, ...], data: str | None) -> Config:
@@ -136,7 +144,10 @@ class CellFolder:
 
     @property
     def weights(self) -> Path | None:
-        """The file that the backbone starts from."""
+        """The file that the backbone starts from, or the teacher of a pretraining."""
+        if self.source and self.cell.kind == "pretrain":
+            trained = self.source.path / "train"
+            return next(iter(checkpoints(trained)), trained / "CHECKPOINT")
         if self.source:
             return self.source.path / WEIGHTS
         return Path(self.cell.weights) if self.cell.weights else None
@@ -144,9 +155,10 @@ class CellFolder:
     def options(self, weights: Path | None = None) -> list[str]:
         """Return the options of the cell's config; ``weights`` stands for a file that another cell makes."""
         cell = self.cell
-        if cell.kind == "pretrain":
-            return [f"model.arch={cell.arch}", *cell.options]
         file = weights if self.source and weights else self.weights
+        if cell.kind == "pretrain":
+            taught = [f"model.teacher=dict(arch={cell.arch!r},checkpoint={str(file)!r})"] if file else []
+            return [f"model.arch={cell.arch}", *cell.options, *taught]
         start = "None" if file is None else f"dict(type='mixtransfer.Pretrained',checkpoint={str(file)!r})"
         return [f"model.backbone.arch={cell.arch}", *cell.options, f"model.backbone.init_cfg={start}"]
 
@@ -157,7 +169,8 @@ class CellFolder:
         options = ("--cfg-options", *self.options())
         if cell.kind == "probe":
             start = str(self.weights) if self.weights else "random"
-            common = (*data, "--work-dir", str(self.path / "probe"), "--seeds", str(cell.seed))
+            numbers = [word for name, value in cell.recipe.items() for word in (f"--{name}", str(value))]
+            common = (*data, "--work-dir", str(self.path / "probe"), "--seeds", str(cell.seed), *numbers)
             kept = ("--cache", str(self.study.work_dir / "maps"), "--out", str(self.path / MEASURED))
             return [Step("probe", ("probe", cell.config, start, *common, *kept, *options))]
         trained = self.path / "train"

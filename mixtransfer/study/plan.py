@@ -24,9 +24,11 @@ ENTRIES = (
     "title question work_dir backbones pretraining tasks hooks fractions seeds fraction_seed compare controls"
     " published per_image processes slurm"
 ).split()
-TASK = "kind config data options metrics pretraining hooks fractions".split()
-PRETRAINING = "weights config data options metrics seed".split()
+TASK = "kind config data options metrics pretraining hooks fractions recipe".split()
+PRETRAINING = "weights config data options metrics seed teacher".split()
 PUBLISHED = "value source schedule metric task backbone pretraining hooks fraction".split()
+#: Numbers of a probe's recipe that a task may set.
+RECIPE = ("iterations", "batch")
 #: Kind of task -> what is compared where the study does not say.
 METRICS = {"train": ("mIoU",), "probe": ("mIoU",), "pretrain": ("accuracy/top1",)}
 #: The level of a factor that a task does not have.
@@ -46,7 +48,8 @@ class Cell:
         config, data, options: as the commands take them.
         metrics: that have to be measured.
         weights: a file that the backbone starts from; None for random weights, or where ``source`` makes it.
-        source: the cell that makes the weights.
+        source: the cell that makes the weights; of a pretraining, the one that is its teacher.
+        recipe: numbers of a probe's recipe that are not the usual ones.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Cell:
     metrics: tuple[str, ...]
     weights: str | None = None
     source: Cell | None = None
+    recipe: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -184,8 +188,14 @@ class _Cells:
         cells = [
             cell for seed in self.seeds for name, task in self.tasks.items() for cell in self._task(name, task, seed)
         ]
-        yield from self.pretrained.values()
-        yield from cells
+        placed: list[Cell] = []
+        for seed in self.seeds:
+            own = [cell for cell in cells if cell.seed == seed]
+            for source in (source for cell in own for source in _sources(cell)):
+                if source not in placed:
+                    placed.append(source)
+                    yield source
+            yield from own
 
     def _task(self, name: str, task: Any, seed: int) -> Iterator[Cell]:
         where = f"{self.file}: tasks.{name}"
@@ -197,6 +207,13 @@ class _Cells:
             raise UserError(f"{where}: it has no config")
         options = _options(task.get("options"), where)
         metrics = tuple(task.get("metrics") or METRICS[kind])
+        recipe = task.get("recipe") or {}
+        _only(recipe, RECIPE, f"{where}.recipe")
+        if recipe and kind != "probe":
+            raise UserError(f"{where}.recipe: only a probe has one; give the numbers of a training as options")
+        odd = next((name for name, value in recipe.items() if not isinstance(value, int) or value < 1), None)
+        if odd:
+            raise UserError(f"{where}.recipe: {odd}={recipe[odd]!r}: give a whole number from 1")
         hooks = {NONE: []} if kind == "probe" else self._chosen(self.hooks, task, "hooks", where)
         fractions = self.fractions
         if "fractions" in task:
@@ -248,12 +265,14 @@ class _Cells:
             metrics=metrics,
             weights=weights,
             source=source,
+            recipe=task.get("recipe") or {},
         )
 
     def _source(self, backbone: str, method: str, given: Mapping, settings: Any, seed: int, where: str) -> Cell:
         seed = given.get("seed", seed)
         key = backbone, method, seed
         if key not in self.pretrained:
+            teacher = self._teacher(backbone, given, settings, seed, where) if given.get("teacher") else None
             factors = dict(zip(FACTORS, (PRETRAIN, backbone, method, NONE, NONE, seed), strict=True))
             self.pretrained[key] = Cell(
                 name=_name(factors),
@@ -264,8 +283,23 @@ class _Cells:
                 data=given.get("data"),
                 options=_options(given.get("options"), where),
                 metrics=tuple(given.get("metrics", METRICS["pretrain"])),
+                source=teacher,
             )
         return self.pretrained[key]
+
+    def _teacher(self, backbone: str, given: Mapping, settings: Any, seed: int, where: str) -> Cell:
+        name = given["teacher"]
+        own = {level: made for level, made in self.pretraining.items() if (made or {}).get("config")}
+        if name not in own:
+            raise unknown_name(f"teacher of {where}, one that the study trains:", str(name), own)
+        if own[name].get("teacher"):
+            raise UserError(f"{where}: its teacher {name} has a teacher itself; give one that has none")
+        return self._source(backbone, name, own[name], settings, seed, f"{self.file}: pretraining.{name}")
+
+
+def _sources(cell: Cell) -> list[Cell]:
+    """Return the cells that have to be done before a cell, the earliest first."""
+    return [*_sources(cell.source), cell.source] if cell.source else []
 
 
 def _arch(backbone: str, settings: Any) -> str:

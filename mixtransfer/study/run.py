@@ -290,5 +290,5 @@ def record_of(folder: CellFolder) -> dict[str, Any]:
         "factors": dict(cell.factors),
         "hash": folder.hash,
         "identity": folder.identity,
-        "starts_from": start,
+        "teacher" if cell.kind == "pretrain" else "starts_from": start,
     }

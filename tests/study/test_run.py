@@ -229,6 +229,34 @@ def test_cells_wait_for_the_weights_that_another_makes(data, study, tmp_path):
     assert folders(read_study(study))[1].hash == found[1].hash
 
 
+def test_a_teacher_is_waited_for_and_is_part_of_what_it_teaches(data, study, tmp_path):
+    pretrain = str(ROOT / "configs/pretrain/swin_micro_scenes.py")
+    cells = tmp_path / "cls"
+    class_folders(cells)
+    given = f"config={pretrain!r}, data={str(cells)!r}"
+    mixing = "model.mixing=dict(_delete_=True,type='mixtransfer.TokenMix')"
+    more = f"pretraining = dict(plain=dict({given}), taught=dict({given}, teacher='plain', options=[{mixing!r}]))\n"
+    write_study(tmp_path, data, more + "seeds = [0]\n")
+    plain, taught = folders(read_study(study))[:2]
+    assert (plain.state()[0], taught.state()) == (NEW, (WAITING, f"for {plain.cell.name}"))
+    (plain.path / "train").mkdir(parents=True)
+    (plain.path / "train/epoch_8.pth").touch()
+    assert f"arch='swin_micro',checkpoint='{plain.path}/train/epoch_8.pth'" in " ".join(taught.steps()[0].argv)
+    assert taught.identity["config"]["model"]["teacher"] == {"arch": "swin_micro", "checkpoint": f"cell:{plain.hash}"}
+
+
+def test_the_recipe_of_a_probe_is_part_of_its_cell(data, study, tmp_path):
+    task = "tasks['seg'] |= dict(kind='probe', metrics=['mIoU']{})\nseeds = [3]\ncompare = {{}}\n"
+    write_study(tmp_path, data, task.format(""))
+    usual = folders(read_study(study))[0]
+    assert usual.identity["recipe"]["seeds"] == [3] and len(usual.identity["recipe"]["rates"]) == 9
+    # It is read back from a file when a cell is gone on with.
+    assert json.loads(json.dumps(usual.identity)) == usual.identity
+    write_study(tmp_path, data, task.format(", recipe=dict(iterations=20)"))
+    shorter = folders(read_study(study))[0]
+    assert shorter.hash != usual.hash and "--iterations 20" in " ".join(shorter.steps()[0].argv)
+
+
 def test_a_stopped_cell_can_go_on(study, tmp_path):
     process = driver(study)
     while not list((tmp_path / "work/cells").glob("*/train/state")):
