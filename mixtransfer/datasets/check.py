@@ -30,6 +30,7 @@ from mixtransfer.datasets.stored import (
     SHIFTED,
     VOID,
     Unusable,
+    are_binary,
     count_labels,
     image_size,
     label_problem,
@@ -151,7 +152,7 @@ def _share(part: float, whole: float) -> str:
 
 def _check_segmentation(root: Path, progress: Progress, zero: bool | None) -> Report:
     void, first = ((255,), 0) if zero else (VOID, 1)
-    report = Report("seg", root, splits=[("split", "images", "masks", "size", "void")])
+    report, rows = Report("seg", root, splits=[("split", "images", "masks", "size", "void")]), {}
     pairs = {name: _pair_up(report, root, name) for name in ("training", "validation")}
     names = None
     if (root / "classes.txt").is_file():
@@ -171,9 +172,12 @@ def _check_segmentation(root: Path, progress: Progress, zero: bool | None) -> Re
                 pixels[name] += _check_mask(report, mask, size, None if names is None else len(names), void)
             done += 1
             progress(done, total)
-        lost = _share(pixels[name][list(void)].sum(), pixels[name].sum())
-        report.splits.append((name, str(sum(image is not None for image, _ in files)), str(masks), _range(sizes), lost))
+        rows[name] = name, str(sum(image is not None for image, _ in files)), str(masks), _range(sizes)
     together = np.sum(list(pixels.values()), 0)
+    if zero is None and names is None and are_binary(together):
+        zero, void, first = True, (255,), 0
+    for name, row in rows.items():
+        report.splits.append((*row, _share(pixels[name][list(void)].sum(), pixels[name].sum())))
     used = np.flatnonzero(together[first:255]) + first
     if names is None:
         names = tuple(f"class_{label}" for label in range(first, used.max(initial=0) + 1))

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from mixtransfer.datasets.coco import category_names, image_exists, image_names, read_coco
 from mixtransfer.datasets.convert import standard_form
 from mixtransfer.datasets.layouts import KNOWN
 from mixtransfer.datasets.scenes import GENERATOR, read_parameters, write_scenes
 from mixtransfer.datasets.sources import IMAGE_SUFFIXES, MARKER, image_files, read_classes
-from mixtransfer.datasets.stored import Unusable, read_mask
+from mixtransfer.datasets.stored import Unusable, are_binary, count_labels, read_mask
 from mixtransfer.errors import UserError, unknown_name
 from mixtransfer.progress import notice
 
@@ -181,13 +183,13 @@ def _open_segmentation(root: Path, progress: Progress, zero_is_class: bool | Non
     if (root / "classes.txt").is_file():
         classes, colors = read_classes(root / "classes.txt")
     else:
-        largest, has_zero = _largest_label(root, masks, progress)
-        if zero is None and largest == 1 and has_zero:
+        counts = _labels_of(root, masks, progress)
+        if zero is None and are_binary(counts):
             zero = True
             notice(f"{root}: all labels are 0 and 1, so 0 is a class too (--no-zero-is-class makes it void)")
-        elif zero is None and has_zero:
+        elif zero is None and counts[0]:
             notice(f"{root}: label 0 is void, as in ADE20K; --zero-is-class makes it a class")
-        classes = tuple(f"class_{i}" for i in range(0 if zero else 1, largest + 1))
+        classes = tuple(f"class_{i}" for i in range(0 if zero else 1, int(np.flatnonzero(counts[:255])[-1]) + 1))
     return DatasetFolder("seg", root, classes, colors or make_palette(len(classes)), *splits, bool(zero))
 
 
@@ -198,20 +200,18 @@ def _only_suffix(folder: Path, files: list[Path]) -> str:
     return suffixes[0]
 
 
-def _largest_label(root: Path, masks: list[Path], progress: Progress) -> tuple[int, bool]:
-    """Return the largest label of a class, and whether there are pixels of label 0."""
-    largest, has_zero = 0, False
+def _labels_of(root: Path, masks: list[Path], progress: Progress) -> np.ndarray:
+    """Return the pixels of each label in all masks, (256,)."""
+    counts = np.zeros(256, np.int64)
     for done, path in enumerate(masks, 1):
         try:
-            labels = read_mask(path)
+            counts += count_labels(read_mask(path))
         except Unusable as error:
             raise UserError(f"{path}: {error}; see mixtransfer data check") from error
-        largest = max(largest, int(labels[labels != 255].max(initial=0)))
-        has_zero = has_zero or bool((labels == 0).any())
         progress(done, len(masks))
-    if largest == 0:
+    if not counts[1:255].any():
         raise UserError(f"all masks in {root / 'annotations'} are void (0 or 255); labels start at 1")
-    return largest, has_zero
+    return counts
 
 
 def _open_detection(root: Path, progress: Progress) -> DatasetFolder:

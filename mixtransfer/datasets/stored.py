@@ -209,6 +209,14 @@ def require_labels(counts: np.ndarray, classes: int, void: tuple[int, ...] = VOI
         )
 
 
+def are_binary(counts: np.ndarray) -> bool:
+    """Return whether 0 and 1 are all the labels, beside void 255, so that 0 is a class: the background's.
+
+    ``counts`` are pixels of each stored label, (256,), of all masks whose classes no list names.
+    """
+    return bool(counts[0] and counts[1] and not counts[2:255].any())
+
+
 def label_problem(counts: np.ndarray, names: Sequence[str], void: tuple[int, ...]) -> tuple[str, str] | None:
     """Judge the labels of all masks together.
 

@@ -57,6 +57,19 @@ def test_masks_of_one_class_are_refused_by_check_and_training(tmp_path, kind):
         require_learnable(segmentor(root))
 
 
+@pytest.mark.parametrize("kind", ["0 and 1", "one bit"])
+def test_without_names_0_and_1_are_two_classes_for_check_and_training(tmp_path, kind):
+    root = masks(tmp_path, **ONE_CLASS[kind] | dict(names=None))
+    cfg = segmentor(root)
+    require_learnable(cfg)
+    assert cfg.model.decode_head.num_classes == 2
+    (report,) = check_folder(root)
+    assert not report.problems and [row[0] for row in report.classes[1:]] == ["0 class_0", "1 class_1"]
+    assert {row[-1] for row in report.splits[1:]} == {"0.00%"}
+    (void,) = check_folder(root, zero_is_class=False)
+    assert stored.ALONE in void.problems
+
+
 def test_one_class_that_counts_void_first_is_told_how_to_label(tmp_path):
     root = masks(tmp_path, names=["ground", "object"], background=0, labels=lambda k: 1)
     with pytest.raises(UserError) as error:
