@@ -42,6 +42,7 @@ from mixtransfer.backbones.dynamicvit import (
 )
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
+from mixtransfer.layers.compiling import plain
 from mixtransfer.layers.init import init_linear
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens
 from mixtransfer.layers.linear import Linear
@@ -114,7 +115,7 @@ def choose(
         decisions.append(decide(score, noise))
         return (x if streams else (x, x)), decisions[-1].view(*whole.shape[:-1], 1)
     batch, positions = score.shape
-    count = int(positions * ratio)
+    count = int(plain(positions) * ratio)
     order = score.argsort(dim=1, descending=True)
     order = order + positions * torch.arange(batch, device=order.device).unsqueeze(1)
     order = torch.cat([order[:, :count].flatten(), order[:, count:].flatten()])

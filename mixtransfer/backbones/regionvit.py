@@ -93,7 +93,7 @@ class Regions:
         (height, width), (h, w), side = self.size, self.grid, self.window
         local = pad(local, h * side - height, w * side - width)
         local = local.view(-1, h, side, w, side, local.size(3)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
-        return torch.cat([regional.reshape(len(local), 1, -1), local], dim=1)
+        return torch.cat([regional.flatten(0, 2).unsqueeze(1), local], dim=1)
 
     def join(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the local map (B, H, W, C) and the regional map (B, h, w, C) of windows."""

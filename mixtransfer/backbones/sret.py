@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import attend, mix_labels
-from mixtransfer.layers.compiling import constant_in_graphs
+from mixtransfer.layers.compiling import constant_in_graphs, plain
 from mixtransfer.layers.cpu import in_chunks
 from mixtransfer.layers.host_draws import drawn
 from mixtransfer.layers.init import trunc_normal_
@@ -36,6 +36,7 @@ from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_toke
 from mixtransfer.layers.linear import Linear, gelu, linear
 from mixtransfer.layers.patches import grid_of
 from mixtransfer.layers.residual import add_, keep_mask
+from mixtransfer.layers.tables import table
 from mixtransfer.registry import MODELS
 
 __all__ = ["SReT"]
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         if order is not None:
             qkv, labels = qkv[:, order[0]], None if labels is None else labels[:, order[0]]
-        length, longer = divmod(x.size(1), slices)
+        length, longer = x.size(1) // slices, x.size(1) % slices
         cut = longer * (length + 1)
         parts = [(slice(0, cut), longer), (slice(cut, None), slices - longer if length else 0)]
         done = [
@@ -228,6 +229,7 @@ class Pool(nn.Module):
 
 # A compiled graph takes the order as a constant, as it cannot trace a generator.
 @constant_in_graphs
+@table
 def seeded_order(tokens: int, number: int, device: torch.device) -> Tensor:
     """Return the order of ``tokens`` tokens in the ordering pass of this number, always the same one."""
     return torch.randperm(tokens, generator=torch.Generator().manual_seed(number)).to(device)
@@ -328,7 +330,7 @@ class SReT(Backbone):
                 second = number // 2 % PASSES == 1
                 slices, order = again if second else first, None
                 if second and slices > 1:
-                    order = self.order(x.size(1), ordered, x.device)
+                    order = self.order(plain(x.size(1)), ordered, x.device)
                     ordered += 1
                 x, rows = self.checkpointed(block, x, slices, order, rows)
                 x = self.checkpointed(projection, x)

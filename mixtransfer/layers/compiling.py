@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
-__all__ = ["constant_in_graphs", "is_traceable", "traceable"]
+import torch
+from torch import Tensor
+
+__all__ = ["constant_in_graphs", "is_traceable", "plain", "traceable"]
 
 F = TypeVar("F", bound=Callable)
 _state = {"traceable": False}
@@ -23,8 +27,23 @@ def traceable() -> Iterator[None]:
 
 
 def is_traceable() -> bool:
-    """Return whether :func:`traceable` is entered."""
-    return _state["traceable"]
+    """Return whether :func:`traceable` is entered, or ``torch.jit.trace`` or ``torch.export`` is at work."""
+    # The function of torch came with 2.7.
+    return _state["traceable"] or torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()
+
+
+def plain(value: Any) -> Any:
+    """Return a size, or a tuple or dataclass of sizes, as integers: ``torch.jit.trace`` counts in tensors.
+
+    Those are no keys, and float32 where they are multiplied by a share. The trace holds for this size only.
+    """
+    if isinstance(value, Tensor):
+        return int(value)
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(*(plain(getattr(value, field.name)) for field in fields(value)))
+    return value
 
 
 def constant_in_graphs(function: F) -> F:

@@ -25,11 +25,11 @@ class EvalCache(nn.Module):
         """Return ``make(*arguments)``, kept from the last call if neither the arguments nor the parameters changed.
 
         Args:
-            make: derives the tensor; nothing is kept where gradients are recorded or a graph is compiled.
+            make: derives the tensor; nothing is kept where gradients are recorded or a graph is compiled or traced.
             arguments: what it depends on beside parameters.
             of: the parameters that it reads.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return make(*arguments)
         key = (*arguments, *((x.data_ptr(), x._version, x.dtype) for x in of))
         if self.last is None or self.last[0] != key:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-from mixtransfer.layers.compiling import is_traceable
+from mixtransfer.layers.compiling import is_traceable, plain
 
 __all__ = ["BUDGET", "kept_bytes", "table"]
 
@@ -33,17 +32,22 @@ def table(make: F) -> F:
 
     @wraps(make)
     def get(*arguments: Hashable) -> Any:
-        compiling = torch.compiler.is_compiling()
-        if compiling and not is_traceable():
+        if torch.compiler.is_dynamo_compiling():
             return make(*arguments)
+        if torch.jit.is_tracing():
+            arguments = plain(arguments)
         key = make, *arguments
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key][0]
-        # Tables made under inference_mode could not be saved for a later backward pass; an exporter that saw them
-        # made would have values to guess, so it gets them as constants.
-        with torch.inference_mode(False), _disable_current_modes() if compiling else nullcontext():
-            made = make(*arguments)
+        if is_traceable():
+            # Who traces or exports watches its own thread: it gets tables as constants, without how they are made.
+            with ThreadPoolExecutor(1) as elsewhere:
+                made = elsewhere.submit(make, *arguments).result()
+        else:
+            # Tables made under inference_mode could not be saved for a later backward pass.
+            with torch.inference_mode(False):
+                made = make(*arguments)
         _kept[key] = made, _bytes(made)
         over = kept_bytes() - BUDGET
         while over > 0 and len(_kept) > 1:
