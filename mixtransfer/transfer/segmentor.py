@@ -1,8 +1,9 @@
-"""mmseg's segmentor with a test path that resamples logits once, with their classes side by side.
+"""mmseg's segmentor without maps of all classes that it does not need, in its losses and in its tests.
 
-mmseg upsamples the head's logits to the image's size and then resamples them to the original size, also where that is
-the size they have. Upsampling and the choice of the best class read all classes of a pixel, which lie far apart in a
-map of each class.
+For the losses see :mod:`~mixtransfer.transfer.pixel_loss`. To test an image, mmseg upsamples the head's logits to the
+image's size and then resamples them to the original size, also where that is the size they have. Upsampling and the
+choice of the best class read all classes of a pixel, which lie far apart in a map of each class: here they lie side by
+side.
 """
 
 from __future__ import annotations
@@ -16,20 +17,33 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
 
 from mixtransfer.registry import MODELS
+from mixtransfer.transfer.pixel_loss import head_losses
 
 __all__ = ["EncoderDecoder"]
 
 
 @MODELS.register_module()
 class EncoderDecoder(MMSegEncoderDecoder):
-    """A drop-in for ``mmseg.EncoderDecoder``: the same training, entries and maps, tests in less time.
+    """A drop-in for ``mmseg.EncoderDecoder``: the same losses, entries and maps, in less time.
 
     Args:
         options: arguments of ``mmseg.EncoderDecoder``.
     """
+
+    def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: list[SegDataSample]) -> dict:
+        return add_prefix(head_losses(self.decode_head, inputs, data_samples, self.train_cfg), "decode")
+
+    def _auxiliary_head_forward_train(self, inputs: Sequence[Tensor], data_samples: list[SegDataSample]) -> dict:
+        heads = self.auxiliary_head
+        named = {f"aux_{i}": x for i, x in enumerate(heads)} if isinstance(heads, nn.ModuleList) else {"aux": heads}
+        losses = {}
+        for name, head in named.items():
+            losses |= add_prefix(head_losses(head, inputs, data_samples, self.train_cfg), name)
+        return losses
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, 3, H, W); on CPU a pixel's classes lie side by side."""
