@@ -6,9 +6,12 @@ Pictures are RGB, (H, W, 3) uint8; labels are classes from 0, −1 where there i
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,6 +25,7 @@ __all__ = [
     "color_shares",
     "enlarge",
     "heat",
+    "outline",
     "overlay",
     "plain_text",
     "save",
@@ -35,6 +39,13 @@ VOID_COLOR = (225, 225, 225)
 OWN, PARTNER = (37, 99, 168), (240, 138, 36)
 INK, FAINT = "#22303c", "#d9dee3"
 LINES = ("#2563a8", "#f08a24", "#3c8d53", "#9b4f96")
+#: What is no object, in a detector's sheet.
+BACKGROUND_COLOR = (150, 160, 170)
+#: Width of figures in inches: letters of 9 points have 8 pixels where one is shown 390 pixels wide.
+WIDTH = 5.6
+GAP, LINE, LEGEND_COLUMNS, SHEET_DPI = 0.06, 0.2, 4, 200
+#: Letters of a title in a line.
+SIGNS = 68
 
 
 def as_picture(loaded: np.ndarray) -> np.ndarray:
@@ -84,6 +95,21 @@ def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.NEAREST))
 
 
+def outline(
+    picture: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None, labels: np.ndarray, palette: Palette
+) -> np.ndarray:
+    """Draw boxes (n, 4) and the outlines of masks (n, H, W) on a picture, in the colors of their classes."""
+    drawn = picture.copy()
+    for number, label in enumerate(labels):
+        color = tuple(int(value) for value in palette[label])
+        x0, y0, x1, y1 = (round(float(side)) for side in boxes[number])
+        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), color, 1)
+        if masks is not None:
+            found, _ = cv2.findContours(masks[number].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(drawn, found, -1, color, 1)
+    return drawn
+
+
 def save(picture: np.ndarray, path: Path) -> Path:
     """Write a picture as PNG and return its path."""
     try:
@@ -99,37 +125,69 @@ def save_sheet(
     titles: Sequence[str],
     path: Path,
     classes: Mapping[str, Sequence] = {},
+    *,
+    title: str = "",
+    heads: Sequence[str] = (),
+    wrap: int = 3,
 ) -> Path:
-    """Write pictures and texts in rows under column titles, with the colors of classes below; None leaves a gap."""
-    columns, count = len(titles), len(rows)
-    foot = 0.32 * math.ceil(len(classes) / _legend_columns(columns)) + 0.1 if classes else 0.05
-    ratio = max(x.shape[0] / x.shape[1] for row in rows for x in row if isinstance(x, np.ndarray))
-    width, height = 1.75, 1.75 * ratio
-    figure = _figure(columns * width + 0.1, count * height + 0.42 + foot)
-    total = figure.get_figheight()
-    grid = figure.add_gridspec(
-        count, columns, left=0.01, right=0.99, top=1 - 0.42 / total, bottom=foot / total, wspace=0.04, hspace=0.04
-    )
-    for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            axes = figure.add_subplot(grid[r, c])
-            axes.set_axis_off()
-            if isinstance(picture, str):
-                axes.text(0.04, 0.5, picture, fontsize=8, color=INK, va="center", linespacing=1.6)
-            elif picture is not None:
-                axes.imshow(picture, interpolation="nearest")
-            if r == 0:
-                axes.set_title(titles[c], fontsize=9.5, color=INK, pad=4)
+    """Write pictures and texts in rows under column titles, with the colors of classes below; None leaves a gap.
+
+    A sheet is so narrow that it can be read on a telephone: rows of more than ``wrap`` cells go on in the next line.
+
+    Args:
+        rows: the cells.
+        titles: of the columns.
+        path: the file.
+        classes: names and colors of the legend.
+        title: of the sheet.
+        heads: a line above each row.
+        wrap: cells a line.
+    """
+    columns = min(len(titles), wrap)
+    wide = (WIDTH - GAP * (columns + 1)) / columns
+    high = wide * max(x.shape[0] / x.shape[1] for row in rows for x in row if isinstance(x, np.ndarray))
+    lines = [(r, start) for r in range(len(rows)) for start in range(0, len(titles), columns)]
+    captioned = {line for line in lines if len(titles) > columns or line[0] == 0}
+    top_lines = textwrap.wrap(plain_text(title), SIGNS)
+    legend = LINE * math.ceil(len(classes) / LEGEND_COLUMNS) + GAP if classes else 0
+    total = sum(high + GAP + (LINE if line in captioned else 0) for line in lines)
+    total += sum(LINE for _ in rows if heads) + LINE * len(top_lines) + GAP + legend
+    figure = _figure(WIDTH, total, dpi=SHEET_DPI)
+
+    def write(text: str, left: float, below: float, **style: Any) -> None:
+        figure.text(left / WIDTH, 1 - below / total, text, color=INK, va="top", **style)
+
+    below = GAP
+    for text in top_lines:
+        write(text, GAP, below, fontsize=9.5, fontweight="bold")
+        below += LINE
+    for r, start in lines:
+        if heads and start == 0:
+            write(plain_text(heads[r]), GAP, below, fontsize=9.5)
+            below += LINE
+        for c, cell in enumerate(rows[r][start : start + columns]):
+            left = GAP + c * (wide + GAP)
+            if (r, start) in captioned:
+                write(plain_text(titles[start + c]), left, below, fontsize=9)
+            place = below + (LINE if (r, start) in captioned else 0)
+            if isinstance(cell, str):
+                write(plain_text(cell), left, place + 0.2 * high, fontsize=9, linespacing=1.5)
+            elif cell is not None:
+                axes = figure.add_axes((left / WIDTH, 1 - (place + high) / total, wide / WIDTH, high / total))
+                axes.set_axis_off()
+                axes.imshow(cell, interpolation="nearest")
+        below += high + GAP + (LINE if (r, start) in captioned else 0)
     if classes:
-        _add_legend(figure, classes, _legend_columns(columns))
+        _add_legend(figure, classes)
     return _write(figure, path)
 
 
 def save_curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, path: Path
 ) -> Path:
-    """Write line charts, one below the other: {y label: {name: (x values, y values)}}; names share one legend."""
-    figure = _figure(6.2, 2.9 * len(panels))
+    """Write line charts, one below the other: {y label: {name: (x values, y values)}}; panels share legends."""
+    figure = _figure(WIDTH, 2.9 * len(panels))
+    shown: list[str] = []
     for number, (label, lines) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, number)
         for color, (name, (x, y)) in zip(LINES, lines.items(), strict=False):
@@ -145,30 +203,26 @@ def save_curves(
         axes.tick_params(colors=INK, length=0)
         for side in axes.spines.values():
             side.set_visible(False)
-        if number == 1:
+        if list(lines) != shown:
+            shown = list(lines)
             axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     figure.tight_layout()
     return _write(figure, path)
 
 
-def _legend_columns(columns: int) -> int:
-    return max(2, round(columns * 1.5))
-
-
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, dpi: int = 144) -> Figure:
     # Without pyplot there is no global state and no display to ask for.
-    figure = Figure(figsize=(width, height), dpi=144, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _add_legend(figure: Figure, classes: Mapping[str, Sequence[int]], columns: int) -> None:
+def _add_legend(figure: Figure, classes: Mapping[str, Sequence[int]]) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(facecolor=np.array(color) / 255, label=plain_text(name)) for name, color in classes.items()]
-    figure.legend(
-        handles=patches, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2
-    )
+    style = dict(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
+    figure.legend(handles=patches, loc="lower center", ncols=LEGEND_COLUMNS, **style)
 
 
 def _write(figure: Figure, path: Path) -> Path:

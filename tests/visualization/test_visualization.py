@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,16 +11,30 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from toys import TOYS, build_toy
 
+from mixtransfer.backbones.mlp_mixer import MLPMixer
 from mixtransfer.cli import run_command
 from mixtransfer.datasets.scenes import write_scenes
 from mixtransfer.demo import steps as demo
 from mixtransfer.demo.screen import Screen
 from mixtransfer.engine.build import build_runner, prepare
 from mixtransfer.engine.config import load_config
-from mixtransfer.visualization import report
+from mixtransfer.errors import UserError
+from mixtransfer.pretrain.classifier import MixingClassifier
+from mixtransfer.visualization import mixes, report
 from mixtransfer.visualization.batches import mixed_batch, mixed_classes
-from mixtransfer.visualization.pictures import OWN, PARTNER, VOID_COLOR, color_labels, color_shares, heat, overlay
+from mixtransfer.visualization.pictures import (
+    OWN,
+    PARTNER,
+    VOID_COLOR,
+    color_labels,
+    color_shares,
+    heat,
+    outline,
+    overlay,
+)
+from mixtransfer.visualization.token_shares import drifts, token_shares
 
 ROOT = Path(__file__).parents[2]
 SEGMENT = "upernet_swin_micro_scenes"
@@ -94,6 +109,76 @@ def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
     assert run_command("visualize", argv) == 0
     assert (tmp_path / "align.png").is_file()
     assert Image.open(tmp_path / "tiles/0_mixed.png").size == (128, 128)
+
+
+def test_align_of_a_classifier_and_every_method_are_sheets_to_read_on_a_telephone(scenes, tmp_path, capsys):
+    """Letters of 9 points in 5.6 inches have 8 pixels where the picture is shown 390 pixels wide."""
+    argv = [CLASSIFY, "--data", scenes, "--work-dir", str(tmp_path), "--cfg-options", "train_dataloader.batch_size=6"]
+    assert run_command("visualize", ["align", *argv]) == 0
+    assert Image.open(tmp_path / "align.png").width == 1120
+    assert run_command("visualize", ["mix", *argv[:-2], "--mixing", "all", *argv[-2:]]) == 0
+    sheet = Image.open(tmp_path / "mix.png")
+    # The images and twelve methods, each with a line of text.
+    assert sheet.width == 1120 and sheet.height > 13 * 200
+    assert run_command("visualize", ["mix", *argv[:-2], "--mixing", "TransMax", *argv[-2:]]) == 2
+    assert "TransMax" in capsys.readouterr().err
+
+
+def test_methods_that_a_network_cannot_carry_are_named_on_the_sheet(scenes, tmp_path, monkeypatch):
+    runner = build_runner(prepared(scenes, tmp_path, ["train_dataloader.batch_size=4"], "draw", CLASSIFY))
+    monkeypatch.setattr(MLPMixer, "archs", {**MLPMixer.archs, "toy_mlp": TOYS["mlp_mixer"]})
+    plain = MixingClassifier("toy_mlp", 12, cell_size=8)
+    plain.data_preprocessor, runner.model = runner.model.data_preprocessor, plain
+    runner.cfg.model.update(arch="toy_mlp", backbone={})
+    kept = {}
+    monkeypatch.setattr(mixes, "save_sheet", lambda rows, titles, path, *_, heads, **__: kept.update(heads=heads))
+    mixes.save_every_method(runner, ("a",) * 12, tmp_path / "x.png", 0, "")
+    assert "not with this network: MixPro, SMMix, TransMix" in kept["heads"][0]
+    assert [head.partition(":")[0] for head in kept["heads"][1:]] == [
+        *("CowMix", "CutMix", "FMix", "GridMix", "Mixup", "MixupOrCutMix", "ResizeMix", "TLAlign", "TokenMix")
+    ]
+
+
+@pytest.mark.parametrize("config", [SEGMENT, CLASSIFY])
+def test_fluctuation_draws_maps_a_curve_and_numbers(scenes, tmp_path, config):
+    options = ["train_dataloader.batch_size=2", *(["model.backbone.init_cfg=None"] if config == SEGMENT else [])]
+    argv = ["fluctuation", config, "--data", scenes, "--work-dir", str(tmp_path), "--count", "1"]
+    assert run_command("visualize", [*argv, "--cfg-options", *options]) == 0
+    found = json.loads((tmp_path / "fluctuation.json").read_text())
+    assert [step["name"] for step in found["steps"]] == [f"block {n}" for n in range(1, 9)]
+    assert 0.3 <= found["input_share"][0] <= 0.7 and len(found["output_share"]) == 2
+    drift = [step["drift"][0] for step in found["steps"]]
+    # Shares mix more and more.
+    assert drift[-1] > max(drift[1], 0.05) and max(drift) <= 1
+    assert (tmp_path / "fluctuation.png").is_file() and (tmp_path / "fluctuation_curve.png").is_file()
+
+
+@pytest.mark.parametrize("family", [name for name in TOYS if "/" not in name])
+def test_shares_after_the_blocks_are_those_of_the_outputs(family):
+    """Whatever the tokens' layout: the outputs have what the backbone's own labels say, and nothing gets lost."""
+    net = build_toy(family, with_embedding=True)
+    images, labels = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
+    if net.label_rule == "pooling":
+        with pytest.raises(UserError, match="no attention that moves tokens"):
+            token_shares(net, images, labels)
+        return
+    steps, output = token_shares(net, images, labels)
+    with torch.no_grad():
+        expected = [label[:, 0] for _, label in net.eval().trunk(images, labels, net.output_count)]
+        assert torch.equal(output, net.embed(images, labels)[1][:, 0])
+    ends = [step.share for step in steps if step.ends_stage]
+    assert len(ends) == len(expected) and all(map(torch.equal, ends, expected))
+    assert drifts(steps, labels).shape == (len(steps), 2)
+    assert all((step.share >= -1e-5).all() and (step.share <= 1 + 1e-5).all() for step in steps)
+
+
+def test_instances_are_outlined_in_the_color_of_their_class():
+    masks = np.zeros((1, 20, 20), bool)
+    masks[0, 8:12, 8:12] = True
+    drawn = outline(np.zeros((20, 20, 3), np.uint8), np.array([[4.0, 4, 16, 16]]), masks, np.array([1]), PALETTE)
+    blue = (drawn == [0, 0, 255]).all(-1)
+    assert blue[4, 4:16].all() and blue[15, 4:16].all() and blue[8, 8:12].all()
+    assert not blue[6, 6] and not blue[9:11, 9:11].any() and blue.sum() == 4 * 11 + 4 * 3
 
 
 def test_only_what_depends_on_weights_asks_for_them(scenes, tmp_path, capsys):
