@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,18 @@ from mixtransfer.evaluation.maps import Maps
 from mixtransfer.evaluation.records import percentages
 from mixtransfer.progress import progress_line
 
-__all__ = ["RATES", "Heads", "Recipe", "batches", "train_heads"]
+__all__ = [
+    "RATES",
+    "Counts",
+    "Heads",
+    "Recipe",
+    "batches",
+    "best_class",
+    "chosen_rates",
+    "count",
+    "enlarged",
+    "train_heads",
+]
 
 #: Learning rates that are trained at once.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
@@ -101,13 +113,14 @@ class Heads(nn.Module):
     def _stacked(self, number: int, k: int, name: str, s: int) -> Tensor:
         return torch.stack([group[f"{number}_{k}_{name}"][s] for group in self.groups])
 
-    def forward(self, maps: Sequence[Tensor], s: int, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+    def forward(self, maps: Sequence[Tensor], s: int) -> Iterator[Tensor]:
         """Yield the logits (B, rates, K, H, W) of each of ``selections`` for the seed of place ``s``.
+
+        Those of one map have its size, those of several maps that of the finest.
 
         Args:
             maps: (B, C, h, w) each, the first one the finest.
             s: place of the seed.
-            size: (H, W) to enlarge to; by default that of the finest map.
         """
         normed = [self._normed(x, k, s) for k, x in enumerate(maps)]
         finest = maps[0].shape[-2:]
@@ -115,10 +128,7 @@ class Heads(nn.Module):
             total: Any = 0
             for k in selection:
                 answer = self._answer(normed[k], number, k, s)
-                # The sum of several maps is at the finest one's resolution.
-                wanted = finest if len(selection) > 1 or size is None else answer.shape[-2:]
-                total = total + _enlarged(answer, wanted)
-            total = _enlarged(total, size or finest)
+                total = total + (enlarged(answer, finest) if len(selection) > 1 else answer)
             yield total.unflatten(1, (len(self.recipe.rates), self.classes))
 
     def _normed(self, x: Tensor, k: int, s: int) -> Tensor:
@@ -134,9 +144,21 @@ class Heads(nn.Module):
         return F.conv2d(x, (weight * gamma[:, None]).flatten(0, 1)[..., None, None], bias.flatten())
 
 
-def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
-    same = tuple(x.shape[-2:]) == tuple(size)
-    return x if same else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (..., h, w) enlarged to a size (H, W), bilinearly as ``F.interpolate`` does it.
+
+    Two products of matrices, which many channels go through faster than through ``F.interpolate``, above all backward.
+    """
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    rows, columns = (_weights(int(now), int(then)).to(x) for now, then in zip(x.shape[-2:], size, strict=True))
+    return rows @ (x @ columns.T)
+
+
+@cache
+def _weights(now: int, then: int) -> Tensor:
+    """Return what each of ``now`` positions adds to each of ``then`` ones, (then, now)."""
+    return F.interpolate(torch.eye(now)[None], then, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def batches(seed: int, count: int, size: int, iterations: int) -> Iterator[Tensor]:
@@ -180,10 +202,10 @@ def _loss(heads: Heads, maps: Maps, places: Sequence[int], s: int, device: str) 
     """Return the sum over heads of the mean loss of a batch's labeled positions."""
     inputs, labels = maps.batch(places, device)
     valid = (labels != VOID).sum().clamp(min=1)
+    wanted = labels[:, None].expand(-1, len(heads.recipe.rates), -1, -1).flatten(0, 1)
     total = torch.zeros((), device=device)
     for logits in heads(inputs, s):
-        flat = logits.permute(1, 2, 0, 3, 4).flatten(2)
-        wanted = labels.flatten().expand(len(flat), -1)
+        flat = enlarged(logits, labels.shape[-2:]).flatten(0, 1)
         total = total + F.cross_entropy(flat, wanted, ignore_index=VOID, reduction="sum") / valid
     return total
 
@@ -194,6 +216,18 @@ class Counts:
 
     total: np.ndarray
     images: list[np.ndarray] = field(default_factory=list)
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """Return the first class with the highest of logits (K, H, W), (H, W) uint8.
+
+    One pass a class over values that lie side by side; ``argmax`` jumps from class to class at every position.
+    """
+    highest, found = logits[0].clone(), torch.zeros(logits.shape[1:], dtype=torch.uint8, device=logits.device)
+    for k, values in enumerate(logits[1:], 1):
+        found.masked_fill_(values > highest, k)
+        torch.maximum(highest, values, out=highest)
+    return found
 
 
 @torch.no_grad()
@@ -212,15 +246,14 @@ def count(heads: Heads, maps: Maps, places: Sequence[int], device: str = "cpu", 
     for number, place in enumerate(places):
         inputs, _ = maps.batch([place], device)
         labels = torch.from_numpy(maps.labels(place).astype(np.int64)).to(device)
-        valid = labels != VOID
-        target = labels[valid]
-        labeled = torch.bincount(target, minlength=classes)
+        # Void has a row of its own, which is not read.
+        start = labels.clamp(max=classes) * classes
         for s in range(len(recipe.seeds)):
-            for j, logits in enumerate(heads(inputs, s, tuple(labels.shape))):
-                for r, answer in enumerate(logits[0].argmax(1)):
-                    predicted = answer[valid]
-                    right = torch.bincount(target[predicted == target], minlength=classes)
-                    rows = torch.stack([right, torch.bincount(predicted, minlength=classes), labeled], 1).cpu().numpy()
+            for j, logits in enumerate(heads(inputs, s)):
+                for r, answer in enumerate(logits[0]):
+                    pairs = start + best_class(enlarged(answer, labels.shape))
+                    table = torch.bincount(pairs.flatten(), minlength=(classes + 1) * classes).view(-1, classes)[:-1]
+                    rows = torch.stack([table.diagonal(), table.sum(0), table.sum(1)], 1).cpu().numpy()
                     found.total[j, r, s] += rows
                     if r == kept and s == 0 and j == len(heads.selections) - 1:
                         found.images.append(rows)

@@ -18,7 +18,7 @@ from mixtransfer.cli import run_command
 from mixtransfer.engine.runner import TransferRunner
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.maps import Maps
-from mixtransfer.evaluation.probe import Heads, Recipe, chosen_rates, count, train_heads
+from mixtransfer.evaluation.probe import Heads, Recipe, best_class, chosen_rates, count, enlarged, train_heads
 from mixtransfer.evaluation.records import percentages
 from mixtransfer.registry import DATASETS, MODELS
 
@@ -123,7 +123,8 @@ def test_every_head_is_the_one_that_the_ordinary_runner_trains(tmp_path):
             model = ordinary(tmp_path / "maps", work, selection, start, RECIPE.rates[r], RECIPE.seeds[s])
             with torch.no_grad():
                 expected = model.eval()(inputs, labels, mode="tensor")
-            assert (answers[number][:, r] - expected).abs().max() < 1e-4 * expected.abs().max()
+            answer = F.interpolate(answers[number][:, r], (8, 6), mode="bilinear", align_corners=False)
+            assert (answer - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_pixels_are_counted_at_the_resolution_of_the_labels(tmp_path):
@@ -143,6 +144,21 @@ def test_pixels_are_counted_at_the_resolution_of_the_labels(tmp_path):
     assert np.array_equal(found.total[-1, 1, 0], expected)
     assert np.array_equal(np.sum(found.images, 0), expected)
     assert chosen_rates(found).shape == (3, 2)
+
+
+@pytest.mark.parametrize("sizes", [((3, 5), (24, 9)), ((4, 4), (4, 11)), ((7, 6), (5, 3))])
+def test_maps_are_enlarged_as_by_interpolation(sizes):
+    x = torch.randn(2, 3, *sizes[0], dtype=torch.float64, requires_grad=True)
+    same = F.interpolate(x, sizes[1], mode="bilinear", align_corners=False)
+    pull = torch.randn_like(same)
+    ours = enlarged(x, sizes[1])
+    assert (ours - same).abs().max() < 1e-6
+    assert (torch.autograd.grad(ours, x, pull)[0] - torch.autograd.grad(same, x, pull)[0]).abs().max() < 1e-5
+
+
+def test_the_best_class_is_the_first_of_the_highest():
+    logits = torch.randint(0, 3, (9, 40, 30)).float()
+    assert np.array_equal(best_class(logits).numpy(), logits.numpy().argmax(0))
 
 
 def test_images_of_different_sizes_are_not_one_batch(tmp_path):
