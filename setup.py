@@ -46,7 +46,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["mixtransfer", "mixtransfer.*"]),
-    package_data={"mixtransfer": ["py.typed"], "mixtransfer.checkpoints": ["index.json"]},
+    package_data={"mixtransfer": ["py.typed"], "mixtransfer.checkpoints": ["index.json", "timm_names.json"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.4",
@@ -68,6 +68,7 @@ setup(
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "cluster": ["submitit>=1.5"],
         "robustness": ["imagecorruptions-imaug>=1.1.5"],
+        "transformers": ["transformers>=4.56"],
         "trackers": ["tensorboard", "wandb", "mlflow"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "basedpyright", "PyYAML", "imagecorruptions-imaug"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mixtransfer.backbones import FAMILIES, Backbone, backbone_class
+from mixtransfer.backbones import FAMILIES, FOREIGN, Backbone, backbone_class
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.engine.recipes import CONFIGS, Recipe, find_config, list_recipes
 from mixtransfer.errors import UserError
@@ -78,8 +78,8 @@ others' tables or from memory only. {dash} stands for none: the recipe is ours t
 
 
 def by_family() -> dict[str, list[Recipe]]:
-    """Return the recipes of each family of backbones."""
-    found: dict[str, list[Recipe]] = {cls.family: [] for cls in FAMILIES}
+    """Return the recipes of each family of backbones, and of each library whose networks are wrapped."""
+    found: dict[str, list[Recipe]] = {cls.family: [] for cls in (*FAMILIES, *FOREIGN)}
     for recipe in list_recipes():
         found[backbone_class(recipe.arch).family].append(recipe)
     return found
@@ -122,20 +122,16 @@ def metafiles(complexity: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         complexity: the counts in zoo.json.
     """
     texts = {}
-    for cls in FAMILIES:
+    for cls in (*FAMILIES, *FOREIGN):
         recipes = by_family()[cls.family]
         if not recipes:
             continue
         content = {
-            "Collections": [{"Name": cls.family, "Code": {"URL": f"mixtransfer/backbones/{_module(cls)}.py"}}],
+            "Collections": [{"Name": cls.family, "Code": {"URL": f"{cls.__module__.replace('.', '/')}.py"}}],
             "Models": [_model(recipe, cls, complexity) for recipe in recipes],
         }
         texts[f"configs/metafiles/{cls.family}.yml"] = _dumped(content)
     return {**texts, "model-index.yml": _dumped({"Import": list(texts)})}
-
-
-def _module(cls: type[Backbone]) -> str:
-    return cls.__module__.rpartition(".")[2]
 
 
 def _model(recipe: Recipe, cls: type[Backbone], complexity: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mixtransfer.backbones import (
     FAMILIES,
     Backbone,
+    backbone_class,
     cait,
     cmt,
     convmixer,
@@ -65,7 +66,22 @@ TOYS = {
 }
 
 
+#: Networks of libraries -> the settings that make them small.
+NETWORKS = {
+    "timm/convnext_tiny": dict(depths=(1, 1, 2, 1), dims=(8, 16, 16, 32)),
+    "timm/resnet50": dict(layers=(1, 1, 2, 1), channels=(4, 4, 8, 8), stem_width=4, zero_init_last=False),
+    "timm/swin_tiny_patch4_window7_224": dict(embed_dim=8, depths=(1, 2, 2, 1), num_heads=(1, 1, 2, 2)),
+    "timm/mobilenetv3_small_050": {},
+    "timm/vit_tiny_patch16_224": dict(embed_dim=16, depth=4, num_heads=2),
+    "timm/vit_base_patch16_dinov3": dict(embed_dim=32, depth=4, num_heads=2),
+    "hf/convnext": dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 8, 16, 16]),
+    "hf/dinov2": dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2),
+}
+
+
 def build_toy(family: str, **kwargs) -> Backbone:
+    if family in NETWORKS:
+        return backbone_class(family)(arch=family, network=NETWORKS[family], **kwargs)
     cls = next(cls for cls in FAMILIES if cls.family == family.split("/")[0])
     toy = type(cls.__name__, (cls,), {"archs": {f"{family}_toy": TOYS[family]}})
     return toy(arch=f"{family}_toy", **kwargs)

@@ -10,6 +10,7 @@ from mixtransfer.backbones.dynamicvit_convnext import DynamicConvNeXt
 from mixtransfer.backbones.dynamicvit_swin import DynamicSwin
 from mixtransfer.backbones.fan import FAN
 from mixtransfer.backbones.fcvit import FCViT
+from mixtransfer.backbones.foreign import HuggingFaceBackbone, TimmBackbone, WrappedBackbone
 from mixtransfer.backbones.hire_mlp import HireMLP
 from mixtransfer.backbones.hornet import HorNet
 from mixtransfer.backbones.mixmim import MixMIMEncoder
@@ -31,6 +32,7 @@ __all__ = [
     "CMT",
     "FAMILIES",
     "FAN",
+    "FOREIGN",
     "PVT",
     "TNT",
     "Backbone",
@@ -42,6 +44,7 @@ __all__ = [
     "FCViT",
     "HireMLP",
     "HorNet",
+    "HuggingFaceBackbone",
     "MLPMixer",
     "MSGTransformer",
     "MixMIMEncoder",
@@ -54,6 +57,7 @@ __all__ = [
     "Sequencer2D",
     "SwinMLP",
     "SwinTransformer",
+    "TimmBackbone",
     "TokenClassifier",
     "VisionTransformer",
     "backbone_class",
@@ -88,9 +92,13 @@ FAMILIES: tuple[type[Backbone], ...] = (
 )
 
 
+#: Wrappers of the networks of libraries, each of which takes the names behind a prefix.
+FOREIGN: tuple[type[WrappedBackbone], ...] = (TimmBackbone, HuggingFaceBackbone)
+
+
 def backbone_class(arch: str) -> type[Backbone]:
     """Return the class that builds ``arch``, or raise a UserError that lists the near names."""
-    for family in FAMILIES:
+    for family in (*FAMILIES, *FOREIGN):
         if arch in family.archs:
             return family
     raise unknown_name("architecture", arch, [name for family in FAMILIES for name in family.archs])

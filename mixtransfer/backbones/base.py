@@ -37,7 +37,7 @@ from mixtransfer.layers.labels import image_label, pool_labels
 from mixtransfer.layers.overwrite import unhooked
 from mixtransfer.layers.residual import checked_rate, drop_path_rates
 
-__all__ = ["ATTENTION", "OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid"]
+__all__ = ["ATTENTION", "OUTPUT_NORMS", "Backbone", "TokenClassifier", "evenly_spaced", "pyramid", "statistics_kept"]
 
 T = TypeVar("T")
 
@@ -431,12 +431,12 @@ class Backbone(BaseModule):
 
 @contextmanager
 def _recomputed(block: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    with _statistics_kept(block), again():
+    with statistics_kept(block), again():
         yield
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
+def statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep running statistics as they are: recomputing a block must not count its batch a second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]

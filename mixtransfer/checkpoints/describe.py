@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mixtransfer.checkpoints.headers import Header, read_header, whole_of
-from mixtransfer.checkpoints.recognize import Match, recognize
+from mixtransfer.checkpoints.recognize import CERTAIN, Match, recognize
 from mixtransfer.checkpoints.select import EMA, RAW, Selection, select_weights
 from mixtransfer.checkpoints.stand_ins import Entry, Foreign, is_harmless
+from mixtransfer.checkpoints.timm_names import use_of, variants_of
 from mixtransfer.errors import visible
 
 __all__ = ["Description", "describe"]
@@ -81,6 +82,13 @@ def _code(outline: Header) -> str:
 
 
 def _network(selected: Selection, matches: list[Match]) -> Iterator[tuple[str, str]]:
+    certain = matches[0].certainty >= CERTAIN if matches else False
+    if not certain and (variants := variants_of(selected.weights)):
+        alike = f" (of equal shapes: {_some(variants[1:])})" if len(variants) > 1 else ""
+        yield "network", f"timm's {variants[0]}{alike}, of no family here"
+        yield "names", "timm"
+        yield "use", use_of(variants, "FILE")
+        return
     best = [m for m in matches if matches[0].certainty == m.certainty and len(m.same) == len(matches[0].same)]
     if not best or best[0].certainty < UNCERTAIN:
         near = f"; nearest: {best[0].arch}, {best[0].certainty:.0%}" if best else ""

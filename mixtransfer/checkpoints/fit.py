@@ -102,15 +102,17 @@ def fit(ours: Renamed, backbone: Backbone, source: str, name: str, head: int | N
         for names in (HEAD, AUX_HEAD) if backbone.has_token_logits else (HEAD,):
             own |= dict(zip(names, shapes, strict=True))
     dropped = {"derived (recomputed)": list(ours.derived)} if ours.derived else {}
+    before = {key: tuple(value.shape) for key, value in ours.state.items()}
     taken = {}
-    for key, value in ours.state.items():
+    for key, value in _resized_tables(backbone, ours.state, name).items():
         rule = None if key in own else drop_rule(key, backbone)
         if rule:
             dropped.setdefault(rule, []).append(key)
         else:
             taken[key] = value
-    before = {key: tuple(value.shape) for key, value in taken.items()}
-    state = resize_input(_resized_tables(backbone, taken, name), own)
+    # A library's own reader may give entries other names.
+    before = {**{key: tuple(value.shape) for key, value in taken.items()}, **before}
+    state = resize_input(taken, own)
     uneven = _uneven(before, state, own)
     absent = [key for key in own if key not in state]
     optional = (*absent_from(type(backbone), source), *OPTIONS, *backbone.dense_only)
@@ -196,7 +198,7 @@ def _uneven(before: Mapping[str, tuple], state: Mapping[str, Tensor], own: Mappi
     for key, shape in before.items():
         if key in own:
             groups.setdefault((group_name(key), own[key]), set()).add(shape)
-    resized = [key for key in before if key in own and before[key] != tuple(state[key].shape)]
+    resized = [key for key in before if key in own and key in state and before[key] != tuple(state[key].shape)]
     return {key for key in resized if len(groups[group_name(key), own[key]]) > 1}
 
 

@@ -1,4 +1,4 @@
-"""Making ``index.json``, from which files are recognized: ``python -m mixtransfer.checkpoints.index``."""
+"""Making the indexes from which files are recognized: ``python -m mixtransfer.checkpoints.index``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mixtransfer.checkpoints.fit import HEAD
 from mixtransfer.checkpoints.recognize import ANY, INDEX, signature
 from mixtransfer.checkpoints.rename import OURS, rename
 from mixtransfer.checkpoints.select import matches
+from mixtransfer.checkpoints.timm_names import TIMM_INDEX, digest
 from mixtransfer.checkpoints.whole_files import replace_whole
 
-__all__ = ["make_index"]
+__all__ = ["make_index", "make_timm_index"]
 
 
 def make_index(families: Sequence[type[Backbone]] = FAMILIES, archs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -24,6 +25,18 @@ def make_index(families: Sequence[type[Backbone]] = FAMILIES, archs: Sequence[st
     lines: dict[str, int] = {}
     found = {family.family: _family(family, archs or list(family.archs), lines) for family in families}
     return {"families": found, "lines": list(lines)}
+
+
+def make_timm_index(names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Return the networks of the installed timm, or ``names`` of them, by the digest of their entries."""
+    import timm
+
+    found: dict[str, list[str]] = {}
+    for name in names or timm.list_models():
+        with torch.device("meta"):
+            state = timm.create_model(name).state_dict()
+        found.setdefault(digest({key: tuple(value.shape) for key, value in state.items()}), []).append(name)
+    return found
 
 
 def _family(family: type[Backbone], chosen: Sequence[str], lines: dict[str, int]) -> dict[str, Any]:
@@ -69,12 +82,15 @@ def _add(family: type[Backbone], state, name: str, arch: str, format_: dict, lin
 
 
 def main() -> None:
-    """Write the index."""
+    """Write the indexes."""
     text = json.dumps(make_index(), separators=(",", ":"))
     # A line for each family, format and network keeps changes readable.
     text = re.sub(r'("(?:\w+)":\{"(?:formats|network)")', r"\n\1", text) + "\n"
     with replace_whole(INDEX) as partial:
         partial.write_text(text, encoding="utf-8")
+    lines = (f"{json.dumps(key)}: {json.dumps(names)}" for key, names in sorted(make_timm_index().items()))
+    with replace_whole(TIMM_INDEX) as partial:
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
+from mixtransfer.backbones.foreign import WrappedBackbone
 from mixtransfer.checkpoints.fit import FLOATS, HEAD, FittedState, account_for, drop_rule, misfits, shorten
 from mixtransfer.checkpoints.read import read_checkpoint
 from mixtransfer.checkpoints.rename import OURS, rename
@@ -123,7 +124,10 @@ def recognize_format(backbone: Backbone, weights: Mapping[str, Tensor]) -> str:
         partial = len(dense - keys) if dense & keys else 0
         return len(own & keys), -len(keys - own), -partial
 
-    return max([OURS, *type(backbone).formats()], key=fit)
+    formats = [*type(backbone).formats()]
+    # A library's reader knows other names too, which nothing of it has; ours have their own beginning.
+    strange = isinstance(backbone, WrappedBackbone) and not weights.keys() & backbone.state_dict().keys()
+    return max([*formats, OURS] if strange else [OURS, *formats], key=fit)
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mixtransfer.checkpoints.select import rule_for
+from mixtransfer.checkpoints.timm_names import use_of, variants_of
 from mixtransfer.errors import UserError
 
-__all__ = ["INDEX", "Match", "group_name", "identify", "recognize", "signature"]
+__all__ = ["CERTAIN", "INDEX", "Match", "group_name", "identify", "recognize", "signature"]
 
 INDEX = Path(__file__).with_name("index.json")
 #: Stands for any shape: the rows of a classifier's head.
@@ -110,6 +111,8 @@ def identify(entries: Mapping[str, Any], name: str) -> Match:
     """
     matches = recognize(entries)
     if not matches or matches[0].certainty < CERTAIN:
+        if variants := variants_of(entries):
+            raise UserError(f"{name}: timm's {variants[0]}, of no family here; {use_of(variants, name)}")
         near = "; the nearest are " + ", ".join(_named(m) for m in matches[:3]) if matches else ""
         raise UserError(f"{name}: not recognized{near}; say --arch (and --from)")
     best = matches[0]

@@ -190,13 +190,21 @@ FIELDS: dict[str, Callable[[Any, Any], None]] = {
 def _follow(cfg: Config, family: Any, before: str, arch: str) -> None:
     """Change what follows from an architecture without a table: the file of weights, images, blocks, scales."""
     backbone: Any = cfg.model.get("backbone") or {}
+    old, new = family.archs[before], family.archs[arch]
+    if getattr(old, "plain", None) != getattr(new, "plain", None):
+        kinds = ("maps of several strides", "one stride")
+        raise UserError(
+            f"--arch {arch}: has {kinds[new.plain]}, and the recipe is made for {kinds[old.plain]}; take the one for"
+            f" {'plain networks, whose name ends in timm_vit' if new.plain else 'pyramids, whose name ends in timm'}"
+        )
+    # A library's networks have its name in front, which files have not.
+    names = [name.rpartition("/")[2] for name in (before, arch)]
     for part in (backbone, cfg.model):
         start: Any = part.get("init_cfg") or {}
         if "checkpoint" in start:
-            file = Path(start.checkpoint)
-            stem = file.stem.replace(before, arch) if before in file.stem else arch
-            start.checkpoint = str(file.with_name(stem + file.suffix))
-    old, new = family.archs[before], family.archs[arch]
+            folder, slash, file = start.checkpoint.rpartition("/")
+            follows = file.replace(*names) if names[0] in file else names[1] + Path(file).suffix
+            start.checkpoint = folder + slash + follows
     sides = [getattr(spec, "img_size", None) for spec in (old, new)]
     if cfg.default_scope == "mmpretrain" and sides[0] != sides[1] and isinstance(sides[1], int):
         _crop(cfg, sides[1])
@@ -207,7 +215,7 @@ def _follow(cfg: Config, family: Any, before: str, arch: str) -> None:
     neck: Any = cfg.model.get("neck") or {}
     if patches[0] != patches[1] and "scales" in neck:
         neck.scales = [scale * patches[1] / patches[0] for scale in neck.scales]
-    elif patches[0] != patches[1] and type_name(neck) == "SimpleFeaturePyramid":
+    elif patches[0] != patches[1] and type_name(neck) == "SimpleFeaturePyramid" and cfg.default_scope == "mmdet":
         raise UserError(
             f"--arch {arch}: has patches of {patches[1]}, and the recipe's pyramid is made for {patches[0]}"
         )

@@ -16,9 +16,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, PARAM_SCHEDULERS, TRANSFORMS
 from mmengine.structures import PixelData
 from recipes import CONFIGS, build, dataset, read, recipe
-from toys import TOYS
+from toys import NETWORKS, TOYS
 
-from mixtransfer.backbones import backbone_class
+from mixtransfer.backbones import FOREIGN, backbone_class
 from mixtransfer.engine.cfg_options import READ_BY_RUNNER
 from mixtransfer.engine.config import task_of
 from mixtransfer.engine.fit_channels import fit_channels
@@ -38,6 +38,7 @@ OF_EACH_KIND = {
     *("seg/upernet_swin_tlalign.py", "seg/upernet_sequencer2d.py", "seg/semantic_fpn_pvt.py", "seg/segformer_fan.py"),
     *("det/mask_rcnn_swin_tlalign.py", "det/mask_rcnn_deit.py", "det/mask_rcnn_msg_transformer.py"),
     *("det/cascade_mask_rcnn_hornet.py", "det/retinanet_regionvit.py", "det/mask_rcnn_hornet_horfpn.py"),
+    *("seg/upernet_timm.py", "seg/upernet_timm_vit.py", "det/mask_rcnn_timm_vit.py"),
     *("det/mask_rcnn_deit_vitdet.py", "det/detr_tnt.py", "seg/segmenter_deit.py", "seg/upernet_hornet_horfpn.py"),
 }
 trained = pytest.mark.parametrize(
@@ -88,7 +89,8 @@ def test_the_file_says_how_to_run_it(name):
     start = model.get("backbone", {}).get("init_cfg")
     if start:
         arch = model.backbone.arch if "arch" in model.backbone else model.arch
-        assert f" {start.checkpoint} --arch {arch}\n" in text
+        foreign = backbone_class(arch) in FOREIGN
+        assert f" hf download {arch} " in text if foreign else f" {start.checkpoint} --arch {arch}\n" in text
     if model.get("init_cfg") and "checkpoint" in model.init_cfg:
         # Of another size, maybe.
         assert f" {model.init_cfg.checkpoint} --arch " in text
@@ -192,12 +194,18 @@ def shrink(cfg: Config, monkeypatch) -> None:
     backbone = cfg.model.backbone
     named = backbone if "arch" in backbone else cfg.model
     cls = backbone_class(named.arch)
-    toy = TOYS[cls.family]
-    monkeypatch.setitem(cls.archs, "toy", toy)
-    named.arch = "toy"
-    if "out_indices" in backbone and hasattr(toy, "depth"):
-        # The last block.
-        backbone.out_indices = (toy.depth - 1,)
+    if cls in FOREIGN:
+        plain = cls.archs[named.arch].plain
+        backbone.arch = "timm/vit_base_patch16_dinov3" if plain else "timm/convnext_tiny"
+        backbone.network = NETWORKS[backbone.arch]
+        backbone.out_indices = (3,) if plain else None
+    toy = None if cls in FOREIGN else TOYS[cls.family]
+    if toy is not None:
+        monkeypatch.setitem(cls.archs, "toy", toy)
+        named.arch = "toy"
+        if "out_indices" in backbone and hasattr(toy, "depth"):
+            # The last block.
+            backbone.out_indices = (toy.depth - 1,)
     for key, part in cfg.model.items():
         if key != "backbone":
             narrow(part)

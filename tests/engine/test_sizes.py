@@ -168,3 +168,22 @@ def test_what_is_no_size_of_the_recipe_is_refused():
         apply_arch(copy.deepcopy(cfg), "hornet_tiny_gf", "x.py")
     with pytest.raises(UserError, match=r"sizes: model\.necks\.x: there are 0 entries necks"):
         apply_arch(cfg, "hornet_base_gf", "x.py")
+
+
+def test_a_recipe_for_timm_takes_any_network_of_its_kind():
+    cfg, _ = sized("seg/upernet_timm.py", "timm/resnet50.a1_in1k")
+    assert cfg.model.backbone.init_cfg.checkpoint == "checkpoints/resnet50.a1_in1k.safetensors"
+    fit_channels(cfg)
+    assert cfg.model.decode_head.in_channels == [256, 512, 1024, 2048]
+    # Blocks that are read keep their share of the depth; only anchors are made for patches of 16.
+    cfg, _ = sized("seg/upernet_timm_vit.py", "timm/vit_large_patch14_dinov2")
+    fit_channels(cfg)
+    assert cfg.model.backbone.out_indices == (23,) and cfg.model.neck.in_channels == [1024]
+    with pytest.raises(UserError, match="has patches of 14, and the recipe's pyramid is made for 16"):
+        sized("det/mask_rcnn_timm_vit.py", "timm/vit_large_patch14_dinov2")
+    with pytest.raises(
+        UserError, match=r"has one stride, and the recipe is made for maps of several strides; .*timm_vit"
+    ):
+        sized("det/mask_rcnn_timm.py", "timm/vit_small_patch16_dinov3")
+    with pytest.raises(UserError, match="unknown network of timm 'resnet51'; did you mean resnet51q, resnet50,"):
+        sized("seg/upernet_timm.py", "timm/resnet51")
