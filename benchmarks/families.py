@@ -49,6 +49,7 @@ RECIPES = {
     "pyramid_tnt": Recipe("pyramid_tnt_tiny", 0.1, multiple=64),
     "cmt": Recipe("cmt_ti", 0.1, multiple=32),
     "fan": Recipe("fan_vit_tiny", 0.0),
+    "fan_swin": Recipe("fan_swin_tiny", 0.3),
     "sret": Recipe("sret_tiny", 0.1, multiple=32),
     "swin": Recipe("swin_tiny", 0.2),
     "mixmim": Recipe("mixmim_base_384", 0.1, 384, multiple=32),  # no windows are published for 512

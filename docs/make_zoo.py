@@ -56,7 +56,8 @@ COLUMNS = {
 }
 #: Cells that no test can fill, and why.
 ABSENT = dict.fromkeys(
-    ((family, "parity dense") for family in ("mlp_mixer", "convmixer", "dynamicvit")), "no dense code published"
+    ((family, "parity dense") for family in ("fan_swin", "mlp_mixer", "convmixer", "dynamicvit")),
+    "no dense code published",
 )
 UNTIMED = "not timed yet"
 #: Tests that fill cells of the parity columns: module and function, columns, and what one of their cases is called.

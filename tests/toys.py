@@ -54,6 +54,8 @@ TOYS = {
     "posmlp/lrpe": posmlp.Spec((8, 16), (1, 2), (4, 2), (4, 2), (2, 4), position="lrpe_full"),
     "fan": fan.Spec(16, 3, 2, (1,), stem=(1, 1), coarse=True),
     "fan/vit": fan.Spec(16, 4, 2, (0, 1, 2)),
+    "fan/xlarge": fan.Spec(16, 3, 2, (1,), stem=(1, 1), late=(2, 24, 3)),
+    "fan_swin": swin.Spec(8, (1, 2, 2, 1), (1, 2, 2, 4), window=4, img_size=64),
     "fcvit": fcvit.Spec((1, 1, 2, 1), (16, 16, 24, 32), layer_scale=0.5),
     "sequencer2d": sequencer.Spec((1, 2, 1, 1), (8, 16, 16, 16)),
     "mlp_mixer": mlp_mixer.Spec(16, 4, 16, img_size=64),

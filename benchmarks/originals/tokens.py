@@ -7,8 +7,10 @@ import torch.nn.functional as F
 
 from benchmarks.originals.common import Summed, attend, convolve, join_heads, split_heads
 from mixtransfer.backbones import cait, deit, fan, pvt, pyramid_tnt, sret, tnt
+from mixtransfer.layers.channel_processing import ChannelProcessing
+from mixtransfer.layers.positions import FourierCode, fourier_code
 
-__all__ = ["WAYS"]
+__all__ = ["WAYS", "FanChannelProcessing"]
 
 
 class DeitAttention(deit.Attention):
@@ -236,10 +238,11 @@ class FanAttention(fan.Attention):
         return out, None
 
 
-class FanChannelProcessing(fan.ChannelProcessing):
+class FanChannelProcessing(ChannelProcessing):
     """Queries, keys and values by head; the weighted values are made twice, the second time to be handed on."""
 
     def forward(self, x, size):
+        """Return new tokens (B, N, D)."""
         (q,), (k,) = split_heads(self.q(x), 1, self.heads), split_heads(x, 1, self.heads)
         q = q.softmax(dim=2).transpose(2, 3)
         k = F.adaptive_avg_pool2d(k.softmax(dim=2), (k.size(2), 1))
@@ -258,14 +261,14 @@ class FanBlock(Summed, fan.Block):
         return self.add(x, self.gamma2 * self.mlp(self.norm2(x), size)), None
 
 
-class FanPositionCode(fan.PositionCode):
+class FanPositionCode(FourierCode):
     """The code of each token of each image, through a 1 × 1 convolution, at every call."""
 
     batch = 1
 
     def forward(self, size, paired):
         weight = self.token_projection.weight
-        rows, columns = (fan.fourier_code(count, paired, weight.device) for count in size)
+        rows, columns = (fourier_code(count, paired, weight.device) for count in size)
         code = torch.cat([rows[:, None].expand(*size, -1), columns.expand(*size, -1)], dim=-1).permute(2, 0, 1)
         code = code.expand(self.batch, -1, -1, -1).to(weight.dtype)
         return convolve(self.token_projection, code).permute(0, 2, 3, 1)
@@ -329,9 +332,9 @@ WAYS = {
     "fan": {
         fan.FAN: Fan,
         fan.Attention: FanAttention,
-        fan.ChannelProcessing: FanChannelProcessing,
+        ChannelProcessing: FanChannelProcessing,
         fan.Block: FanBlock,
-        fan.PositionCode: FanPositionCode,
+        FourierCode: FanPositionCode,
         fan.UnbiasedNorm: FanUnbiasedNorm,
         fan.StemBlock: FanStemBlock,
     },

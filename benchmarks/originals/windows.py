@@ -1,4 +1,4 @@
-"""Swin, MixMIM, Swin-MLP, MSG-Transformer, RegionViT and PosMLP the way their published codes compute them."""
+"""Swin, FAN-Swin, MixMIM, Swin-MLP, MSG-Transformer, RegionViT and PosMLP as their published codes compute them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from benchmarks.originals.common import (
     split_heads,
     to_windows,
 )
-from mixtransfer.backbones import msg_transformer, posmlp, regionvit, swin, swin_mlp
+from benchmarks.originals.tokens import FanChannelProcessing
+from mixtransfer.backbones import fan_swin, msg_transformer, posmlp, regionvit, swin, swin_mlp
+from mixtransfer.layers.channel_processing import ChannelProcessing
 from mixtransfer.layers.token_maps import offset_features
 from mixtransfer.layers.windows import WindowGrid
 
@@ -72,23 +74,36 @@ class SwinAttention(swin.WindowAttention):
         return self.proj(join_heads(scores.softmax(dim=-1) @ v))
 
 
+def shifted(block: swin.Block, x: Tensor, grid: WindowGrid) -> Tensor:
+    """Pad, roll, cut, attend, put back, roll back, crop: each a copy of the map (B, L, C)."""
+    window, shift = grid.window, grid.shift
+    y = block.norm1(x).view(-1, grid.height, grid.width, x.size(2))
+    y = F.pad(y, (0, 0, 0, -grid.width % window, 0, -grid.height % window))
+    padded = (y.size(1), y.size(2))
+    if shift:
+        y = y.roll((-shift, -shift), (1, 2))
+    y = from_windows(block.attn.windows(to_windows(y, window), grid.mask), window, padded)
+    if shift:
+        y = y.roll((shift, shift), (1, 2))
+    if padded != (grid.height, grid.width):
+        y = y[:, : grid.height, : grid.width].contiguous()
+    return y.view(x.shape)
+
+
 class SwinBlock(Summed, swin.Block):
-    """Pad, roll, cut, attend, put back, roll back, crop: each a copy of the map."""
+    """Windows by copies of the map."""
 
     def forward(self, x, grid, labels):
-        window, shift = grid.window, grid.shift
-        y = self.norm1(x).view(-1, grid.height, grid.width, x.size(2))
-        y = F.pad(y, (0, 0, 0, -grid.width % window, 0, -grid.height % window))
-        padded = (y.size(1), y.size(2))
-        if shift:
-            y = y.roll((-shift, -shift), (1, 2))
-        y = from_windows(self.attn.windows(to_windows(y, window), grid.mask), window, padded)
-        if shift:
-            y = y.roll((shift, shift), (1, 2))
-        if padded != (grid.height, grid.width):
-            y = y[:, : grid.height, : grid.width].contiguous()
-        x = self.add(x, y.view(x.shape))
+        x = self.add(x, shifted(self, x, grid))
         return self.add(x, self.mlp(self.norm2(x))), None
+
+
+class FanSwinBlock(Summed, fan_swin.Block):
+    """Windows by copies of the map."""
+
+    def forward(self, x, grid, labels):
+        x = self.add(x, shifted(self, x, grid))
+        return self.add(x, self.mlp(self.norm2(x), (grid.height, grid.width))), None
 
 
 class Swin(swin.SwinTransformer):
@@ -368,9 +383,11 @@ class Pos(posmlp.PosMLP):
 
 
 _SWIN = {swin.WindowAttention: SwinAttention}
+_SHIFTED = {swin.SwinTransformer: Swin, swin.Stage: SwinStage, swin.Block: SwinBlock, **_SWIN}
 #: family -> our class -> the published way.
 WAYS = {
-    "swin": {swin.SwinTransformer: Swin, swin.Stage: SwinStage, swin.Block: SwinBlock, **_SWIN},
+    "swin": _SHIFTED,
+    "fan_swin": {**_SHIFTED, fan_swin.Block: FanSwinBlock, ChannelProcessing: FanChannelProcessing},
     "mixmim": {swin.Block: MixmimBlock, **_SWIN},
     "swin_mlp": {swin_mlp.SpatialMLP: SwinMlpMixer, swin_mlp.Block: SwinMlpBlock},
     "msg_transformer": {

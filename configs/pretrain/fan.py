@@ -34,6 +34,7 @@ sizes = dict(
     fan_hybrid_small=dict(drop_path=0.25, lr=4e-3, start=2.5e-4, batch=64, total=2048),
     fan_hybrid_base=dict(drop_path=0.35, lr=4e-3, start=2.5e-4, warmup=10, batch=64, total=2048),
     fan_hybrid_large=dict(drop_path=0.45, lr=4e-3, start=2.5e-4, warmup=10, batch=64, total=2048),
+    fan_hybrid_xlarge=dict(drop_path=0.45, warmup=20, batch=16, total=512),
     fan_vit_tiny=dict(drop_path=0.0, lr=2e-3, start=5e-4, erase=0.25, batch=128, total=4096),
     fan_vit_small=dict(drop_path=0.2, lr=2e-3, start=5e-4, erase=0.25),
     fan_vit_base=dict(drop_path=0.35, lr=2e-3, start=5e-4, batch=64, total=2048),

@@ -9,6 +9,7 @@ from mixtransfer.backbones.dynamicvit import DynamicViT
 from mixtransfer.backbones.dynamicvit_convnext import DynamicConvNeXt
 from mixtransfer.backbones.dynamicvit_swin import DynamicSwin
 from mixtransfer.backbones.fan import FAN
+from mixtransfer.backbones.fan_swin import FANSwin
 from mixtransfer.backbones.fcvit import FCViT
 from mixtransfer.backbones.foreign import HuggingFaceBackbone, TimmBackbone, WrappedBackbone
 from mixtransfer.backbones.hire_mlp import HireMLP
@@ -41,6 +42,7 @@ __all__ = [
     "DynamicConvNeXt",
     "DynamicSwin",
     "DynamicViT",
+    "FANSwin",
     "FCViT",
     "HireMLP",
     "HorNet",
@@ -82,6 +84,7 @@ FAMILIES: tuple[type[Backbone], ...] = (
     CMT,
     PosMLP,
     FAN,
+    FANSwin,
     FCViT,
     Sequencer2D,
     MLPMixer,

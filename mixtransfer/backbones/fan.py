@@ -14,7 +14,8 @@ the patch tokens. Position codes of the dense networks give each channel a frequ
 classifiers a pair of channels; ``paired_frequencies`` carries the latter over.
 Dense maps: hybrids give both stages of the stem, the tokens behind one block, and those behind class attention, at
 stride 32 through a new convolution (detectors) or at 16 (``_seg``); the ``_token`` detectors norm each map; plain
-networks give the tokens behind blocks 5, 8 and 12 and behind class attention.
+networks give the tokens behind blocks 5, 8 and 12 and behind class attention. XLarge, which has a coarser grid in its
+last three blocks and no dense code, gives those before it, and behind class attention.
 Different: a side shorter than a stride is padded to it with zeros. STL's classifier of single tokens, ``aux_head``, is
 no part of the backbone; ``TokenLabelingClassifier`` trains it.
 """
@@ -33,12 +34,14 @@ from mixtransfer.backbones.base import ATTENTION, Backbone, pyramid
 from mixtransfer.backbones.formats.key_map import KeyMap
 from mixtransfer.backbones.reported import Reported
 from mixtransfer.layers.attention import ClassAttention, attend, mix_labels
+from mixtransfer.layers.channel_processing import ChannelProcessing
 from mixtransfer.layers.channels_last import Conv, Patches, Pointwise
 from mixtransfer.layers.depthwise import Depthwise
 from mixtransfer.layers.init import init_linear, trunc_normal_
 from mixtransfer.layers.labels import image_label, labels_to_map, labels_to_tokens, pool_labels
 from mixtransfer.layers.linear import Linear, Mlp, linear
-from mixtransfer.layers.residual import keep_mask, residual_with_labels
+from mixtransfer.layers.positions import FourierCode
+from mixtransfer.layers.residual import residual_of_all, residual_with_labels
 from mixtransfer.registry import MODELS
 
 __all__ = ["FAN"]
@@ -57,7 +60,6 @@ HEAD_AND_HOOKS = (
 )
 NORM_EPS = 1e-6
 STEM_CHANNELS, COARSE_CHANNELS = (128, 256), 768
-FREQUENCIES, TEMPERATURE = 32, 10000
 STRIDE, OUTPUTS = 16, 4
 
 
@@ -73,6 +75,7 @@ class Spec:
         stem: ConvNeXt blocks of the stages at strides 4 and 8; None for plain convolutions.
         coarse: whether the last map is brought to stride 32.
         out_norms: whether each map has a norm.
+        late: the first block of a coarser grid, and D and H from there on.
     """
 
     channels: int
@@ -82,6 +85,7 @@ class Spec:
     stem: tuple[int, int] | None = None
     coarse: bool = False
     out_norms: bool = False
+    late: tuple[int, int, int] | None = None
 
 
 class UnbiasedNorm(nn.LayerNorm):
@@ -160,33 +164,6 @@ class ConvEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1), []
 
 
-def fourier_code(count: int, paired: bool, device: torch.device) -> Tensor:
-    """Return sines and cosines of the positions 1 … ``count`` of an axis, as a share of it, (count, 32) float32."""
-    channel = torch.arange(FREQUENCIES, device=device)
-    exponent = (channel - channel % 2 if paired else channel) / FREQUENCIES
-    position = torch.arange(1, count + 1, device=device) / (count + 1e-6) * (2 * torch.pi)
-    angle = position[:, None] / TEMPERATURE**exponent
-    return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
-
-
-class PositionCode(nn.Module):
-    """A linear map of the Fourier codes of a token's row and column (El-Nouby et al., XCiT, arXiv 2106.09681)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.token_projection = Pointwise(2 * FREQUENCIES, channels)
-
-    def forward(self, size: tuple[int, int], paired: bool) -> Tensor:
-        """Return the codes of a grid (h, w, D)."""
-        weight = self.token_projection.weight.flatten(1)
-        # Rows and columns are projected apart and broadcast: h + w products instead of h · w.
-        rows, columns = (
-            F.linear(fourier_code(count, paired, weight.device).to(weight.dtype), part)
-            for count, part in zip(size, weight.split(FREQUENCIES, dim=1), strict=True)
-        )
-        return rows[:, None] + columns + self.token_projection.bias
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens."""
 
@@ -205,61 +182,26 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2)), attended
 
 
-class DepthwiseBranch(nn.Module):
-    """Depthwise 3 × 3, GELU, BatchNorm, depthwise 3 × 3 over the token grid, (B, N, C) -> (B, N, C)."""
+class Downsample(nn.Module):
+    """A convolution of 3 × 3 that halves the grid, and a norm."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.bn = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        for conv in (self.conv1, self.conv2):
-            nn.init.normal_(conv.weight, std=(2 / 9) ** 0.5)
-            nn.init.zeros_(conv.bias)
+        self.proj = Conv(channels, out_channels, 3, 2, padding=1)
+        self.norm = nn.LayerNorm(out_channels)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the filtered tokens."""
-        x = x.unflatten(1, size).permute(0, 3, 1, 2)
-        return self.conv2(self.bn(F.gelu(self.conv1(x)))).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-class ConvMlp(nn.Module):
-    """fc2(h + γ depthwise(h)) with h = fc1(x)."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.fc1 = Linear(channels, hidden)
-        self.dwconv = DepthwiseBranch(hidden)
-        self.gamma = nn.Parameter(torch.ones(hidden))
-        self.fc2 = Linear(hidden, channels)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return new tokens (B, N, D)."""
-        x = self.fc1(x)
-        return self.fc2(x + self.gamma * self.dwconv(x, size))
+    def forward(
+        self, x: Tensor, rows: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Return tokens (B, n, C), their labels (B, n, K) or None, and the grid."""
+        x = self.proj(x.unflatten(1, size))
+        rows = None if rows is None else halved(labels_to_map(rows, size)).flatten(2).transpose(1, 2)
+        return self.norm(x).flatten(1, 2), rows, (x.size(1), x.size(2))
 
 
-class ChannelProcessing(nn.Module):
-    """An MLP whose channels are weighted by how their tokens agree with those of their head.
-
-    Queries and keys are softmaxes over the tokens; a channel's weight is the sigmoid of the product of its query with
-    the mean key of its head, times a learned temperature (section 3.3 of the first paper).
-    """
-
-    def __init__(self, channels: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q = Linear(channels, channels)
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.mlp_v = ConvMlp(channels, 4 * channels)
-        self.norm_v = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return new tokens (B, N, D)."""
-        q = self.q(x).softmax(dim=1).unflatten(2, (self.heads, -1))
-        k = x.softmax(dim=1).unflatten(2, (self.heads, -1)).mean(dim=3, keepdim=True)
-        gate = (q * k).sum(dim=1, keepdim=True).sigmoid() * self.temperature[:, 0]
-        return self.norm_v(self.mlp_v(x, size)) * gate.flatten(2)
+def halved(labels: Tensor) -> Tensor:
+    """Return the mean label (B, K, h, w) under each convolution of 3 × 3 that halves a grid; padding has none."""
+    return F.avg_pool2d(labels, 3, 2, padding=1, count_include_pad=False)
 
 
 class Block(nn.Module):
@@ -278,10 +220,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, N, D) and their labels (B, N, K) or None."""
         x, labels = residual_with_labels(x, labels, self.attention, self.drop_path, self.training)
-        # Computed for all samples, dropped or not: BatchNorm's statistics are those of the whole batch.
         branch = self.gamma2 * self.mlp(self.norm2(x), size)
-        dropping = self.training and self.drop_path
-        return x + (branch * keep_mask(len(x), self.drop_path, x) if dropping else branch), labels
+        return residual_of_all(x, branch, self.drop_path, self.training), labels
 
     def attention(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the attention branch (B, N, D) and the labels that each token attended to."""
@@ -328,6 +268,7 @@ _HYBRID = {
     "fan_hybrid_base": Spec(448, 16, 8, (15,), stem=(3, 3), coarse=True),
     "fan_hybrid_large": Spec(480, 22, 10, (18,), stem=(3, 5), coarse=True),
 }
+_XLARGE = Spec(528, 23, 11, (19,), stem=(3, 7), late=(20, 768, 16))
 
 
 @MODELS.register_module()
@@ -350,6 +291,7 @@ class FAN(Backbone):
         **_HYBRID,
         **{f"{name}_seg": replace(spec, coarse=False) for name, spec in _HYBRID.items()},
         **{f"{name}_token": replace(spec, out_norms=True) for name, spec in _HYBRID.items()},
+        "fan_hybrid_xlarge": _XLARGE,
     }
     reported = {
         "fan_vit_tiny": Reported(7.3, None, 79.2, sources=(README,)),
@@ -372,21 +314,27 @@ class FAN(Backbone):
     def outputs(self, spec):
         tokens = (spec.channels, STRIDE)
         stem = [] if spec.stem is None else pyramid(STEM_CHANNELS)
-        return [*stem, *[tokens] * len(spec.taps), (COARSE_CHANNELS, 2 * STRIDE) if spec.coarse else tokens]
+        late = COARSE_CHANNELS if spec.coarse else spec.late and spec.late[1]
+        return [*stem, *[tokens] * len(spec.taps), (late, 2 * STRIDE) if late else tokens]
 
     def build(self, spec: Spec, *, paired_frequencies: bool = False) -> None:
-        self.embed_channels, self.out_norms = spec.channels, spec.out_norms
+        #: The first block of the coarser grid, and channels and heads there; behind all blocks where there is none.
+        self.late, *last = spec.late or (spec.depth, spec.channels, spec.heads)
+        self.embed_channels, self.out_norms = last[0], spec.out_norms
         self.paired_frequencies = paired_frequencies
         #: Of each output that is not a map of the stem, the number of blocks before it.
         self.ends = (*(tap + 1 for tap in spec.taps), spec.depth)
-        size, widths = (spec.channels, spec.heads), (self.in_channels, spec.channels)
+        sizes = [(spec.channels, spec.heads)] * self.late + [tuple(last)] * (spec.depth - self.late)
+        widths = self.in_channels, spec.channels
         self.patch_embed = ConvEmbed(*widths) if spec.stem is None else HybridEmbed(*widths, spec.stem)
-        self.pos_embed = PositionCode(spec.channels)
-        self.blocks = nn.ModuleList(Block(*size, self.drop_path_rate) for _ in range(spec.depth))
-        self.cls_attn_blocks = nn.ModuleList(ClassBlock(*size, self.with_embedding) for _ in range(2))
+        self.pos_embed = FourierCode(spec.channels)
+        self.blocks = nn.ModuleList(Block(*size, self.drop_path_rate) for size in sizes)
+        self.cls_attn_blocks = nn.ModuleList(ClassBlock(*last, self.with_embedding) for _ in range(2))
         if self.with_embedding:
-            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, spec.channels), std=0.02))
-            self.norm = nn.LayerNorm(spec.channels, eps=NORM_EPS)
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, last[0]), std=0.02))
+            self.norm = nn.LayerNorm(last[0], eps=NORM_EPS)
+        if self.late < spec.depth:
+            self.blocks[self.late - 1].downsample = Downsample(spec.channels, last[0])
         self.learnable_downsample = None
         if spec.coarse and OUTPUTS - 1 in self.out_indices:
             self.learnable_downsample = Conv(spec.channels, COARSE_CHANNELS, 3, 2, padding=1)
@@ -413,8 +361,7 @@ class FAN(Backbone):
         for index, (start, end) in enumerate(pairwise((0, *self.ends)), len(stem)):
             if index >= count:
                 return
-            for block in self.blocks[start:end]:
-                x, rows = self.checkpointed(block, x, size, rows)
+            x, rows, size = self.through(range(start, end), x, rows, size)
             if index < OUTPUTS - 1:
                 yield _as_map(x, rows, size)
         for block in self.cls_attn_blocks:
@@ -422,13 +369,20 @@ class FAN(Backbone):
         last, label = _as_map(x, rows, size)
         if self.learnable_downsample is not None:
             last = self.learnable_downsample(last)
-            label = None if label is None else F.avg_pool2d(label, 3, 2, padding=1, count_include_pad=False)
+            label = None if label is None else halved(label)
         yield last, label
+
+    def through(self, blocks: range, x: Tensor, rows: Tensor | None, size: tuple[int, int]):
+        """Return tokens, labels and grid behind some of the blocks."""
+        for index in blocks:
+            if index == self.late:
+                x, rows, size = self.blocks[index - 1].downsample(x, rows, size)
+            x, rows = self.checkpointed(self.blocks[index], x, size, rows)
+        return x, rows, size
 
     def embedding(self, images, labels):
         x, rows, size, _ = self.tokens(images, labels, paired=True)
-        for block in self.blocks:
-            x, rows = self.checkpointed(block, x, size, rows)
+        x, rows, size = self.through(range(self.depth), x, rows, size)
         token = self.cls_token.expand(x.size(0), -1, -1)
         label = None if labels is None else image_label(labels).unsqueeze(1)
         *_, last = self.cls_attn_blocks

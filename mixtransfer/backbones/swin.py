@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +114,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return tokens (B, L, C) and their labels (B, L, K) or None."""
-        x, labels = residual_with_labels(
+        x, labels = self.attended(x, grid, labels)
+        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
+
+    def attended(self, x: Tensor, grid: WindowGrid, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, L, C) and their labels behind the attention branch."""
+        return residual_with_labels(
             x, labels, lambda y, rows: self.attn(self.norm1(y), grid, rows), self.drop_path, self.training
         )
-        return residual(x, lambda y: self.mlp(self.norm2(y)), self.drop_path, self.training), labels
 
 
 class PatchMerging(nn.Module):
@@ -148,10 +153,18 @@ def merge_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 class Stage(nn.Module):
     """Blocks, every second one shifted, and the patch merging that follows them (not in the last stage)."""
 
-    def __init__(self, channels: int, heads: int, window: int, drop_paths: Sequence[float], merge: bool):
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        drop_paths: Sequence[float],
+        merge: bool,
+        block: type[Block] = Block,
+    ):
         super().__init__()
         self.window = window
-        self.blocks = nn.ModuleList(Block(channels, heads, window, rate) for rate in drop_paths)
+        self.blocks = nn.ModuleList(block(channels, heads, window, rate) for rate in drop_paths)
         self.downsample = PatchMerging(channels) if merge else None
 
     def grids(self, size: tuple[int, int], device: torch.device, shift: bool) -> tuple[WindowGrid, WindowGrid]:
@@ -195,6 +208,8 @@ class SwinTransformer(Backbone):
         "swin_large": Reported(197, 34.5, 86.3, sources=(README, IN22K)),
         "swin_large_w12": Reported(197, 103.9, 87.3, sources=(README, IN22K)),
     }
+    #: The blocks of each stage.
+    block_types: ClassVar[tuple[type[Block], ...]] = (Block,) * 4
     official = KeyMap(derived=DERIVED)
     dense_only = (r"norm\d\..+",)
     embed_only = (r"norm\..+",)
@@ -208,9 +223,10 @@ class SwinTransformer(Backbone):
         self.img_size = img_size
         self.patch_embed = PatchEmbed(self.in_channels, channels[0], PATCH, nn.LayerNorm(channels[0]))
         rates = iter(self.drop_path_rates())
+        stages = zip(channels, spec.heads, spec.depths, self.block_types, strict=True)
         self.layers = nn.ModuleList(
-            Stage(channels[i], spec.heads[i], window, [next(rates) for _ in range(n)], merge=i < len(spec.depths) - 1)
-            for i, n in enumerate(spec.depths)
+            Stage(c, heads, window, [next(rates) for _ in range(depth)], c < channels[-1], block)
+            for c, heads, depth, block in stages
         )
         if self.with_embedding:
             self.norm = nn.LayerNorm(channels[-1])

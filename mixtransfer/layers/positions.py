@@ -1,4 +1,4 @@
-"""Learned position tables at other sizes than they were trained for."""
+"""Position tables at other sizes than they were trained for, and codes that follow from the size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixtransfer.layers.channels_last import Pointwise
+
 __all__ = [
+    "FourierCode",
+    "fourier_code",
     "relative_bias",
     "relative_position_index",
     "resize_position_table",
@@ -16,6 +20,9 @@ __all__ = [
     "resize_relative_tables",
     "resize_square_table",
 ]
+
+#: Of :class:`FourierCode`: channels an axis, and the base of their wavelengths.
+FREQUENCIES, TEMPERATURE = 32, 10000
 
 
 def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -83,3 +90,30 @@ def relative_position_index(height: int, width: int) -> Tensor:
     y, x = y.flatten(), x.flatten()
     rows = y[:, None] - y[None, :] + height - 1
     return rows * (2 * width - 1) + x[:, None] - x[None, :] + width - 1
+
+
+def fourier_code(count: int, paired: bool, device: torch.device) -> Tensor:
+    """Return sines and cosines of the positions 1 … ``count`` of an axis, as a share of it, (count, 32) float32."""
+    channel = torch.arange(FREQUENCIES, device=device)
+    exponent = (channel - channel % 2 if paired else channel) / FREQUENCIES
+    position = torch.arange(1, count + 1, device=device) / (count + 1e-6) * (2 * torch.pi)
+    angle = position[:, None] / TEMPERATURE**exponent
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+
+
+class FourierCode(nn.Module):
+    """A linear map of the Fourier codes of a token's row and column (El-Nouby et al., XCiT, arXiv 2106.09681)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.token_projection = Pointwise(2 * FREQUENCIES, channels)
+
+    def forward(self, size: tuple[int, int], paired: bool) -> Tensor:
+        """Return the codes of a grid (h, w, D)."""
+        weight = self.token_projection.weight.flatten(1)
+        # Rows and columns are projected apart and broadcast: h + w products instead of h · w.
+        rows, columns = (
+            F.linear(fourier_code(count, paired, weight.device).to(weight.dtype), part)
+            for count, part in zip(size, weight.split(FREQUENCIES, dim=1), strict=True)
+        )
+        return rows[:, None] + columns + self.token_projection.bias

@@ -16,7 +16,15 @@ from mixtransfer.layers.attention_maps import noting
 from mixtransfer.layers.host_draws import drawn
 from mixtransfer.layers.overwrite import overwriting_allowed
 
-__all__ = ["add_", "checked_rate", "drop_path_rates", "keep_mask", "residual", "residual_with_labels"]
+__all__ = [
+    "add_",
+    "checked_rate",
+    "drop_path_rates",
+    "keep_mask",
+    "residual",
+    "residual_of_all",
+    "residual_with_labels",
+]
 
 
 def checked_rate(rate: float) -> float:
@@ -69,6 +77,14 @@ def residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, trainin
         return torch.add(x, branch(x), alpha=1 / (1 - rate))
     out = branch(x.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype), alpha=1 / (1 - rate))
+
+
+def residual_of_all(x: Tensor, branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Return ``x + branch`` with stochastic depth, where a branch was computed for all samples, dropped or not.
+
+    Branches with a BatchNorm are: its statistics are those of the whole batch.
+    """
+    return x + (branch * keep_mask(len(x), rate, x) if training and rate else branch)
 
 
 def residual_with_labels(

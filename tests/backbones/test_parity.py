@@ -26,8 +26,14 @@ def replay_orders(net: Backbone, expected: dict) -> None:
         net.orders[len(order), number] = torch.tensor(order)
 
 
+def in_turn(found):
+    """Return records of classifiers, the large ones for ``-m long``."""
+    heavy = [entry for entry in found if record(*entry)["param_count"] > 100e6]
+    return [pytest.param(*entry, marks=pytest.mark.long) if entry in heavy else entry for entry in found]
+
+
 @both_precisions
-@pytest.mark.parametrize(("system", "name"), records("classify"))
+@pytest.mark.parametrize(("system", "name"), in_turn(records("classify")))
 def test_classifier_equals_published(system, name, dtype, tolerance):
     expected = record(system, name)
     state = published_state(expected, dtype)

@@ -50,8 +50,8 @@ trained = pytest.mark.parametrize(
     ],
 )
 FAMILIES = (
-    "deit cait pvt pvt_v2 swin swin_mlp tnt pyramid_tnt hornet cmt msg_transformer fan mixmim fcvit hire_mlp posmlp"
-    " raft_mlp regionvit sret sequencer2d mlp_mixer convmixer dynamicvit dynamicvit_swin dynamicvit_convnext"
+    "deit cait pvt pvt_v2 swin swin_mlp tnt pyramid_tnt hornet cmt msg_transformer fan fan_swin mixmim fcvit hire_mlp"
+    " posmlp raft_mlp regionvit sret sequencer2d mlp_mixer convmixer dynamicvit dynamicvit_swin dynamicvit_convnext"
 ).split()
 #: Side of full-size images: 7, 14 and 64 divide it.
 FULL = 448

@@ -59,8 +59,8 @@ def epochs(length, *drops):
 ONE, THREE = (12, epochs(12, 8, 11)), (36, epochs(36, 27, 33))
 #: Recipes that the papers do not have, after Swin's.
 AFTER_SWIN = (
-    "cait convmixer deit dynamicvit dynamicvit_convnext dynamicvit_swin fan hire_mlp mixmim mlp_mixer msg_transformer"
-    " posmlp pyramid_tnt sequencer2d sret swin_mlp tnt"
+    "cait convmixer deit dynamicvit dynamicvit_convnext dynamicvit_swin fan fan_swin hire_mlp mixmim mlp_mixer"
+    " msg_transformer posmlp pyramid_tnt sequencer2d sret swin_mlp tnt"
 ).split()
 #: Recipe -> (rate, decay, drop path, images a GPU, schedule, scales, further values).
 DETECTORS = {
@@ -263,6 +263,7 @@ def test_segmentors(name):
 #: rate, warm-up, rate, decay, random erasing.
 CLASSIFIERS = {
     "fan": (224, 224, 310, 300, 1e-6, 5, 1e-3, 0.05, 0.3),
+    "fan_swin": (224, 248, 310, 300, 1e-6, 5, 5e-4, 0.05, 0.25),
     "fan_token_labeler": (224, 224, 360, 350, 1e-6, 5, 2e-3, 0.05, 0.3),
     "fan_token": (224, 224, 360, 350, 1e-6, 5, 2e-3, 0.05, 0.3),
     "fcvit": (224, 248, 310, 300, 1e-6, 5, 1e-3, 0.05, 0.25),
