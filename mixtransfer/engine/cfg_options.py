@@ -70,7 +70,7 @@ def first_line(error: BaseException) -> str:
 
 
 def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
-    """Apply ``KEY=VALUE`` options to a config, in place.
+    """Apply ``KEY=VALUE`` options to a config, in place; ``KEY+=VALUE`` appends to a list.
 
     A value is written as in Python, with ``dict(...)`` too, or as mmengine takes it: ``a,b`` is a list, other words
     are text. New entries are allowed as arguments of something that has a ``type``, which checks them when it is
@@ -84,13 +84,34 @@ def apply_options(cfg: Config, options: Sequence[str], name: str) -> None:
         key, equals, text = option.partition("=")
         if not equals:
             raise UserError(f"--cfg-options {option}: write KEY=VALUE, e.g. train_dataloader.batch_size=4")
+        more = key.endswith("+")
+        key = key.removesuffix("+")
         _check_key(cfg, key, name)
-        values[key] = _value(option, text)
+        values[key] = _value(option, text) if not more else _appended(cfg, key, _value(option, text), values, option)
         _check_kind(cfg, key, values[key], option)
     try:
         cfg.merge_from_dict(values)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"--cfg-options {' '.join(options)}: {first_line(error)}") from error
+
+
+def _appended(cfg: Config, key: str, value: Any, before: Mapping[str, Any], option: str) -> list:
+    """Return the list at ``key``, as options ``before`` this one have it, with ``value`` or its items behind."""
+    present = before[key] if key in before else _at(cfg, key)
+    if present is None and key in LISTS:
+        present = []
+    if isinstance(present, Mapping) and key in LISTS:
+        present = [present]
+    if not isinstance(present, list | tuple):
+        raise UserError(f"--cfg-options {option}: {key} is no list; write {key}=VALUE")
+    return [*present, *(value if isinstance(value, list | tuple) else [value])]
+
+
+def _at(cfg: Config, key: str) -> Any:
+    place: Any = cfg
+    for part in key.split("."):
+        place = place[int(part)] if isinstance(place, list | tuple) else place.get(part)
+    return place
 
 
 def _value(option: str, text: str) -> Any:

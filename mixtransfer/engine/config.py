@@ -39,7 +39,10 @@ FORMER_TYPES = {"OneOf": "RandomChoice"}
 FORMER_OPTIONS = {"token": "cell_size"}
 #: Steps of pipelines that commands added to the configs in work dirs; their successors are added again.
 FORMER_STEPS = {"CheckLabels"}
-CELLED = ("TokenMixHook", "MixingClassifier", "TokenLabelingClassifier", "DynamicClassifier", "OAMixer")
+CELLED = (
+    *("TokenMixHook", "MixingClassifier", "DistilledClassifier", "TokenLabelingClassifier", "DynamicClassifier"),
+    "OAMixer",
+)
 
 
 def load_config(

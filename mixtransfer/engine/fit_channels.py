@@ -18,7 +18,8 @@ __all__ = ["fit_channels"]
 def fit_channels(cfg: Config) -> None:
     """Make a config's neck, heads and token classifier follow its backbone and its classes, in place.
 
-    A neck takes the channels of all outputs; without one, heads take those of the outputs that ``in_index`` selects.
+    A neck takes the channels of all outputs; without one, heads take those of the outputs that ``in_index`` selects,
+    and Mask2Former's those of all.
     A segmentor's neck that only rescales maps, and is as wide as the last of them, stays so, and its heads with it.
     The token classifier takes the classes of a segmentor's head, or those of a detector's and background; without a
     hook that trains it, it goes. Models whose backbone has no ``arch`` stay as they are.
@@ -44,8 +45,15 @@ def fit_channels(cfg: Config) -> None:
             if type_name(model.neck) == "MultiLevelNeck" and model.neck.out_channels == written[-1]:
                 _widen(model, channels[-1])
     else:
-        for head in _dicts(model.get("decode_head")) + _dicts(model.get("auxiliary_head")):
+        heads = [
+            head for name in ("decode_head", "auxiliary_head", "panoptic_head") for head in _dicts(model.get(name))
+        ]
+        for head in heads:
             index = head.get("in_index", -1)
+            if "in_index" not in head and isinstance(head.get("in_channels"), Sequence):
+                # Mask2Former's reads all maps, and wants to know their strides.
+                head.in_channels, head.strides = channels, list(built.strides)
+                continue
             try:
                 head.in_channels = [channels[i] for i in index] if isinstance(index, Sequence) else channels[index]
             except IndexError:
@@ -63,6 +71,8 @@ def fit_channels(cfg: Config) -> None:
             token_classifier.num_classes = segmentor[-1].num_classes
         elif detector:
             token_classifier.num_classes = detector[-1].num_classes + 1
+        elif "panoptic_head" in model:
+            token_classifier.num_classes = model.panoptic_head.num_things_classes + 1
 
 
 def _widen(model: Any, width: int) -> None:

@@ -34,7 +34,7 @@ def use_mixing(cfg: Config, name: str, path: str) -> None:
     if _name(cfg.model) not in CELLED:
         raise UserError(f"--mixing: {path} trains no classifier that mixes; --token-mix is for dense recipes")
     cfg.model.mixing = None if name == "none" else dict(type=f"mixtransfer.{name.removeprefix('mixtransfer.')}")
-    if name != "TokenMix" and _name(cfg.model) == "MixingClassifier":
+    if name != "TokenMix" and _name(cfg.model) in ("MixingClassifier", "DistilledClassifier"):
         cfg.model.pop("teacher", None)
 
 

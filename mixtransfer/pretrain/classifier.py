@@ -61,6 +61,9 @@ class MixingClassifier(StepCounter, BaseModel):
         "activation_map": (),
     }
 
+    #: What a derived model reads of the pass of the mixed images besides, by the backbone's names.
+    wanted: tuple[str, ...] = ()
+
     def __init__(
         self,
         arch: str,
@@ -208,16 +211,22 @@ class MixingClassifier(StepCounter, BaseModel):
             evidence |= seen
         return evidence
 
-    def collect(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
-        """Return the logits (B, num_classes) of mixed images (B, 3, H, W), and the evidence that the target needs."""
-        needs = self.mixing.target.needs
-        wanted = [name for need in needs for name in self.evidence[need]]
-        if not wanted:
-            traced = "token_labels" in needs
-            logits, label = self.classify(images, draw.label_map(images) if traced else None)
-            return {"logits": logits, "token_labels": label} if traced else {"logits": logits}
-        (logits, _), evidence = self.backbone.watched(lambda: self.classify(images), wanted)
+    def collect(self, images: Tensor, draw: Draw | None) -> dict[str, Tensor]:
+        """Return the logits (B, num_classes) of mixed images (B, 3, H, W), and the evidence that the target needs.
+
+        Without a draw nothing is mixed; what the model itself ``wanted`` comes along.
+        """
+        needs = self.mixing.target.needs if self.mixing is not None else ()
+        wanted = [*self.wanted, *(name for need in needs for name in self.evidence[need])]
+        label_map = draw.label_map(images) if draw is not None and "token_labels" in needs else None
+        evidence: dict[str, Tensor] = {}
+        if wanted:
+            (logits, label), evidence = self.backbone.watched(lambda: self.classify(images, label_map), wanted)
+        else:
+            logits, label = self.classify(images, label_map)
         evidence["logits"] = logits
+        if label is not None:
+            evidence["token_labels"] = label
         if "region_logits" in needs:
             evidence["region_logits"] = self.region_head(region_means(evidence["tokens"], draw))
         return evidence

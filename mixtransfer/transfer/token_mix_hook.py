@@ -358,7 +358,8 @@ def _token_classes(model: nn.Module) -> int | None:
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         if hasattr(head, "num_classes"):
             return head.num_classes + background
-    return None
+    things = getattr(getattr(model, "panoptic_head", None), "num_things_classes", None)
+    return None if things is None else things + 1
 
 
 def _ignore_index(model: nn.Module) -> int:

@@ -36,16 +36,23 @@ def test_every_region_of_the_hook_is_on_its_page_or_refused():
 
 
 def test_a_method_of_ones_own_is_short_and_trains():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(code.splitlines()) < 60
-    names = ("RightSide", "Attended", "SideMix")
+    region, target, method = re.findall(r"```python\n(.*?)```", PAGE.partition("## Writing your own")[2], re.DOTALL)
+    names, room = ("RightSide", "Attended", "SideMix"), {"__name__": "sidemix"}
     try:
-        exec(code, {"__name__": "sidemix"})
+        for code, name in zip((region, target, method), names, strict=True):
+            assert len(code.splitlines()) < 60
+            exec(code, room)
+            assert name in MODELS.module_dict
         net = mixtransfer.build_classifier("deit_tiny", 3, mixing=dict(type="SideMix")).train()
         (loss,) = net.loss(torch.randn(2, 3, 48, 48), torch.tensor([0, 2])).values()
         loss.backward()
         assert loss.isfinite()
         TokenMixHook(dict(type="RightSide"))
+        # Each alone goes with any other.
+        for region, target in (("RightSide", "Area"), ("Box", "Attended")):
+            pair = dict(type="Mixing", region=dict(type=region), target=dict(type=target))
+            net = mixtransfer.build_classifier("deit_tiny", 3, mixing=pair).train()
+            assert net.loss(torch.randn(2, 3, 48, 48), torch.tensor([0, 2]))["loss"].isfinite()
     finally:
         for name in names:
             MODELS.module_dict.pop(name, None)

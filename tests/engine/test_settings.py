@@ -57,6 +57,21 @@ def test_whatever_is_read_can_be_set(option, value):
     assert place == value and isinstance(place, type(value))
 
 
+def test_lists_can_be_appended_to():
+    cfg = config(custom_hooks=[dict(type="A")])
+    more = ["custom_hooks+=[dict(type='B'), dict(type='C')]", "custom_hooks+=dict(type='D')"]
+    apply_options(cfg, [*more, "param_scheduler+=dict(type='LinearLR')"], "it.py")
+    assert [hook["type"] for hook in cfg.custom_hooks] == ["A", "B", "C", "D"]
+    assert [part.type for part in cfg.param_scheduler] == ["PolyLR", "LinearLR"]
+    none = config()
+    apply_options(none, ["custom_hooks+=[dict(type='B')]"], "it.py")
+    assert none.custom_hooks == [dict(type="B")]
+    for option, text in (("train_cfg.max_iters+=3", "is no list; write train_cfg.max_iters=VALUE"),
+                         ("custom_hooks+=3", "holds a list of settings")):  # fmt: skip
+        with pytest.raises(UserError, match=text):
+            apply_options(config(custom_hooks=[dict(type="A")]), [option], "it.py")
+
+
 @pytest.mark.parametrize(
     "option, words",
     [

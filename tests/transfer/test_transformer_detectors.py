@@ -1,0 +1,85 @@
+"""TokenMixHook in Mask2Former and DINO: added by ``--token-mix``, sized by the backbone, trained for a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hooked_models import det_batch, runner_of, step
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+
+from mixtransfer.engine.fit_channels import fit_channels
+from mixtransfer.engine.mixing_options import use_token_mix
+from mixtransfer.errors import UserError
+from mixtransfer.transfer import TokenMixHook
+
+#: Stock configs, made small by these entries.
+CONFIGS = {
+    "mask2former/mask2former_r50_8xb2-lsj-50e_coco": {
+        "model.panoptic_head.num_queries": 10,
+        "model.panoptic_head.pixel_decoder.encoder.num_layers": 1,
+        "model.panoptic_head.transformer_decoder.num_layers": 1,
+        "model.train_cfg.num_points": 64,
+    },
+    "dino/dino-4scale_r50_8xb2-12e_coco": {
+        "model.num_queries": 10,
+        "model.encoder.num_layers": 1,
+        "model.decoder.num_layers": 1,
+        "model.dn_cfg.group_cfg.num_dn_queries": 4,
+    },
+}
+
+
+def small(name: str, region: str, **backbone) -> Config:
+    cfg = get_config(f"mmdet::{name}.py")
+    cfg.merge_from_dict(CONFIGS[name])
+    cfg.model.pop("data_preprocessor")
+    outputs = cfg.model.backbone.out_indices
+    cfg.model.backbone = ConfigDict(
+        type="mixtransfer.SwinTransformer", arch="swin_micro", out_indices=outputs, **backbone
+    )
+    use_token_mix(cfg, region, name)
+    fit_channels(cfg)
+    return cfg
+
+
+def build(cfg: Config):
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(dict(cfg.model, _scope_="mmdet"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("region", ["InstanceRegion", "TokenBox"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_is_mixed_and_trains_tokens_and_network(name, region):
+    cfg = small(name, region)
+    assert cfg.model.backbone.token_classifier.num_classes == 81
+    model = build(cfg)
+    (settings,) = (dict(hook) for hook in cfg.custom_hooks)
+    settings.pop("type")
+    hook = TokenMixHook(**{**settings, "prob": 1.0, "cell_size": 8, "min_pixels": 1})
+    hook.before_train(runner_of(model))
+    images, samples = det_batch()
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    losses = step(model, (images, samples), hook)
+    assert losses["loss_token"] > 0
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    # Each image has pixels of its own and of its partner.
+    own, other = ((seen[0] == source).all(dim=1).flatten(1).float().mean(dim=1) for source in (images, images.flip(0)))
+    assert torch.allclose(own + other, torch.ones(2)) and (other > 0).any()
+    assert all(p.grad is not None for p in model.backbone.token_classifier.parameters())
+    assert model.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_a_classifier_of_other_classes_is_refused_in_mask2former():
+    name = next(iter(CONFIGS))
+    cfg = small(name, "TokenBox")
+    assert cfg.model.panoptic_head.in_channels == [32, 64, 128, 256]
+    assert cfg.model.panoptic_head.strides == [4, 8, 16, 32]
+    cfg.model.backbone.token_classifier.num_classes = 7
+    model = build(cfg)
+    with pytest.raises(UserError, match="num_classes=7, but the model's head needs 81"):
+        TokenMixHook(dict(type="TokenBox")).before_train(runner_of(model))
