@@ -27,12 +27,14 @@ class Precision:
         recall: (T, K, A, M), the highest.
         thresholds: the T overlaps.
         numbers: the M numbers of detections an image.
+        images: an entry for each of the predictions, see :func:`_matches`.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     thresholds: np.ndarray
     numbers: Sequence[int]
+    images: Sequence[Mapping[str, Any]] = ()
 
     def stats(self) -> dict[str, float]:
         """Return the means that mmdet reports, under its names; −1 where nothing is counted.
@@ -95,7 +97,33 @@ def evaluate(
     counts = run.eval
     assert counts is not None
     arrays = (np.asarray(counts[name]) for name in ("precision", "recall"))
-    return Precision(*arrays, np.asarray(thresholds, dtype=float), list(numbers))
+    matched = _matches(run.eval_imgs, run.params.area_rng[0], len(images), thresholds)
+    found = [matched[images[item["img_id"]]] for item in predictions]
+    return Precision(*arrays, np.asarray(thresholds, dtype=float), list(numbers), found)
+
+
+def _matches(
+    compared: Sequence[Mapping[str, Any] | None], area: Any, images: int, thresholds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return what the AP over all areas follows from, image by image.
+
+    ``thresholds`` are the overlaps, ``place`` is the image's in the order of ties; by class, ``labeled`` has the number
+    of objects, and ``found`` has the score of each detection and two sets of thresholds, bit by bit: where it has an
+    object, and where it does not count.
+    """
+    shared = [float(value) for value in thresholds]
+    entries = [{"thresholds": shared, "place": place, "labeled": {}, "found": {}} for place in range(images)]
+    for pair in compared:
+        if pair is None or list(pair["aRng"]) != list(area):
+            continue
+        entry, name = entries[pair["image_id"]], str(pair["category_id"])
+        if labeled := sum(not ignored for ignored in pair["gtIgnore"]):
+            entry["labeled"][name] = labeled
+        if scores := pair["dtScores"]:
+            bits = 1 << np.arange(len(shared))
+            sets = (bits @ np.asarray(pair[key], dtype=np.int64) for key in ("dtMatched", "dtIgnore"))
+            entry["found"][name] = [list(row) for row in zip(scores, *(part.tolist() for part in sets), strict=True)]
+    return entries
 
 
 def _truth(truth: Mapping[str, Any], images: Mapping, categories: Mapping, kind: str) -> hotcoco.COCO:

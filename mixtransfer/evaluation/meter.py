@@ -39,8 +39,8 @@ class Meter(Hook):
     """Measures what a test costs, and keeps what it counts image by image.
 
     ``images`` holds, after the test, one entry an image, in the order of the dataset: of a segmentor the pixels of each
-    class that occurs, as [right, predicted, labeled]; of a detector the detections, as COCO's results are; of a
-    classifier its label, its prediction, and the score of that.
+    class that occurs, as [right, predicted, labeled]; of a detector the detections, as COCO's results are, and which of
+    them the AP counts as right; of a classifier its label, its prediction, and the score of that.
 
     Args:
         per_image: whether detections and predicted classes are kept; pixels are always counted.
@@ -76,6 +76,10 @@ class Meter(Hook):
         """Gather what all processes have."""
         gathered = collect_results(self.found, len(runner.test_dataloader.dataset), device="cpu")
         self.images = gathered or []
+        for metric in runner.test_evaluator.metrics if self.per_image else ():
+            for kind, rows in getattr(metric, "matches", {}).items():
+                for image, row in zip(self.images, rows, strict=True):
+                    image.setdefault("matches", {})[kind] = row
 
     def _count(self, runner: Runner, batch: Any) -> None:
         model = model_of(runner)
@@ -174,13 +178,15 @@ def measured(
         meter: the hook that it ran with.
         cfg: its config, as it was before it was prepared for the test.
         origin: from :func:`origin_of`.
-        metrics: what the test's metrics returned. A segmentor's means are taken from the counted pixels instead, since
-            mmseg rounds them.
+        metrics: what the test's metrics returned. A segmentor's means are taken from the counted pixels instead, and a
+            detector's as they were before rounding, since mmseg and mmdet round them.
     """
     classes: dict[str, Any] = {}
+    found = plain(metrics)
     for metric in runner.test_evaluator.metrics:
         classes.update(plain(getattr(metric, "per_class", {})))
-    found = plain(metrics)
+        exact = {f"{metric.prefix}/{key}": value for key, value in getattr(metric, "exact", {}).items()}
+        found.update({key: value for key, value in exact.items() if key in found})
     names = (runner.test_dataloader.dataset.metainfo or {}).get("classes") or ()
     if meter.images and "pixels" in meter.images[0]:
         exact = percentages(pixel_counts(meter.images, len(names)).sum(0))

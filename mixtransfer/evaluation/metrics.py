@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,9 @@ def areas(predicted: Tensor, real: Tensor, num_classes: int, ignore_index: int) 
 class ClassAP(CocoMetric):
     """mmdet's COCO metric without files between; ``per_class`` holds the AP of each class for boxes and for masks.
 
+    mmdet rounds to three places; ``exact`` holds the means as they are, and ``matches``, by kind, what they follow from
+    image by image.
+
     A model that finds nothing has an AP of 0. Proposals, and runs that only format, are mmdet's own.
 
     Args:
@@ -123,6 +126,8 @@ class ClassAP(CocoMetric):
         if self.format_only:
             self.per_class = {}
             return super().compute_metrics(results)
+        self.exact: dict[str, float] = {}
+        self.matches: dict[str, Sequence[Mapping[str, Any]]] = {}
         self.per_class = {name: {} for name in self.dataset_meta["classes"]}
         wanted, metrics = self.metrics, {}
         others = [kind for kind in wanted if kind not in ("bbox", "segm")]
@@ -156,5 +161,7 @@ class ClassAP(CocoMetric):
         for category, value in zip(self._coco_api.load_cats(self.cat_ids), result.by_class(), strict=True):
             self.per_class[category["name"]][f"{kind}_AP"] = round(value, 3)
         stats = result.stats()
+        self.matches[kind] = result.images
         items = self.metric_items or ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+        self.exact.update({f"{kind}_{item}": stats[item] for item in items})
         return {f"{kind}_{item}": round(stats[item], 3) for item in items}

@@ -259,6 +259,7 @@ def _cell(results: Results, record: Mapping[str, Any]) -> str:
     facts = [
         ("identity", record["hash"]),
         ("starts from", json.dumps(record.get("starts_from")) if record.get("starts_from") else "random weights"),
+        ("learns from", json.dumps(record["teacher"]) if record.get("teacher") else None),
         ("iterations, seed", f"{weights.get('iterations')}, {weights.get('seed')}"),
         ("weights (SHA-256), selection", f"{weights.get('sha256')}, {weights.get('selection')}"),
         ("training loss at the end", weights.get("training_loss")),

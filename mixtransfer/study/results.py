@@ -20,6 +20,7 @@ import numpy as np
 from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.errors import UserError
 from mixtransfer.evaluation.records import SCHEMA, beside, pixel_counts
+from mixtransfer.study.average_precision import METRIC, precision_scores
 from mixtransfer.study.cells import MEASURED, RECORD
 from mixtransfer.study.plan import FACTORS, Study
 from mixtransfer.study.statistics import Difference, Summary, draws, paired, pixel_scores, summary
@@ -261,6 +262,9 @@ def _score(images: Sequence[Mapping], record: Mapping, metric: str) -> Callable[
     if "predicted" in images[0] and metric == "accuracy/top1":
         right = np.array([image["predicted"] in np.atleast_1d(image["label"]) for image in images])
         return lambda times: 100 * (times @ right) / len(images)
+    if "matches" in images[0] and (name := METRIC.fullmatch(metric)) and name[1] in images[0]["matches"]:
+        found = [image["matches"][name[1]] for image in images]
+        return lambda times: precision_scores(found, times, int(name[2]) / 100 if name[2] else None)
     return None
 
 

@@ -16,6 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from mixtransfer.evaluation.coco import evaluate
 from mixtransfer.evaluation.metrics import ClassAP
+from mixtransfer.study.average_precision import precision_scores
+from mixtransfer.study.statistics import draws
 
 SIDE, CLASSES = 160, 4
 NUMBERS, THRESHOLDS = (1, 10, 100), np.linspace(0.5, 0.95, 10)
@@ -108,6 +110,40 @@ def test_arrays_and_means_are_pycocotools(seed, kind):
     names = "mAP mAP_50 mAP_75 mAP_s mAP_m mAP_l AR@1 AR@10 AR@100 AR_s@100 AR_m@100 AR_l@100"
     # Sums of equal numbers in another order.
     assert [result.stats()[name] for name in names.split()] == pytest.approx(stats.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_images_drawn_again_have_the_precision_of_a_set_that_holds_them_so_often(seed, kind):
+    truth, categories, predictions = random_case(seed)
+    for item in predictions:
+        # Equal scores in other images only: copies of an image rank those inside it in turn.
+        for key in {"scores", "mask_scores"} & set(item):
+            item[key] = item[key] + np.arange(len(item[key]), dtype=np.float32) / 1000
+    found = evaluate(truth, categories, predictions, kind, NUMBERS, THRESHOLDS)
+    times = draws(len(predictions))[:4]
+    assert times.max() > 1
+    wanted = {"mAP": [], "mAP_50": [], "mAP_75": []}
+    for counts in times:
+        rows = [(number, 100 * item["img_id"] + copy) for number, item in enumerate(predictions) for copy in range(9)]
+        rows = [(number, identity) for number, identity in rows if identity % 100 < counts[number]]
+        again = dict(truth, images=[dict(id=identity, width=SIDE, height=SIDE) for _, identity in rows])
+        again["annotations"] = [
+            {**item, "id": 1000 * identity + item["id"], "image_id": identity}
+            for _, identity in rows
+            for item in truth["annotations"]
+            if item["image_id"] == identity // 100
+        ]
+        drawn = [{**predictions[number], "img_id": identity} for number, identity in rows]
+        stats = evaluate(again, categories, drawn, kind, NUMBERS, THRESHOLDS).stats()
+        for name, values in wanted.items():
+            values.append(stats[name])
+    images = json.loads(json.dumps(found.images))
+    for name, values in wanted.items():
+        overlap = int(name[4:]) / 100 if name[4:] else None
+        assert precision_scores(images, times, overlap) == pytest.approx(values, abs=1e-12)
+    whole = precision_scores(images, np.ones((1, len(images)), int))
+    assert whole == pytest.approx([found.stats()["mAP"]], abs=1e-12)
 
 
 def test_hundreds_of_masks_are_measured():

@@ -11,6 +11,7 @@ from tiny_runs import ProbeHook, small_scenes, tiny_config, train
 
 from mixtransfer.cli import run_command
 from mixtransfer.evaluation.records import percentages
+from mixtransfer.study.average_precision import precision_scores
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,7 @@ def test_a_detectors_images_hold_its_detections(scenes, tmp_path):
     assert len(images) == 2
     found = [detection for image in images for detection in image["detections"]]
     assert found and all(set(x) == {"image_id", "category", "score", "bbox", "segmentation"} for x in found)
+    metrics, once = json.loads((tmp_path / "metrics.json").read_text())["metrics"], np.ones((1, 2), int)
+    for kind in ("bbox", "segm"):
+        scored = precision_scores([image["matches"][kind] for image in images], once)
+        assert scored == pytest.approx([metrics[f"coco/{kind}_mAP"]], abs=1e-12)
