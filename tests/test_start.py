@@ -11,11 +11,13 @@ from mmengine.config import utils
 
 from mixtransfer.engine.config import read_config
 
+LIBRARIES, SHARDED = "torchvision timm mmseg mmdet mmpretrain", "torch.distributed.fsdp torch.distributed.tensor sympy"
 #: Code -> packages that it has no use for.
 USELESS = {
-    "import mixtransfer; mixtransfer.build_backbone('swin_micro')": "torchvision timm mmseg mmdet mmpretrain",
-    "import mixtransfer.datasets.before": "torchvision timm mmseg mmdet mmpretrain",
-    "import mixtransfer.pretrain.classifier": "torchvision timm mmseg mmdet mmpretrain",
+    "import mixtransfer; mixtransfer.build_backbone('swin_micro')": f"{LIBRARIES} {SHARDED}",
+    "import mixtransfer.datasets.before": LIBRARIES,
+    "import mixtransfer.pretrain.classifier": f"{LIBRARIES} {SHARDED}",
+    "import mixtransfer.engine.runner": SHARDED,
     "from mixtransfer.cli import train; train.parser().format_help()": "torch numpy mmengine",
     "from mixtransfer.cli import test; test.parser().format_help()": "torch numpy mmengine",
 }
@@ -28,6 +30,40 @@ def test_packages_without_use_are_not_imported(code):
     loaded = json.loads(run.stdout.splitlines()[-1])
     assert "mixtransfer" in loaded
     assert [name for name in USELESS[code].split() if name in loaded] == []
+
+
+#: A program that uses what mmengine imports late.
+SHARDING = """
+import mixtransfer, sys, torch
+from mmengine._strategy import fsdp
+from mmengine.model import MMFullyShardedDataParallel, is_model_wrapper
+from mmengine.optim import ZeroRedundancyOptimizer
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, STRATEGIES
+layer = torch.nn.Linear(2, 2)
+assert not is_model_wrapper(layer) and not issubclass(int, MMFullyShardedDataParallel)
+assert "torch.distributed.fsdp" not in sys.modules
+class Mine(MMFullyShardedDataParallel):
+    pass
+real = MODEL_WRAPPERS.get("MMFullyShardedDataParallel")
+assert real in Mine.__mro__ and issubclass(real, torch.distributed.fsdp.FullyShardedDataParallel)
+assert issubclass(Mine, MMFullyShardedDataParallel) and not is_model_wrapper(layer)
+assert fsdp.FSDP_CONFIGS.name == "fsdp configs"
+assert STRATEGIES.get("FSDPStrategy").__base__.__name__ == "DDPStrategy"
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+config = dict(type="ZeroRedundancyOptimizer", params=layer.parameters(), optimizer_type="SGD", lr=0.5)
+sharded = OPTIMIZERS.build(config)
+assert isinstance(sharded, ZeroRedundancyOptimizer)
+assert isinstance(sharded, torch.distributed.optim.ZeroRedundancyOptimizer)
+layer.weight.grad, before = torch.ones(2, 2), layer.weight.detach().clone()
+sharded.step()
+assert torch.equal(layer.weight, before - 0.5)
+"""
+
+
+def test_what_is_imported_late_is_the_librarys_own(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SHARDING, str(tmp_path / "store")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_no_table_of_results_is_read_with_a_config(monkeypatch):
