@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtransfer.checkpoints.fetch import located
 from mixtransfer.checkpoints.headers import Header, read_header, whole_of
 from mixtransfer.checkpoints.recognize import CERTAIN, Match, recognize
 from mixtransfer.checkpoints.select import EMA, RAW, Selection, select_weights
@@ -55,12 +56,13 @@ def describe(path: str | Path, average: bool | None = None) -> Description:
     """Describe a checkpoint file.
 
     Args:
-        path: a ``.safetensors`` or ``torch.save`` file.
+        path: a ``.safetensors`` or ``torch.save`` file, or its name.
         average: describe the moving average (True) or the raw weights (False); see :func:`select_weights`.
 
     Raises:
         UserError: the file is missing, damaged or of another kind, or holds no weights.
     """
+    path = located(path)
     outline = read_header(path)
     parts = f" of {len(outline.parts)} files" if outline.parts else ""
     rows = [("file", f"{path}: {outline.kind}{parts}, {_bytes(outline.size)}"), ("code", _code(outline))]

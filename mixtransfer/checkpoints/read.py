@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mixtransfer.checkpoints.fetch import located
 from mixtransfer.checkpoints.headers import check_sums, read_header, whole_of
 from mixtransfer.checkpoints.select import all_behind, find_container, named_tensors, without_wrappers
 from mixtransfer.checkpoints.stand_ins import BAGS, BLANKS, DAMAGED, HISTORY, NUMPY, is_harmless
@@ -34,7 +35,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
     Only tensors, plain values, and settings of known harmless classes are read; nothing in the file is run.
 
     Args:
-        path: the file.
+        path: the file, or its name, see :mod:`mixtransfer.checkpoints.fetch`.
         trust: unpickle arbitrary objects, which runs code from the file.
         mapped: leave the values in the file until they are read; it must then stay as it is.
 
@@ -49,7 +50,8 @@ def read_checkpoint(path: str | Path, trust: bool = False, *, mapped: bool = Fal
 
 def read_file(path: str | Path, trust: bool = False, *, mapped: bool = False) -> Any:
     """Return what a file holds, as :func:`read_checkpoint` does, be it named weights or not."""
-    header, path = read_header(path), Path(path)
+    path = located(path)
+    header = read_header(path)
     kind, wants, parts = header.kind, header.wants, header.parts
     index = whole_of(path)
     if index is not None:

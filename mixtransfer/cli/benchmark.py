@@ -176,7 +176,7 @@ def _throughput(args: argparse.Namespace) -> int:
 
     import torch
 
-    from mixtransfer.checkpoints.headers import require_file
+    from mixtransfer.checkpoints.fetch import located
     from mixtransfer.checkpoints.load import load_strictly
     from mixtransfer.checkpoints.read import find_weights, read_checkpoint
     from mixtransfer.engine.build import one_line_errors
@@ -185,7 +185,7 @@ def _throughput(args: argparse.Namespace) -> int:
     from mixtransfer.evaluation.throughput import build, sweep, table
 
     if args.checkpoint:
-        require_file(args.checkpoint)
+        args.checkpoint = str(located(args.checkpoint))
     device = device_of(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

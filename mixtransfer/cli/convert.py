@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from mixtransfer.cli.options import positive
+from mixtransfer.cli.options import NAMES, positive
 from mixtransfer.errors import UserError, visible
 
 FORMATS = (
@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
         "src",
         nargs="+",
         metavar="SRC",
-        help="checkpoint of a backbone, classifier, detector or segmentor; several, a folder, or a list (.txt)",
+        help=f"checkpoint of a backbone, classifier, detector or segmentor, a file or its name ({NAMES});"
+        " several, a folder, or a list (.txt)",
     )
     main.add_argument(
         "dst", metavar="DST", help="file to write (.safetensors, .pth or .pt), or a folder of .safetensors"
@@ -70,10 +71,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``convert``."""
-    from mixtransfer.checkpoints.headers import is_url, require_file
+    from mixtransfer.checkpoints.fetch import located
+    from mixtransfer.checkpoints.headers import is_url
 
-    for source in filter(is_url, args.src):
-        require_file(source)
+    args.src = [str(located(source)) if is_url(source) else source for source in args.src]
 
     from mixtransfer.checkpoints.convert import ConvertOptions, convert_file
 

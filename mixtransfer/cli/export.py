@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mixtransfer.cli.options import positive
+from mixtransfer.cli.options import NAMES, positive
 from mixtransfer.engine.build import one_line_errors
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -24,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
         " 0 to 255, (images, 3, height, width) float32; normalization is inside. See docs/predict.md.",
         epilog="Nothing in the checkpoint is run, the config inside it neither, unless with --trust (see SECURITY.md).",
     )
-    options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of training; its config is inside")
+    options.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help=f"a checkpoint of training, or its name ({NAMES}); its config is inside",
+    )
     options.add_argument("--to", choices=SUFFIXES, required=True, help="ONNX, TorchScript, or torch.export's program")
     options.add_argument("--out", type=Path, metavar="FILE", help="the file (default: beside the checkpoint)")
     options.add_argument(
@@ -41,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was proven."""
+    from mixtransfer.checkpoints.fetch import located
+
+    args.checkpoint = str(located(args.checkpoint))
     out = args.out or Path(args.checkpoint).with_suffix(SUFFIXES[args.to])
     make_folder(out.parent, "--out, folder")
     if out.exists() and out.samefile(args.checkpoint):

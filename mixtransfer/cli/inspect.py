@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mixtransfer.cli.options import NAMES
 from mixtransfer.errors import UserError, visible
 
 
@@ -17,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         "read.",
         epilog="Nothing in a checkpoint is run (see SECURITY.md).",
     )
-    main.add_argument("src", nargs="+", metavar="SRC", help="checkpoint files")
+    main.add_argument("src", nargs="+", metavar="SRC", help=f"checkpoint files, or their names ({NAMES})")
     main.add_argument("--ema", dest="average", action="store_true", default=None, help="look at the moving average")
     main.add_argument("--keys", action="store_true", help="list every entry with its type and shape")
     return main

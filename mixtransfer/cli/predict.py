@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mixtransfer.cli.options import positive, share
+from mixtransfer.cli.options import NAMES, positive, share
 from mixtransfer.engine.build import one_line_errors
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -24,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
         " that 'test' measures. An image that cannot be read is named, and the exit status is then 1.",
         epilog="Nothing in the checkpoint is run, the config inside it neither, unless with --trust (see SECURITY.md).",
     )
-    options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of training; its config is inside")
+    options.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help=f"a checkpoint of training, or its name ({NAMES}); its config is inside",
+    )
     options.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
     options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for everything that is written")
     options.add_argument("--show", action="store_true", help="also draw a picture of each answer, in DIR/pictures")

@@ -44,11 +44,14 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Probe each checkpoint; return 0."""
+    from mixtransfer.checkpoints.fetch import is_name, located
     from mixtransfer.evaluation.maps import RANDOM
 
-    for name in args.checkpoint:
-        if name != RANDOM and not Path(name).is_file():
+    for number, name in enumerate(args.checkpoint):
+        if name != RANDOM and not is_name(name) and not Path(name).is_file():
             raise UserError(f"{name}: no such checkpoint file; 'random' stands for random weights")
+        if is_name(name):
+            args.checkpoint[number] = str(located(name))
     stems = [Path(name).stem for name in args.checkpoint]
     if args.out and len(stems) > 1:
         raise UserError("--out: names one file, and there are several checkpoints; leave it out")

@@ -85,10 +85,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure; return 0."""
-    from mixtransfer.checkpoints.headers import require_file
+    from mixtransfer.checkpoints.fetch import located
     from mixtransfer.engine.config import load_config, task_of
 
-    require_file(args.checkpoint)
+    args.checkpoint = str(located(args.checkpoint))
     with TemporaryDirectory() as work_dir:
         cfg = load_config(args.config, (), options=args.cfg_options, work_dir=work_dir)
         if task_of(cfg) != "cls":

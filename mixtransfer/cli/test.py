@@ -6,7 +6,7 @@ import argparse
 import copy
 from pathlib import Path
 
-from mixtransfer.cli.options import add_arguments, config_of, positive, ratio
+from mixtransfer.cli.options import NAMES, add_arguments, config_of, positive, ratio
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
         prog="mixtransfer test", description="Measure a checkpoint; print the metrics and save them as JSON."
     )
     add_arguments(options)
-    options.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of the config's whole model")
+    options.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help=f"a checkpoint of the config's whole model, or its name ({NAMES})"
+    )
     options.add_argument("--out", metavar="FILE", help="where the metrics go (WORK_DIR/metrics.json)")
     options.add_argument(
         "--per-image",
@@ -58,9 +60,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``test``."""
-    from mixtransfer.checkpoints.headers import require_file
+    from mixtransfer.checkpoints.fetch import located
 
-    require_file(args.checkpoint)
+    args.checkpoint = str(located(args.checkpoint))
     cfg = config_of(args, splits=("test",))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     make_folder(out.parent, "--out, folder")

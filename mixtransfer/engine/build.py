@@ -65,7 +65,9 @@ def prepare(cfg: Config, purpose: str) -> list[str]:
         hooks.pop("visualization", None)
     if purpose in ("train", "draw"):
         require_pretrained(cfg.model)
-        require_pretrained({"load_from": cfg.get("load_from")}, "")
+        start = {"load_from": cfg.get("load_from")}
+        require_pretrained(start, "")
+        cfg.update(start)
     else:
         # A checkpoint brings all weights; those that training started from may be gone.
         drop_pretrained(cfg.model)

@@ -235,11 +235,12 @@ def check_windows(cfg: Config) -> None:
 
 
 def require_pretrained(model: Any, name: str = "model") -> None:
-    """Make sure that the weights which parts of a model start from are files, and there.
+    """Make sure that the weights which parts of a model start from are files, and there; names are fetched, in place.
 
     Raises:
-        UserError: a URL, wherever in the model it stands, or a file that is not there.
+        UserError: another URL, wherever in the model it stands, or a file that is not there or cannot be fetched.
     """
+    from mixtransfer.checkpoints.fetch import is_name, located
     from mixtransfer.checkpoints.headers import is_url
 
     if isinstance(model, str) and is_url(model):
@@ -248,6 +249,11 @@ def require_pretrained(model: Any, name: str = "model") -> None:
         )
     for key, part in _parts(model):
         where = f"{name}.{key}" if name else str(key)
+        if isinstance(part, str) and is_name(part) and _names_weights(key):
+            try:
+                model[key] = part = str(located(part))
+            except UserError as error:
+                raise UserError(f"{where}: {error}; then say --cfg-options {where}=FILE, or run this again") from None
         if isinstance(part, str) and _names_weights(key) and not is_url(part) and not Path(part).is_file():
             random = f", or {name}=None to start from random weights" if _is_pretrained(model) else ""
             raise UserError(f"no pretrained weights in {part}; give their file with --cfg-options {where}=FILE{random}")

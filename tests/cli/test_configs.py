@@ -89,8 +89,10 @@ def test_the_file_says_how_to_run_it(name):
     start = model.get("backbone", {}).get("init_cfg")
     if start:
         arch = model.backbone.arch if "arch" in model.backbone else model.arch
-        foreign = backbone_class(arch) in FOREIGN
-        assert f" hf download {arch} " in text if foreign else f" {start.checkpoint} --arch {arch}\n" in text
+        if backbone_class(arch) in FOREIGN:
+            assert start.checkpoint == arch.replace("timm/", "timm://")
+        else:
+            assert f" {start.checkpoint} --arch {arch}\n" in text
     if model.get("init_cfg") and "checkpoint" in model.init_cfg:
         # Of another size, maybe.
         assert f" {model.init_cfg.checkpoint} --arch " in text

@@ -172,7 +172,7 @@ def test_what_is_no_size_of_the_recipe_is_refused():
 
 def test_a_recipe_for_timm_takes_any_network_of_its_kind():
     cfg, _ = sized("seg/upernet_timm.py", "timm/resnet50.a1_in1k")
-    assert cfg.model.backbone.init_cfg.checkpoint == "checkpoints/resnet50.a1_in1k.safetensors"
+    assert cfg.model.backbone.init_cfg.checkpoint == "timm://resnet50.a1_in1k"
     fit_channels(cfg)
     assert cfg.model.decode_head.in_channels == [256, 512, 1024, 2048]
     # Blocks that are read keep their share of the depth; only anchors are made for patches of 16.
