@@ -56,6 +56,8 @@ def _is_plain(head: nn.Module) -> bool:
     steps = ("loss", "loss_by_feat", "_stack_batch_gt")
     if (
         not all(getattr(type(head), step, None) is getattr(BaseDecodeHead, step) for step in steps)
+        # A hook may have put something in its place.
+        or "loss_by_feat" in vars(head)
         or head.sampler is not None
     ):
         return False
