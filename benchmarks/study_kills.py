@@ -3,7 +3,7 @@
     python -m benchmarks.study_kills --json benchmarks/results/study_kills_DATE.json
 
 The study is ``studies/few_labels.py`` made small: UPerNet on our smallest Swin, scenes of 64×64, token mixing off and
-on, two seeds. It is run once in peace, and once with SIGKILL at random moments, in turn to the driver, with which its
+on. It is run once in peace, and once with SIGKILL at random moments, in turn to the driver, with which its
 cells end, and to the cell that it runs; the next ``run`` goes on. Records and tables must have the same bytes.
 Trainings and tests are the ordinary commands in processes of their own; drivers are forked from this process, which
 has imported the libraries.
@@ -65,16 +65,18 @@ tasks = dict(
     )
 )
 hooks = dict(off=["custom_hooks.0.prob=0"], token_box=[])
-seeds = 2
+seeds = {seeds}
 compare = dict(hooks="off")
 """
 
 
-def write_study(folder: Path, data: Path, iterations: int) -> Path:
+def write_study(folder: Path, data: Path, iterations: int, seeds: int) -> Path:
     """Write the study's file and return it."""
     folder.mkdir()
     config = ROOT / "configs/seg/upernet_swin_micro_scenes.py"
-    text = STUDY.format(work=str(folder / "work"), config=str(config), data=str(data), iterations=iterations)
+    text = STUDY.format(
+        work=str(folder / "work"), config=str(config), data=str(data), iterations=iterations, seeds=seeds
+    )
     (folder / "kills.py").write_text(text, encoding="utf-8")
     return folder / "kills.py"
 
@@ -162,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m benchmarks.study_kills", description="Kills of a study.")
     options.add_argument("--kills", type=int, default=10, help="how many (default: %(default)s)")
     options.add_argument("--iterations", type=int, default=12, help="of each training (default: %(default)s)")
+    options.add_argument("--seeds", type=int, default=2, help="of the study, two cells each (default: %(default)s)")
     options.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     options.add_argument("--json", help="file to write")
     args = options.parse_args(argv)
@@ -169,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(scratch)
         data = folder / "data"
         write_scenes(data, train=8, val=8, classify_train=12, classify_val=12, size=(64, 64))
-        peace, killed = (write_study(folder / name, data, args.iterations) for name in ("peace", "killed"))
+        peace, killed = (write_study(folder / name, data, args.iterations, args.seeds) for name in ("peace", "killed"))
         # Forked drivers find the config read.
         folders(read_study(peace))[0].identity  # noqa: B018
         seconds = finish(peace)
@@ -182,7 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(kills)} kills; different: {', '.join(different) or 'none'} of {', '.join(COMPARED)}")
     if args.json:
         content = {"environment": environment(torch.device("cpu")), "date": datetime.date.today().isoformat()}
-        content |= {"seconds_in_peace": round(seconds, 1), "iterations": args.iterations, "kills": kills}
+        content |= {"seconds_in_peace": round(seconds, 1), "iterations": args.iterations, "cells": 2 * args.seeds}
+        content |= {"kills": kills}
         content |= {"compared": {name: len(one) for name, (one, _) in pairs.items()}, "different": different}
         write_json(Path(args.json), content)
     return int(bool(different) or len(kills) < args.kills)

@@ -149,7 +149,9 @@ def _estimate(study: Study, jobs: int, only: Sequence[str]) -> int:
             continue
         group = cell.factors["task"], cell.factors["backbone"], cell.factors["hooks"]
         if group not in timings:
-            timings[group] = timing = time_cell(folder)
+            # Where a teacher is still to be trained, its own training stands for that of the one that it teaches.
+            taught = folder.source if cell.kind == "pretrain" else None
+            timings[group] = timing = time_cell(taught or folder)
             print(
                 f"{' '.join(group)}: {timing.step:.2f} s a step, {timing.image:.3f} s an image, {timing.start:.0f} s a"
                 f" start; {duration(timing.seconds(1))} a cell on all labels",

@@ -19,6 +19,7 @@ from small_study import write_study
 
 from mixtransfer.cli import run_command
 from mixtransfer.errors import UserError
+from mixtransfer.study import estimate
 from mixtransfer.study import run as running
 from mixtransfer.study.cells import DONE, FAILED, NEW, RUNNING, STOPPED, WAITING, Taken, folders
 from mixtransfer.study.plan import read_study
@@ -229,7 +230,7 @@ def test_cells_wait_for_the_weights_that_another_makes(data, study, tmp_path):
     assert folders(read_study(study))[1].hash == found[1].hash
 
 
-def test_a_teacher_is_waited_for_and_is_part_of_what_it_teaches(data, study, tmp_path):
+def test_a_teacher_is_waited_for_and_is_part_of_what_it_teaches(data, study, tmp_path, monkeypatch):
     pretrain = str(ROOT / "configs/pretrain/swin_micro_scenes.py")
     cells = tmp_path / "cls"
     class_folders(cells)
@@ -243,6 +244,13 @@ def test_a_teacher_is_waited_for_and_is_part_of_what_it_teaches(data, study, tmp
     (plain.path / "train/epoch_8.pth").touch()
     assert f"arch='swin_micro',checkpoint='{plain.path}/train/epoch_8.pth'" in " ".join(taught.steps()[0].argv)
     assert taught.identity["config"]["model"]["teacher"] == {"arch": "swin_micro", "checkpoint": f"cell:{plain.hash}"}
+    # A dry run has no teacher yet.
+    timed = []
+    monkeypatch.setattr(
+        estimate, "time_cell", lambda cell: timed.append(cell) or estimate.Timing(1, 1, 1, 9, 0, 0, True)
+    )
+    assert run_command("study", [str(study), "run", "--dry-run", "--only", "pretraining-swin_micro-taught"]) == 0
+    assert [folder.cell.name for folder in timed] == [plain.cell.name]
 
 
 def test_the_recipe_of_a_probe_is_part_of_its_cell(data, study, tmp_path):
