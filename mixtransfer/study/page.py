@@ -22,6 +22,7 @@ from mixtransfer.study.tables import (
     comparison,
     constant,
     disagreements,
+    inside,
     label,
     partial,
     tables,
@@ -62,8 +63,9 @@ document.querySelectorAll('.scroll table').forEach(table => {
     head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
     const value = row => row.cells[k].dataset.v ?? row.cells[k].textContent;
     [...body.rows].sort((a, b) => {
-      const x = value(a), y = value(b), number = x !== '' && y !== '' && !isNaN(x) && !isNaN(y);
-      return (number ? x - y : x.localeCompare(y)) * (up ? 1 : -1);
+      const x = value(a), y = value(b);
+      if (x === '' || y === '') return (x === '') - (y === '');
+      return (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y) * (up ? 1 : -1);
     }).forEach(row => body.append(row));
   }));
 });
@@ -83,11 +85,11 @@ def page(results: Results, out: Path) -> str:
     study = results.study
     parts = [f"<style>{STYLE}</style>", report.paragraph(study.question)]
     if results.missing:
-        parts.append(f'<p class="note">{escape(partial(results))} {escape(", ".join(results.missing))}</p>')
+        names = f"<details><summary>Which</summary>{escape(', '.join(results.missing))}</details>"
+        parts.append(f'<div class="note">{report.paragraph(partial(results))}{names}</div>')
     parts.append(report.section("How to read this", *_reading(results)))
-    found = list(tables(results))
-    for number, table in enumerate(found):
-        parts.append(report.section(f"{table.task}: {table.metric}", *_table(results, table, number == 0)))
+    for table in tables(results):
+        parts.append(report.section(f"{table.task}: {table.metric}", *_table(results, table)))
     if comparison(results):
         parts.append(report.section("Differences, paired by seed", *_differences(results)))
     parts.append(report.section("How they learned", *_curves(results)))
@@ -125,7 +127,7 @@ def _reading(results: Results) -> list[str]:
     return [report.paragraph(text) for text in [*texts, *disagreements(results)]]
 
 
-def _table(results: Results, table: Any, search: bool) -> list[str]:
+def _table(results: Results, table: Any) -> list[str]:
     factors = [head for head in table.header if head in FACTORS or head in TITLES.values()]
     place = table.header.index(table.metric)
     lines = []
@@ -138,8 +140,7 @@ def _table(results: Results, table: Any, search: bool) -> list[str]:
         shown[place] = (cells[place], f"<b>{escape(cells[place])}</b><small>{links}</small>")
         lines.append([(value, text, k < len(factors)) for k, (value, text) in enumerate(shown)])
     heads = [(head, k < len(factors)) for k, head in enumerate(table.header)]
-    box = '<input type="search" placeholder="Show rows with …" aria-label="Show rows with">'
-    return [*([box] if search and len(table.rows) > 6 else []), _html_table(heads, lines)]
+    return [_search(lines), _html_table(heads, lines)]
 
 
 def _differences(results: Results) -> list[str]:
@@ -152,7 +153,12 @@ def _differences(results: Results) -> list[str]:
         shown = [(cell, escape(cell), k == 0) for k, cell in enumerate(text)]
         shown[1] = (text[1], f"<b>{escape(text[1])}</b><small>{links}</small>", False)
         lines.append(shown)
-    return [_html_table([(head, k == 0) for k, head in enumerate(COMPARED)], lines)]
+    return [_search(lines), _html_table([(head, k == 0) for k, head in enumerate(COMPARED)], lines)]
+
+
+def _search(lines: Sequence[Any]) -> str:
+    """Return the field that filters the rows of a section; nothing for few of them."""
+    return '<input type="search" placeholder="Show rows with …" aria-label="Show rows with">' if len(lines) > 6 else ""
 
 
 def _html_table(heads: Sequence[tuple[str, bool]], lines: Sequence[Sequence[tuple[str, str, bool]]]) -> str:
@@ -179,12 +185,12 @@ def _curves(results: Results) -> list[str]:
     names: dict[str, str] = {}
     drawn = []
     for (task, fraction), rows in groups.items():
-        inside = [factor for factor in varying(results) if factor not in ("task", "fraction")]
+        factors = [factor for factor in inside(results, rows[0]) if factor != "fraction"]
         metric = next(iter(results.metrics(rows[0])), "loss")
         for key in (metric, "loss"):
             lines = []
             for row in rows:
-                name = label(row, inside) or task
+                name = label(row, factors) or task
                 color = names.setdefault(name, charts.COLORS[len(names) % len(charts.COLORS)])
                 single = [curve for record in row.records.values() if (curve := _curve(results, record, key))]
                 lines += [(f"{name}, seed", color, curve, True) for curve in single if len(single) > 1]
@@ -230,7 +236,7 @@ def _costs(results: Results) -> list[str]:
         if metric is None:
             continue
         found = results.summary(row, metric)
-        name = label(row, varying(results)) or row.factors["task"]
+        name = label(row, inside(results, row)) or row.factors["task"]
         color = names.setdefault(name, charts.COLORS[len(names) % len(charts.COLORS)])
         for axis, value in _cost(results, row).items():
             axes[f"{row.factors['task']}: {metric}", axis].append((name, color, (value, found.mean), found.seeds))

@@ -17,6 +17,7 @@ __all__ = [
     "comparison",
     "constant",
     "disagreements",
+    "inside",
     "label",
     "latex",
     "markdown",
@@ -49,6 +50,12 @@ def varying(results: Results, rows: Sequence[Row] | None = None) -> list[str]:
     return [factor for factor in FACTORS[:-1] if len({row.factors[factor] for row in chosen}) > 1]
 
 
+def inside(results: Results, row: Row) -> list[str]:
+    """Return the factors in which the rows of a row's task differ."""
+    rows = [other for other in results.rows if other.factors["task"] == row.factors["task"]]
+    return [factor for factor in varying(results, rows) if factor != "task"]
+
+
 def constant(results: Results) -> str:
     """Return what is the same in all rows, as a part of a sentence."""
     same = [factor for factor in FACTORS[:-1] if factor not in varying(results)]
@@ -66,7 +73,7 @@ def tables(results: Results) -> Iterator[Table]:
     """Yield one table a task."""
     for task in dict.fromkeys(row.factors["task"] for row in results.rows):
         rows = [row for row in results.rows if row.factors["task"] == task]
-        factors = [factor for factor in varying(results, rows) if factor != "task"]
+        factors = inside(results, rows[0])
         metrics = results.metrics(rows[0])
         if not metrics:
             continue
@@ -112,7 +119,8 @@ def comparison(results: Results) -> list[tuple[Row, Row, Difference, tuple[str, 
     }
     lines = []
     for factor, row, reference, difference in found:
-        rest = label(row, [other for other in varying(results) if other != factor])
+        tasks = ["task"] if "task" in varying(results) else []
+        rest = label(row, [*tasks, *(other for other in inside(results, row) if other != factor)])
         name = f"{row.factors[factor]} − {reference.factors[factor]}" + (f", {rest}" if rest else "")
         yardstick = yardsticks.get((factor, *reference.key))
         if yardstick:
