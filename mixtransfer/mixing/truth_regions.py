@@ -8,8 +8,8 @@ Their draws wait for the partner's ground truth, which :class:`~mixtransfer.tran
 
 Shapes: H × W image, n instances.
 
-Different: ClassMix's classes are those of the annotation. Copy-paste's large jitter of scales is the pipeline's matter;
-pixels of other instances that a pasted one overlaps come along, as they are in the picture.
+Different: ClassMix's classes are those of the annotation. The jitter of scales is the partner's alone, the image's own
+is the pipeline's matter; pixels of other instances that a pasted one overlaps come along, as they are in the picture.
 """
 
 from __future__ import annotations
@@ -114,11 +114,15 @@ class InstanceRegion(_TruthRegion):
 
     Args:
         share: share of the instances, rounded down; by default their number is drawn evenly from none to all.
+        jitter: bounds of a factor that the partner is resized by first, (0.1, 2.0) in the paper's large jitter; it is
+            drawn evenly for every image. What grows over the image's lower and right border is cut off.
     """
 
     needs, pending = PendingInstances.needs, PendingInstances
 
-    def __init__(self, share: float | None = None):
+    def __init__(self, share: float | None = None, jitter: tuple[float, float] | None = None):
         if share is not None and not 0 < share <= 1:
             raise UserError(f"InstanceRegion: share={share}; give a share above 0, up to 1, or none")
-        self.share = share
+        if jitter is not None and (len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]):
+            raise UserError(f"InstanceRegion: jitter={jitter}; give two factors above 0, the smaller one first")
+        self.share, self.jitter = share, jitter

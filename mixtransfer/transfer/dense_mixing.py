@@ -33,6 +33,7 @@ __all__ = [
     "mix_instances",
     "partner_evidence",
     "paste",
+    "rescaled",
     "saved_sample",
 ]
 
@@ -117,6 +118,43 @@ def label_maps(sample: BaseDataElement) -> Maps:
         for key, element in sample.items()
         if isinstance(element, PixelData) and key.startswith("gt_")
     }
+
+
+def rescaled(image: Tensor, truth: GroundTruth, maps: Maps, scale: float) -> tuple[Tensor, GroundTruth, Maps]:
+    """Return an image (3, H, W) with its ground truth resized from its upper left corner, cropped or padded to H × W.
+
+    Args:
+        image: the image.
+        truth: its ground truth on the host.
+        maps: its label maps where they lie.
+        scale: the factor. Sides are rounded to whole pixels, from 1.
+    """
+    size, (height, width) = size_of(image), truth.valid
+    new = max(round(height * scale), 1), max(round(width * scale), 1)
+
+    def resize(x: Tensor, **how: Any) -> Tensor:
+        whole = F.interpolate(x[None, ..., :height, :width].float(), new, **how)[0]
+        return fit(whole, size).to(x.dtype)
+
+    def nearest(fields: Maps) -> Maps:
+        return {
+            key: {name: resize(value, mode="nearest-exact") for name, value in found.items()}
+            for key, found in fields.items()
+        }
+
+    valid = min(new[0], size[0]), min(new[1], size[1])
+    instances = {}
+    for key, fields in truth.instances.items():
+        boxes = fields["bboxes"] * fields["bboxes"].new_tensor([new[1] / width, new[0] / height]).repeat(2)
+        limits = boxes.new_tensor([valid[1], valid[0]]).repeat(2)
+        instances[key] = {**fields, "bboxes": torch.minimum(boxes.clamp(min=0), limits)}
+    # Of no instance there is nothing to resize.
+    masks = {
+        key: resize(mask, mode="nearest-exact") if len(mask) else mask.new_zeros(0, *size)
+        for key, mask in truth.masks.items()
+    }
+    resized = GroundTruth(valid, nearest(truth.maps), instances, masks)
+    return resize(image, mode="bilinear", antialias=scale < 1), resized, nearest(maps)
 
 
 def saved_sample(saved: Any) -> tuple[Tensor, GroundTruth]:

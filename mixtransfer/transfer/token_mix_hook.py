@@ -34,6 +34,7 @@ from mixtransfer.transfer.dense_mixing import (
     mix_instances,
     partner_evidence,
     paste,
+    rescaled,
     saved_sample,
 )
 from mixtransfer.transfer.token_loss import count_tokens, shares_of, token_loss
@@ -103,6 +104,8 @@ class TokenMixHook(Hook):
                 f"TokenMixHook: region {type(self.region).__name__} does not cut pixels out by itself, in their "
                 "places, so labels cannot be pasted with it; use TokenBox, ClassRegion, ..., see docs/token_mix_hook.md"
             )
+        if any(getattr(part, "jitter", None) for part in getattr(self.region, "regions", ())):
+            raise UserError("TokenMixHook: InstanceRegion's jitter works alone; leave it out inside of RandomChoice")
         for name, value, fine, range_ in (
             ("prob", prob, 0 <= prob <= 1, "a probability from 0 to 1"),
             ("cell_size", cell_size, cell_size >= 1, "a number of pixels from 1 on"),
@@ -205,6 +208,11 @@ class TokenMixHook(Hook):
         generator = step_generator(self.seed, get_rank(), self._iteration)
         regions: list[Crop] = []
         if partners and torch.rand((), generator=generator) < self.prob:
+            if getattr(self.region, "jitter", None):
+                low, high = self.region.jitter
+                factors = low + (high - low) * torch.rand(len(partners), generator=generator)
+                pairs = zip(partners, factors.tolist(), strict=True)
+                partners, order = [_Kept(*rescaled(*item, factor)) for item, factor in pairs], []
             valid = [
                 (min(own.truth.valid[0], other.truth.valid[0]), min(own.truth.valid[1], other.truth.valid[1]))
                 for own, other in zip(everyone, partners, strict=True)

@@ -1,10 +1,10 @@
-"""TokenMixHook in Mask2Former and DINO: added by ``--token-mix``, sized by the backbone, trained for a step."""
+"""TokenMixHook with every kind of head: Mask2Former and DINO by ``--token-mix``, and every region with each of five."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hooked_models import det_batch, runner_of, step
+from hooked_models import CLASSES, HALF, attach, det_batch, detector, runner_of, seg_batch, segmentor, step
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
@@ -83,3 +83,47 @@ def test_a_classifier_of_other_classes_is_refused_in_mask2former():
     model = build(cfg)
     with pytest.raises(UserError, match="num_classes=7, but the model's head needs 81"):
         TokenMixHook(dict(type="TokenBox")).before_train(runner_of(model))
+
+
+CELLS = ("TokenBox", "Box", "TokenBlocks", "RandomTokens", "MaskedCells", "FourierBlobs", "GaussianBlobs", "GridHoles")
+#: One region only that follows ground truth, by what the head learns from.
+FOLLOWING = {"seg": "ClassRegion", "det": "InstanceRegion"}
+HEADS = {
+    "fcn": ("seg", lambda: segmentor()),
+    "mask_rcnn": ("det", lambda: detector("mask-rcnn_r50_fpn")),
+    "retinanet": (
+        "det",
+        lambda: detector(
+            "retinanet_r50_fpn", out_indices=(1, 2, 3), token_classifier=dict(num_classes=CLASSES, stages=(2,))
+        ),
+    ),
+    "mask2former": ("det", lambda: build(small(next(iter(CONFIGS)), "TokenBox"))),
+    "dino": ("det", lambda: build(small([*CONFIGS][1], "TokenBox"))),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("region", [*CELLS, "follows", "choice"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_region_trains_every_head(head, region, models):
+    task, make = HEADS[head]
+    model = models.get(head) or models.setdefault(head, make())
+    settings = dict(type=FOLLOWING[task] if region == "follows" else region)
+    if region == "choice":
+        settings = dict(type="RandomChoice", regions=[dict(type="TokenBlocks"), dict(type=FOLLOWING[task]), HALF])
+    images, samples = seg_batch(4) if task == "seg" else det_batch((2, 3, 1, 2))
+    hook = attach(model, settings, min_pixels=1)
+    seen = []
+    handle = model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    losses = step(model, (images, samples), hook)
+    handle.remove()
+    hook.after_train(None)
+    values = [x for value in losses.values() for x in (value if isinstance(value, list) else [value])]
+    assert losses["loss_token"] > 0 and all(x.isfinite().all() for x in values)
+    own, other = ((seen[0] == source).all(dim=1) for source in (images, images.flip(0)))
+    assert (own | other).all() and other.any() and own.any()
