@@ -46,7 +46,10 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["mixtransfer", "mixtransfer.*"]),
-    package_data={"mixtransfer": ["py.typed"], "mixtransfer.checkpoints": ["index.json", "timm_names.json"]},
+    package_data={
+        "mixtransfer": ["py.typed"],
+        "mixtransfer.checkpoints": ["index.json", "timm_names.json", "weights.json"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.4",

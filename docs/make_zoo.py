@@ -22,6 +22,7 @@ import recipe_pages
 
 from mixtransfer.backbones import FAMILIES, Backbone
 from mixtransfer.backbones.reported import Reported
+from mixtransfer.checkpoints.published import list_published
 from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.cli import run_main
 from mixtransfer.errors import UserError
@@ -382,6 +383,9 @@ def _section(
     notes += [f"- no recipe gives {', '.join(archs)}, {reason}." for reason, archs in without.items()]
     lines += ["", *notes] if notes else []
     lines += ["", *(f"{number}. {source}." for number, source in enumerate(sources, 1))] if sources else []
+    files = [entry for entry in list_published() if entry.arch in cls.archs]
+    named = ", ".join(f"[{entry.name}]({entry.address})" for entry in files)
+    lines += ["", f"Authors' files (`mixtransfer weights`): {named}."] if files else []
     return "\n".join([*lines, ""])
 
 

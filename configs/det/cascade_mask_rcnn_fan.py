@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN, FAN-T-Hybrid, COCO, 36 epochs with multi-scale training and crops.
 
-    tools/convert.py fan_tiny_8_p4_hybrid.pth.tar checkpoints/fan_hybrid_tiny.safetensors --arch fan_hybrid_tiny
+    tools/convert.py weights://fan_hybrid_tiny checkpoints/fan_hybrid_tiny.safetensors --arch fan_hybrid_tiny
     tools/train.py configs/det/cascade_mask_rcnn_fan.py
 
 Hardware: 32 GPUs × 1 image, as published. Recipe: NVlabs/FAN,

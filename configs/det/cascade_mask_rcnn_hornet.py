@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN, HorNet-T (7×7), COCO, 36 epochs with multi-scale training and crops.
 
-    tools/convert.py hornet_tiny_7x7.pth checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
+    tools/convert.py weights://hornet_tiny_7x7 checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
     tools/train.py configs/det/cascade_mask_rcnn_hornet.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,

@@ -1,6 +1,6 @@
 """Mask R-CNN, CMT-S, COCO, 12 epochs.
 
-    tools/convert.py cmt_s.pth checkpoints/cmt_s.safetensors --arch cmt_s
+    tools/convert.py weights://cmt_s checkpoints/cmt_s.safetensors --arch cmt_s
     tools/train.py configs/det/mask_rcnn_cmt.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/mask_rcnn_pvt_t_fpn_1x_coco.py) at 1e-4

@@ -1,6 +1,6 @@
 """Mask R-CNN, DeiT-S, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
+    tools/convert.py weights://deit_small checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/det/mask_rcnn_deit.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

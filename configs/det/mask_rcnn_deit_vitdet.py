@@ -1,6 +1,6 @@
 """Mask R-CNN as ViTDet, DeiT-B, COCO, 100 epochs of large-scale jitter at 1024×1024.
 
-    tools/convert.py deit_base_patch16_224-b5f2ef4d.pth checkpoints/deit_base.safetensors --arch deit_base
+    tools/convert.py weights://deit_base checkpoints/deit_base.safetensors --arch deit_base
     tools/train.py configs/det/mask_rcnn_deit_vitdet.py
 
 Hardware: 64 GPUs × 1 image, as published. Recipe: facebookresearch/detectron2,

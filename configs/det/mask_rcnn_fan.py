@@ -1,6 +1,6 @@
 """Mask R-CNN, FAN-T-Hybrid, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py fan_tiny_8_p4_hybrid.pth.tar checkpoints/fan_hybrid_tiny.safetensors --arch fan_hybrid_tiny
+    tools/convert.py weights://fan_hybrid_tiny checkpoints/fan_hybrid_tiny.safetensors --arch fan_hybrid_tiny
     tools/train.py configs/det/mask_rcnn_fan.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

@@ -1,6 +1,6 @@
 """Mask R-CNN, FCViT-B12, COCO, 12 epochs.
 
-    tools/convert.py fcvit_b12.pth checkpoints/fcvit_b12.safetensors --arch fcvit_b12
+    tools/convert.py weights://fcvit_b12 checkpoints/fcvit_b12.safetensors --arch fcvit_b12
     tools/train.py configs/det/mask_rcnn_fcvit.py
 
 Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT, detection/configs/mask_rcnn_fcvit_b12_fpn_1x_coco.py:

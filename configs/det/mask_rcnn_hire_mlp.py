@@ -1,6 +1,6 @@
 """Mask R-CNN, Hire-MLP-T, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py hire_mlp_tiny.pth checkpoints/hire_mlp_tiny.safetensors --arch hire_mlp_tiny
+    tools/convert.py weights://hire_mlp_tiny checkpoints/hire_mlp_tiny.safetensors --arch hire_mlp_tiny
     tools/train.py configs/det/mask_rcnn_hire_mlp.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

@@ -1,6 +1,6 @@
 """Mask R-CNN with HorFPN, HorNet-S (7×7), COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py hornet_small_7x7.pth checkpoints/hornet_small_7x7.safetensors --arch hornet_small_7x7
+    tools/convert.py weights://hornet_small_7x7 checkpoints/hornet_small_7x7.safetensors --arch hornet_small_7x7
     tools/train.py configs/det/mask_rcnn_hornet_horfpn.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,

@@ -1,6 +1,6 @@
 """Mask R-CNN, PosMLP-T, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py posmlp_t.pth checkpoints/posmlp_t.safetensors --arch posmlp_t
+    tools/convert.py weights://posmlp_t checkpoints/posmlp_t.safetensors --arch posmlp_t
     tools/train.py configs/det/mask_rcnn_posmlp.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

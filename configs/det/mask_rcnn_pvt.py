@@ -1,6 +1,6 @@
 """Mask R-CNN, PVT-Tiny, COCO, 12 epochs.
 
-    tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
+    tools/convert.py weights://pvt_tiny checkpoints/pvt_tiny.safetensors --arch pvt_tiny
     tools/train.py configs/det/mask_rcnn_pvt.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection/configs/mask_rcnn_pvt_t_fpn_1x_coco.py: AdamW

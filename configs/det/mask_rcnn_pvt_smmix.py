@@ -1,6 +1,6 @@
 """Mask R-CNN, PVT-Tiny pretrained with SMMix, COCO, 12 epochs.
 
-    tools/convert.py smmix_pvt_tiny.pth checkpoints/pvt_tiny_smmix.safetensors --arch pvt_tiny
+    tools/convert.py weights://pvt_tiny_smmix checkpoints/pvt_tiny_smmix.safetensors --arch pvt_tiny
     tools/train.py configs/det/mask_rcnn_pvt_smmix.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: PVT's, as mask_rcnn_pvt.py; SMMix publishes no detection code (arXiv

@@ -1,6 +1,6 @@
 """Mask R-CNN, PVTv2-B0, COCO, 12 epochs.
 
-    tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
+    tools/convert.py weights://pvt_v2_b0 checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/det/mask_rcnn_pvt_v2.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: whai362/PVT, detection/configs/mask_rcnn_pvt_v2_b0_fpn_1x_coco.py:

@@ -1,6 +1,6 @@
 """Mask R-CNN, RegionViT-S, COCO, 90k iterations.
 
-    tools/convert.py regionvit_small.pth checkpoints/regionvit_small.safetensors --arch regionvit_small
+    tools/convert.py weights://regionvit_small checkpoints/regionvit_small.safetensors --arch regionvit_small
     tools/train.py configs/det/mask_rcnn_regionvit.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: IBM/RegionViT, detection/configs/mask_rcnn_regionvit_FPN_1x.yaml and

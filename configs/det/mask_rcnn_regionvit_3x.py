@@ -1,6 +1,6 @@
 """Mask R-CNN, RegionViT-S, COCO, 270k iterations with multi-scale training and crops.
 
-    tools/convert.py regionvit_small.pth checkpoints/regionvit_small.safetensors --arch regionvit_small
+    tools/convert.py weights://regionvit_small checkpoints/regionvit_small.safetensors --arch regionvit_small
     tools/train.py configs/det/mask_rcnn_regionvit_3x.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: IBM/RegionViT, detection/configs/mask_rcnn_regionvit_FPN_3x_ms.yaml:

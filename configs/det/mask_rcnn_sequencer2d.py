@@ -1,6 +1,6 @@
 """Mask R-CNN, Sequencer2D-S, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
+    tools/convert.py weights://sequencer2d_s checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/det/mask_rcnn_sequencer2d.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

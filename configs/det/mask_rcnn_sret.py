@@ -1,6 +1,6 @@
 """Mask R-CNN, SReT-T, COCO, 12 epochs with multi-scale training and crops.
 
-    tools/convert.py sret_tiny.pth checkpoints/sret_tiny.safetensors --arch sret_tiny
+    tools/convert.py weights://sret_tiny checkpoints/sret_tiny.safetensors --arch sret_tiny
     tools/train.py configs/det/mask_rcnn_sret.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's Mask R-CNN (mask_rcnn_swin.py) with the drop path of

@@ -1,6 +1,6 @@
 """Mask R-CNN, Swin-T, COCO, 36 epochs with multi-scale training and crops.
 
-    tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
+    tools/convert.py weights://swin_tiny checkpoints/swin_tiny.safetensors --arch swin_tiny
     tools/train.py configs/det/mask_rcnn_swin_3x.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: SwinTransformer/Swin-Transformer-Object-Detection,

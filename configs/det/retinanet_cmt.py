@@ -1,6 +1,6 @@
 """RetinaNet, CMT-S, COCO, 12 epochs.
 
-    tools/convert.py cmt_s.pth checkpoints/cmt_s.safetensors --arch cmt_s
+    tools/convert.py weights://cmt_s checkpoints/cmt_s.safetensors --arch cmt_s
     tools/train.py configs/det/retinanet_cmt.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/retinanet_pvt_t_fpn_1x_coco.py) with

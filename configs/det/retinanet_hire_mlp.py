@@ -1,6 +1,6 @@
 """RetinaNet, Hire-MLP-T, COCO, 12 epochs.
 
-    tools/convert.py hire_mlp_tiny.pth checkpoints/hire_mlp_tiny.safetensors --arch hire_mlp_tiny
+    tools/convert.py weights://hire_mlp_tiny checkpoints/hire_mlp_tiny.safetensors --arch hire_mlp_tiny
     tools/train.py configs/det/retinanet_hire_mlp.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, PVT's (whai362/PVT, detection/configs/retinanet_pvt_t_fpn_1x_coco.py); there

@@ -1,6 +1,6 @@
 """DeiT-B classifier at 384 pixels, ImageNet-1k, 30 epochs from 224 pixels.
 
-    tools/convert.py deit_base_patch16_224-b5f2ef4d.pth checkpoints/deit_base.safetensors --arch deit_base
+    tools/convert.py weights://deit_base checkpoints/deit_base.safetensors --arch deit_base
     tools/train.py configs/finetune/deit_384.py
 
 Hardware: 16 GPUs × 32 images, as published. Recipe: facebookresearch/deit, README_deit.md and main.py (arXiv

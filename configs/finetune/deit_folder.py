@@ -1,6 +1,6 @@
 """DeiT-S classifier from ImageNet-1k on any folder of classes, 50 epochs.
 
-    tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
+    tools/convert.py weights://deit_small checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/finetune/deit_folder.py --data DIR
 
 DIR holds a folder of images a class, as docs/data.md says; iNaturalist 2018 and 2019 come so. Any classifier's weights

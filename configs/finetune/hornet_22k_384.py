@@ -1,6 +1,6 @@
 """HorNet-L (7×7) classifier at 384 pixels from ImageNet-22k, ImageNet-1k, 30 epochs.
 
-    tools/convert.py hornet_large_7x7_in22k.pth checkpoints/hornet_large_7x7_22k.safetensors --arch hornet_large_7x7
+    tools/convert.py weights://hornet_large_7x7_22k checkpoints/hornet_large_7x7_22k.safetensors --arch hornet_large_7x7
     tools/train.py configs/finetune/hornet_22k_384.py
 
 The head takes the rows of the 1000 classes: write the numbers of raoyongming/HorNet's in1k_to_21k_map.pth into

@@ -1,6 +1,6 @@
 """Sequencer2D-L classifier at 392 pixels, ImageNet-1k, 30 epochs from 224 pixels.
 
-    tools/convert.py sequencer2d_l.pth checkpoints/sequencer2d_l.safetensors --arch sequencer2d_l
+    tools/convert.py weights://sequencer2d_l checkpoints/sequencer2d_l.safetensors --arch sequencer2d_l
     tools/train.py configs/finetune/sequencer2d_392.py
 
 Hardware: 8 GPUs × 64 images, as published. Recipe: okojoalg/sequencer, README.md and train.py: AdamW

@@ -1,6 +1,6 @@
 """Sequencer2D-S classifier, Stanford's cars, 210 epochs from ImageNet-1k.
 
-    tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
+    tools/convert.py weights://sequencer2d_s checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/finetune/sequencer2d_cars.py
 
 Hardware: 4 GPUs × 128 images, as published. Recipe: okojoalg/sequencer, README.md, whose command for CIFAR-10 stands

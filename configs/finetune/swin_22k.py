@@ -1,6 +1,6 @@
 """Swin-B classifier from ImageNet-22k, ImageNet-1k, 30 epochs.
 
-    tools/convert.py swin_base_patch4_window7_224_22k.pth checkpoints/swin_base_22k.safetensors --arch swin_base
+    tools/convert.py weights://swin_base_22k checkpoints/swin_base_22k.safetensors --arch swin_base
     tools/train.py configs/finetune/swin_22k.py
 
 The head takes the rows of the 1000 classes, which microsoft/Swin-Transformer lists in data/map22kto1k.txt; put that

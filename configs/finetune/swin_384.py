@@ -1,6 +1,6 @@
 """Swin-B classifier at 384 pixels in windows of 12, ImageNet-1k, 30 epochs from 224 pixels.
 
-    tools/convert.py swin_base_patch4_window7_224.pth checkpoints/swin_base.safetensors --arch swin_base
+    tools/convert.py weights://swin_base checkpoints/swin_base.safetensors --arch swin_base
     tools/train.py configs/finetune/swin_384.py
 
 Hardware: 8 GPUs × 128 images; published: 8 × 64, two steps accumulated. Recipe: microsoft/Swin-Transformer,

@@ -1,6 +1,6 @@
 """Segmenter with a mask transformer, DeiT-S, ADE20K 512×512.
 
-    tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
+    tools/convert.py weights://deit_small checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/seg/segmenter_deit.py
 
 Hardware: 8 GPUs × 1 image, as published. Recipe: mmseg's (open-mmlab/mmsegmentation,

@@ -1,6 +1,6 @@
 """Semantic FPN, FCViT-B12, ADE20K 512×512.
 
-    tools/convert.py fcvit_b12.pth checkpoints/fcvit_b12.safetensors --arch fcvit_b12
+    tools/convert.py weights://fcvit_b12 checkpoints/fcvit_b12.safetensors --arch fcvit_b12
     tools/train.py configs/seg/semantic_fpn_fcvit.py
 
 Hardware: 8 GPUs × 4 images, as published. Recipe: ma-xu/FCViT,

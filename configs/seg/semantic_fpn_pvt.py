@@ -1,6 +1,6 @@
 """Semantic FPN, PVT-Tiny, ADE20K 512×512.
 
-    tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
+    tools/convert.py weights://pvt_tiny checkpoints/pvt_tiny.safetensors --arch pvt_tiny
     tools/train.py configs/seg/semantic_fpn_pvt.py
 
 Hardware: 8 GPUs × 4 images, as published. Recipe: whai362/PVT,

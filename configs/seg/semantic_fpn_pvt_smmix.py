@@ -1,6 +1,6 @@
 """Semantic FPN, PVT-Tiny pretrained with SMMix, ADE20K 512×512.
 
-    tools/convert.py smmix_pvt_tiny.pth checkpoints/pvt_tiny_smmix.safetensors --arch pvt_tiny
+    tools/convert.py weights://pvt_tiny_smmix checkpoints/pvt_tiny_smmix.safetensors --arch pvt_tiny
     tools/train.py configs/seg/semantic_fpn_pvt_smmix.py
 
 Hardware: 8 GPUs × 4 images, as published. Recipe: PVT's, as semantic_fpn_pvt.py; SMMix publishes no segmentation code

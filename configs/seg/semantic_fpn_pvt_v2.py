@@ -1,6 +1,6 @@
 """Semantic FPN, PVTv2-B0, ADE20K 512×512.
 
-    tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
+    tools/convert.py weights://pvt_v2_b0 checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/seg/semantic_fpn_pvt_v2.py
 
 Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation/configs/sem_fpn/PVT/fpn_pvt_t_ade20k_40k.py); the

@@ -1,6 +1,6 @@
 """Semantic FPN, Sequencer2D-S, ADE20K 512×512.
 
-    tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
+    tools/convert.py weights://sequencer2d_s checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/seg/semantic_fpn_sequencer2d.py
 
 Hardware: 8 GPUs × 4 images. Recipe: PVT's (whai362/PVT, segmentation/configs/sem_fpn/PVT/fpn_pvt_t_ade20k_40k.py) with

@@ -1,6 +1,6 @@
 """UPerNet, CMT-S, ADE20K 512×512.
 
-    tools/convert.py cmt_s.pth checkpoints/cmt_s.safetensors --arch cmt_s
+    tools/convert.py weights://cmt_s checkpoints/cmt_s.safetensors --arch cmt_s
     tools/train.py configs/seg/upernet_cmt.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

@@ -1,6 +1,6 @@
 """UPerNet, DeiT-S, ADE20K 512×512.
 
-    tools/convert.py deit_small_patch16_224-cd65a155.pth checkpoints/deit_small.safetensors --arch deit_small
+    tools/convert.py weights://deit_small checkpoints/deit_small.safetensors --arch deit_small
     tools/train.py configs/seg/upernet_deit.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: mmseg's for DeiT (open-mmlab/mmsegmentation,

@@ -1,6 +1,6 @@
 """UPerNet, FCViT-B12, ADE20K 512×512.
 
-    tools/convert.py fcvit_b12.pth checkpoints/fcvit_b12.safetensors --arch fcvit_b12
+    tools/convert.py weights://fcvit_b12 checkpoints/fcvit_b12.safetensors --arch fcvit_b12
     tools/train.py configs/seg/upernet_fcvit.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

@@ -1,6 +1,6 @@
 """UPerNet, Hire-MLP-S, ADE20K 512×512.
 
-    tools/convert.py hire_mlp_small.pth checkpoints/hire_mlp_small.safetensors --arch hire_mlp_small
+    tools/convert.py weights://hire_mlp_small checkpoints/hire_mlp_small.safetensors --arch hire_mlp_small
     tools/train.py configs/seg/upernet_hire_mlp.py
 
 Hardware: 8 GPUs × 4 images, as published. Recipe: ggjy/Hire-Wave-MLP.pytorch,

@@ -1,6 +1,6 @@
 """UPerNet, HorNet-T (7×7), ADE20K 512×512.
 
-    tools/convert.py hornet_tiny_7x7.pth checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
+    tools/convert.py weights://hornet_tiny_7x7 checkpoints/hornet_tiny_7x7.safetensors --arch hornet_tiny_7x7
     tools/train.py configs/seg/upernet_hornet.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,

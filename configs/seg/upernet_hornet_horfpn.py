@@ -1,6 +1,6 @@
 """UPerNet whose levels are fused as HorFPN's, HorNet-S (7×7), ADE20K 512×512.
 
-    tools/convert.py hornet_small_7x7.pth checkpoints/hornet_small_7x7.safetensors --arch hornet_small_7x7
+    tools/convert.py weights://hornet_small_7x7 checkpoints/hornet_small_7x7.safetensors --arch hornet_small_7x7
     tools/train.py configs/seg/upernet_hornet_horfpn.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: raoyongming/HorNet,

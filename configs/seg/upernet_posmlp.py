@@ -1,6 +1,6 @@
 """UPerNet, PosMLP-T, ADE20K 512×512.
 
-    tools/convert.py posmlp_t.pth checkpoints/posmlp_t.safetensors --arch posmlp_t
+    tools/convert.py weights://posmlp_t checkpoints/posmlp_t.safetensors --arch posmlp_t
     tools/train.py configs/seg/upernet_posmlp.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

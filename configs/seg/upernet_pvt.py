@@ -1,6 +1,6 @@
 """UPerNet, PVT-Tiny, ADE20K 512×512.
 
-    tools/convert.py pvt_tiny.pth checkpoints/pvt_tiny.safetensors --arch pvt_tiny
+    tools/convert.py weights://pvt_tiny checkpoints/pvt_tiny.safetensors --arch pvt_tiny
     tools/train.py configs/seg/upernet_pvt.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

@@ -1,6 +1,6 @@
 """UPerNet, PVTv2-B0, ADE20K 512×512.
 
-    tools/convert.py pvt_v2_b0.pth checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
+    tools/convert.py weights://pvt_v2_b0 checkpoints/pvt_v2_b0.safetensors --arch pvt_v2_b0
     tools/train.py configs/seg/upernet_pvt_v2.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

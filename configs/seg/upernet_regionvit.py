@@ -1,6 +1,6 @@
 """UPerNet, RegionViT-S, ADE20K 512×512.
 
-    tools/convert.py regionvit_small.pth checkpoints/regionvit_small.safetensors --arch regionvit_small
+    tools/convert.py weights://regionvit_small checkpoints/regionvit_small.safetensors --arch regionvit_small
     tools/train.py configs/seg/upernet_regionvit.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

@@ -1,6 +1,6 @@
 """UPerNet, Sequencer2D-S, ADE20K 512×512.
 
-    tools/convert.py sequencer2d_s.pth checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
+    tools/convert.py weights://sequencer2d_s checkpoints/sequencer2d_s.safetensors --arch sequencer2d_s
     tools/train.py configs/seg/upernet_sequencer2d.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

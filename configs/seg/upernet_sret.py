@@ -1,6 +1,6 @@
 """UPerNet, SReT-T, ADE20K 512×512.
 
-    tools/convert.py sret_tiny.pth checkpoints/sret_tiny.safetensors --arch sret_tiny
+    tools/convert.py weights://sret_tiny checkpoints/sret_tiny.safetensors --arch sret_tiny
     tools/train.py configs/seg/upernet_sret.py
 
 Hardware: 8 GPUs × 2 images. Recipe: ours, that of Swin's UPerNet (arXiv 2103.14030, appendix A2.3) with the drop path

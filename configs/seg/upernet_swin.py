@@ -1,6 +1,6 @@
 """UPerNet, Swin-T, ADE20K 512×512.
 
-    tools/convert.py swin_tiny_patch4_window7_224.pth checkpoints/swin_tiny.safetensors --arch swin_tiny
+    tools/convert.py weights://swin_tiny checkpoints/swin_tiny.safetensors --arch swin_tiny
     tools/train.py configs/seg/upernet_swin.py
 
 Hardware: 8 GPUs × 2 images, as published. Recipe: SwinTransformer/Swin-Transformer-Semantic-Segmentation,

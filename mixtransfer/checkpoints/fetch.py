@@ -1,4 +1,4 @@
-"""Checkpoints by name: ``https://…``, ``hf://ORG/REPO[/FILE]`` and ``timm://NAME`` become files in a cache, checked.
+"""Checkpoints by name become files in a cache: ``https://…``, ``hf://ORG/REPO[/FILE]``, ``timm://…``, ``weights://…``.
 
 A file is fetched once. What a server sends is not believed: the number of bytes has to be the announced one, a hash in
 the name or behind ``#sha256=`` has to be the content's, and the headers are read by
@@ -23,13 +23,14 @@ from typing import IO, Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from mixtransfer.checkpoints.headers import INDEX, is_url, read_header, require_file
+from mixtransfer.checkpoints.published import find_published
 from mixtransfer.checkpoints.whole_files import file_hash, replace_whole
 from mixtransfer.errors import UserError
 from mixtransfer.progress import notice, progress_line
 
 __all__ = ["cache_folder", "is_name", "located"]
 
-SCHEMES = ("https", "http", "hf", "timm")
+SCHEMES = ("https", "http", "hf", "timm", "weights")
 #: The machines that plain http is taken from: nobody listens or writes between.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 #: A file's name with the beginning of its SHA-256, as torch.hub's: NAME-HASH.pth.
@@ -68,6 +69,8 @@ def located(name: str | Path) -> Path:
         return _from_hub(text, rest)
     if scheme.lower() == "timm":
         return _of_timm(text, rest)
+    if scheme.lower() == "weights":
+        return _of_paper(text, rest)
     return _from_server(text)
 
 
@@ -255,6 +258,18 @@ def _of_timm(name: str, rest: str) -> Path:
         file = f"/{found.hf_hub_filename}" if found.hf_hub_filename else ""
         return _from_hub(name, f"{found.hf_hub_id}{file}")
     return _from_server(str(found.url))
+
+
+def _of_paper(name: str, rest: str) -> Path:
+    """Return a paper's official file, see :mod:`~mixtransfer.checkpoints.published`."""
+    entry = find_published(rest)
+    if not entry.is_page:
+        return _from_server(entry.address)
+    place = cache_folder() / "weights" / rest
+    if not place.is_file():
+        raise UserError(f"{name}: is behind a page, {entry.address}; put the file by hand into {place}")
+    read_header(place)
+    return place
 
 
 # Both -----------------------------------------------------------------------------------------------------------------

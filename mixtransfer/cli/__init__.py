@@ -27,6 +27,7 @@ COMMANDS = {
     "study": "run a study of backbones, pretraining and mixing, and write its page",
     "data": "write the built-in scenes, or check a dataset folder",
     "configs": "list the configs that come with the package",
+    "weights": "list the papers' official files",
     "demo": "pretrain, convert and transfer a small network, in minutes",
     "doctor": "say what is installed and whether each task runs, for a bug report",
 }

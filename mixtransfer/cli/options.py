@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 #: The forms of a checkpoint's name, said in the help of commands that take one; they are fetched into a cache.
-NAMES = "https://…, hf://ORG/REPO[/FILE], timm://NAME"
+NAMES = "https://…, hf://ORG/REPO[/FILE], timm://NAME, weights://NAME"
 #: Said in the help of commands on a config.
 CODE = "A config is a Python program and is run; nothing in a checkpoint is, unless with --trust (see SECURITY.md)."
 
