@@ -100,13 +100,15 @@ def outline(
 ) -> np.ndarray:
     """Draw boxes (n, 4) and the outlines of masks (n, H, W) on a picture, in the colors of their classes."""
     drawn = picture.copy()
+    # A line is to be seen where the picture is one of several in a row.
+    thick = max(1, round(max(picture.shape[:2]) / 100))
     for number, label in enumerate(labels):
         color = tuple(int(value) for value in palette[label])
         x0, y0, x1, y1 = (round(float(side)) for side in boxes[number])
-        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), color, 1)
+        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), color, thick)
         if masks is not None:
             found, _ = cv2.findContours(masks[number].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(drawn, found, -1, color, 1)
+            cv2.drawContours(drawn, found, -1, color, thick)
     return drawn
 
 
