@@ -41,8 +41,9 @@ MAX_FILE, MAX_SWIN, MAX_BACKBONES = 470, 330, 7_600
 #: and robustness of segmentors and detectors (1,000 lines), faster steps (losses in bands, mixing in the loader: 500
 #: lines), maps that accompany images, sheets about mixing and distillation (1,000 lines), FAN-Swin and FAN-XL (100
 #: lines), teachers in studies and AP of images drawn again (200 lines); who moves the bound says what for.
+#: Progress on the console, short schedules, sizes of images (400 lines).
 #: Networks of timm and transformers, and weights by name with their index, came to it (1,400 lines).
-MAX_PACKAGE = 41_000
+MAX_PACKAGE = 41_400
 EQUAL_LINES = 12
 
 

@@ -1,6 +1,6 @@
-"""UPerNet on our smallest Swin, the built-in scenes of 128×128, token-level mixing: the demo's fine-tuning.
+"""UPerNet on our smallest Swin, for small images such as the built-in scenes of 128×128, token-level mixing.
 
-    mixtransfer demo  # pretrains the Swin, and runs:
+    mixtransfer demo  # pretrains the Swin, and converts it:
     tools/convert.py CHECKPOINT work_dirs/demo/swin_micro_tlalign.safetensors --arch swin_micro
     tools/train.py configs/seg/upernet_swin_micro_scenes.py --data scenes
 

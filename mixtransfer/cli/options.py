@@ -77,6 +77,56 @@ def add_zero(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_protocols(parser: argparse.ArgumentParser) -> None:
+    """Add the options that let a network see an image in several ways."""
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="show a segmentor or detector each image at several sizes, mirrored and not, and merge the answers",
+    )
+    parser.add_argument(
+        "--tta-scales",
+        type=ratio,
+        nargs="+",
+        metavar="RATIO",
+        help="sizes for --tta as multiples of the config's test scale (segmentors: 0.5 to 1.75 by 0.25; detectors:"
+        " 0.5 1 1.5)",
+    )
+    parser.add_argument(
+        "--slide",
+        type=positive,
+        nargs=2,
+        metavar=("CROP", "STRIDE"),
+        help="show a segmentor square windows of CROP pixels of the resized image, one every STRIDE pixels",
+    )
+
+
+def check_protocols(args: argparse.Namespace) -> None:
+    """Make sure that options of :func:`add_protocols` go together.
+
+    Raises:
+        UserError: sizes of views without views.
+    """
+    if args.tta_scales and not args.tta:
+        raise UserError("--tta-scales: gives the sizes of --tta; add --tta")
+
+
+def use_protocols(args: argparse.Namespace, cfg: Config) -> None:
+    """Apply options of :func:`add_protocols` to a config, in place.
+
+    Raises:
+        UserError: the model or its pipeline has no such views or windows.
+    """
+    from mixtransfer.evaluation.protocols import use_views, use_windows
+    from mixtransfer.registry import import_quietly
+
+    if args.slide:
+        use_windows(cfg, *args.slide)
+    if args.tta:
+        import_quietly("mixtransfer.evaluation.augmented")
+        use_views(cfg, args.tta_scales)
+
+
 def config_of(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     """Return the config that arguments of :func:`add_arguments` describe; ``splits`` are those that will be read."""
     return load_config(

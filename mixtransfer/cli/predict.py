@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from mixtransfer.cli.options import NAMES, positive, share
+from mixtransfer.cli.options import NAMES, add_protocols, check_protocols, positive, share, use_protocols
 from mixtransfer.engine.build import one_line_errors
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PX",
         help="cut images with a longer side into overlapping squares of this side",
     )
+    add_protocols(options)
     options.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the first GPU if there is one)"
     )
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the answers; return 0, or 1 if some of the images could not be read."""
     from mixtransfer.datasets.sources import image_files
 
+    check_protocols(args)
     files = []
     for name in map(Path, args.images):
         if name.is_dir():
@@ -71,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     files = list({file.resolve(): file for file in files}.values())
     make_folder(args.out, "--out")
 
+    from mixtransfer.engine.console import quiet_libraries
     from mixtransfer.inference.model import load_model
     from mixtransfer.inference.write import Writer, output_names
 
-    with one_line_errors(args.checkpoint):
-        model = load_model(args.checkpoint, args.device, trust=args.trust)
+    with one_line_errors(args.checkpoint), quiet_libraries():
+        model = load_model(args.checkpoint, args.device, trust=args.trust, adapt=partial(use_protocols, args))
         # The tree of one folder starts there, whatever its images share.
         root = Path(args.images[0])
         names = output_names(files, root if len(args.images) == 1 and root.is_dir() else None)

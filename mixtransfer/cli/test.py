@@ -6,7 +6,7 @@ import argparse
 import copy
 from pathlib import Path
 
-from mixtransfer.cli.options import NAMES, add_arguments, config_of, positive, ratio
+from mixtransfer.cli.options import NAMES, add_arguments, add_protocols, check_protocols, config_of, use_protocols
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
 from mixtransfer.engine.config import make_folder
 from mixtransfer.errors import UserError, visible
@@ -30,26 +30,7 @@ def parser() -> argparse.ArgumentParser:
         help="write what was found in each image beside the metrics, FILE.images.json: counts of pixels, detections",
     )
     options.add_argument("--show-dir", metavar="DIR", help="folder for pictures of ground truth and prediction")
-    options.add_argument(
-        "--tta",
-        action="store_true",
-        help="test a segmentor or detector on several sizes of each image, mirrored and not, and merge the answers",
-    )
-    options.add_argument(
-        "--tta-scales",
-        type=ratio,
-        nargs="+",
-        metavar="RATIO",
-        help="sizes for --tta as multiples of the config's test scale (segmentors: 0.5 to 1.75 by 0.25; detectors:"
-        " 0.5 1 1.5)",
-    )
-    options.add_argument(
-        "--slide",
-        type=positive,
-        nargs=2,
-        metavar=("CROP", "STRIDE"),
-        help="test a segmentor on square windows of CROP pixels, one every STRIDE pixels",
-    )
+    add_protocols(options)
     options.add_argument(
         "--format-only",
         metavar="DIR",
@@ -63,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from mixtransfer.checkpoints.fetch import located
 
     args.checkpoint = str(located(args.checkpoint))
+    check_protocols(args)
     cfg = config_of(args, splits=("test",))
     out = Path(args.out or Path(cfg.work_dir) / "metrics.json")
     make_folder(out.parent, "--out, folder")
@@ -71,9 +53,6 @@ def run(args: argparse.Namespace) -> int:
     for option in ("--show-dir", "--format-only"):
         if folder := getattr(args, option[2:].replace("-", "_")):
             make_folder(folder, option)
-    if args.tta_scales and not args.tta:
-        raise UserError("--tta-scales: gives the sizes of --tta; add --tta")
-
     from mixtransfer.registry import import_quietly
 
     import_quietly("mixtransfer.evaluation.metrics")
@@ -81,20 +60,16 @@ def run(args: argparse.Namespace) -> int:
     from mixtransfer.checkpoints.read import read_checkpoint
     from mixtransfer.datasets.classes import match_classes, trained_classes
     from mixtransfer.evaluation.meter import Meter, measured, origin_of
-    from mixtransfer.evaluation.protocols import use_views, use_windows, write_for_server
+    from mixtransfer.evaluation.protocols import write_for_server
     from mixtransfer.evaluation.records import beside, write_record
     from mixtransfer.visualization.prediction_hook import PredictionPictures
 
     content = read_checkpoint(args.checkpoint, args.trust)
     origin = origin_of(content, args.checkpoint)
     match_classes(cfg, trained_classes(content), args.checkpoint)
-    if args.slide:
-        use_windows(cfg, *args.slide)
     if args.format_only:
         write_for_server(cfg, Path(args.format_only))
-    if args.tta:
-        import_quietly("mixtransfer.evaluation.augmented")
-        use_views(cfg, args.tta_scales)
+    use_protocols(args, cfg)
     given, meter = copy.deepcopy(cfg), Meter(args.per_image)
     cfg.load_from, cfg.resume = args.checkpoint, False
     del content

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mixtransfer.cli.options import add_arguments, config_of, count, fraction, positive, seed, share
 from mixtransfer.engine import schedule
 from mixtransfer.engine.build import build_runner, one_line_errors, prepare
+from mixtransfer.engine.config import read_config
 from mixtransfer.engine.mixing_options import use_mixing, use_token_mix
 from mixtransfer.engine.schedule import TRACKERS
 from mixtransfer.errors import UserError, visible
@@ -225,7 +226,7 @@ def _adapt(args: argparse.Namespace, cfg: Config) -> None:
         schedule.add_early_stop(cfg, args.early_stop)
     if args.log is not None:
         schedule.add_trackers(cfg, args.log)
-    if note := schedule.warm_up_note(cfg):
+    if note := schedule.check_warm_up(cfg, lambda: schedule.length_of(read_config(args.config))):
         notice(note)
 
 

@@ -18,22 +18,17 @@ from pathlib import Path
 
 from mixtransfer.demo.screen import Screen
 
-__all__ = ["COUNT_MORE", "FROM", "ITERATIONS", "NAMES", "SCENES", "SEGMENT", "WORK", "Step", "plan", "run_chain"]
+__all__ = ["FROM", "ITERATIONS", "NAMES", "SCENES", "SEGMENT", "WORK", "Step", "plan", "run_chain"]
 
 WORK = Path("work_dirs/demo")
-HEADS = ("decode_head", "auxiliary_head")
 SCENES = "data/scenes"
 #: How a step starts a command of this installation.
 COMMAND = ("-m", "mixtransfer")
-PRETRAIN, SEGMENT = "swin_micro_scenes", "upernet_swin_micro_scenes"
+PRETRAIN, SEGMENT = "swin_micro_scenes", "upernet_swin_micro_demo"
 WEIGHTS = WORK / "swin_micro_tlalign.safetensors"
 ITERATIONS = 450
-#: Things cover few pixels: without weights a run this short learns the six classes of stuff, not the six of things.
-COUNT_MORE = [f"model.{head}.loss_decode.class_weight=[1,1,1,1,1,1,{','.join(['2.5'] * 6)}]" for head in HEADS]
-FROM = {
-    "transferred": f"model.backbone.init_cfg.checkpoint={WEIGHTS}",
-    "scratch": "model.backbone.init_cfg=None",
-}
+#: Options of a training; the config itself starts from the converted weights.
+FROM = {"transferred": (), "scratch": ("--cfg-options", "model.backbone.init_cfg=None")}
 NAMES = {"transferred": "transferred", "scratch": "from scratch"}
 
 
@@ -78,7 +73,7 @@ def plan() -> list[Step]:
             Step(
                 key,
                 f"Train UPerNet with token mixing, {name}",
-                (*train, *work, "--cfg-options", FROM[key], *COUNT_MORE),
+                (*train, *work, *FROM[key]),
                 WORK / key / f"iter_{ITERATIONS}.pth",
             )
         )

@@ -194,6 +194,7 @@ def use_data(cfg: Config, data: str | None, splits: Sequence[str], zero_is_class
     """Put the config on the dataset folder ``data``, or make sure that its own dataset is there."""
     from mixtransfer.datasets.configure import apply_dataset, require_dataset
     from mixtransfer.datasets.folders import open_dataset
+    from mixtransfer.datasets.image_sizes import size_note
 
     if data is None:
         if zero_is_class is not None:
@@ -201,7 +202,10 @@ def use_data(cfg: Config, data: str | None, splits: Sequence[str], zero_is_class
         require_dataset(cfg, splits)
     else:
         progress = progress_line("preparing the dataset")
-        apply_dataset(cfg, open_dataset(data, task_of(cfg), progress=progress, zero_is_class=zero_is_class))
+        folder = open_dataset(data, task_of(cfg), progress=progress, zero_is_class=zero_is_class)
+        apply_dataset(cfg, folder)
+        if "train" in splits and (said := size_note(cfg, folder)):
+            notice(said)
 
 
 def check_schedule(cfg: Config) -> None:

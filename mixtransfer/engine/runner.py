@@ -34,6 +34,7 @@ from mixtransfer.checkpoints.fit import shorten
 from mixtransfer.checkpoints.load import fitting_weights, load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
 from mixtransfer.datasets.learnable import build_dataset, require_steps
+from mixtransfer.engine.console import ConsoleFilter, ProgressHook, quiet_libraries
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.launchers import check_launcher, meet_without_gpu
 from mixtransfer.engine.loops import EpochLoop, IterLoop, ValidateFirst, ValidationLoop
@@ -48,7 +49,9 @@ from mixtransfer.engine.resume import (
     scheduler_states,
 )
 from mixtransfer.engine.sampling import SeededDataset, guarded, init_worker, last_line
+from mixtransfer.engine.schedule import fit_warm_up
 from mixtransfer.errors import UserError, visible
+from mixtransfer.progress import notice
 
 __all__ = ["BAD_IMAGES", "TransferRunner", "TrustingRunner"]
 
@@ -105,7 +108,8 @@ def _shown(record: logging.LogRecord) -> bool:
 class TransferRunner(Runner):
     """The runner behind ``tools/train.py`` and ``tools/test.py``.
 
-    While it is built, only warnings reach the console; the log file has everything.
+    While it is built, only warnings reach the console, and never those of libraries that a reader cannot act on; the
+    log file has everything.
     """
 
     #: Whether checkpoints may run code.
@@ -114,7 +118,7 @@ class TransferRunner(Runner):
     settings: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
-        with GuardedLoading(self.trust):
+        with GuardedLoading(self.trust), quiet_libraries(self._log):
             super().__init__(*args, **kwargs)
         self._console.setLevel(self._console_level)
 
@@ -133,9 +137,14 @@ class TransferRunner(Runner):
         for handler in logger.handlers:
             handler.addFilter(_shown)
         self._console = next(h for h in logger.handlers if not isinstance(h, logging.FileHandler))
+        self._console_filter = ConsoleFilter()
+        self._console.addFilter(self._console_filter)
         self._console_level = self._console.level
         self._console.setLevel(max(self._console_level, logging.WARNING))
         return logger
+
+    def _log(self) -> logging.Logger | None:
+        return getattr(self, "logger", None)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up what processes share; without a GPU they meet through gloo, whatever backend the config names."""
@@ -195,9 +204,15 @@ class TransferRunner(Runner):
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         with config_errors("default_hooks or custom_hooks"):
             super().register_hooks(default_hooks, custom_hooks)
+        self.register_hook(ProgressHook(self._console_filter))
 
     @override
     def build_param_scheduler(self, scheduler: Any) -> Any:
+        if isinstance(self._train_loop, EpochLoop):
+            # Only the loader knows how many iterations an epoch has.
+            scheduler, said = fit_warm_up(scheduler, self.max_iters)
+            if said:
+                notice(said)
         with config_errors("param_scheduler"):
             return super().build_param_scheduler(scheduler)
 
@@ -228,7 +243,7 @@ class TransferRunner(Runner):
     def train(self) -> nn.Module:
         """Train; afterwards no data worker is left."""
         try:
-            with GuardedLoading(self.trust):
+            with GuardedLoading(self.trust), quiet_libraries(self._log):
                 return super().train()
         finally:
             self._stop_workers()
@@ -248,7 +263,7 @@ class TransferRunner(Runner):
     def test(self) -> dict:
         """Return the metrics on the test set; afterwards no data worker is left."""
         try:
-            with GuardedLoading(self.trust):
+            with GuardedLoading(self.trust), quiet_libraries(self._log):
                 return super().test()
         finally:
             self._stop_workers()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mixtransfer.engine.config import task_of
@@ -52,24 +52,85 @@ def set_length(cfg: Config, count: int, unit: str) -> None:
                 part[name] = max(1, round(part[name] * ratio))
         if part.get("milestones"):
             part["milestones"] = [max(1, round(place * ratio)) for place in part["milestones"]]
+    _drop_warm_up_of_one(cfg)
+
+
+def _drop_warm_up_of_one(cfg: Config) -> None:
+    """Leave out a warm-up of a single step: mmengine's would stay at its first rate until training ends."""
+    parts = list(cfg.get("param_scheduler") or ())
+    short = [part for part in parts if _is_warm_up(part) and part.get("end") == 1 and not _converted(part)]
+    for part in parts if short else ():
+        if part.get("begin") == 1:
+            part["begin"] = 0
+    if short:
+        cfg.param_scheduler = [part for part in parts if part not in short]
+
+
+def _is_warm_up(part: Mapping[str, Any]) -> bool:
+    return part.get("begin", 0) == 0 and str(part.get("type")).endswith(("LinearLR", "ConstantLR"))
+
+
+def _converted(part: Mapping[str, Any]) -> bool:
+    """Tell whether a part that is given in epochs changes the rate in every iteration."""
+    return bool(part.get("by_epoch", True) and part.get("convert_to_iter_based"))
 
 
 def _checkpoint(cfg: Config) -> dict[str, Any]:
     return (cfg.get("default_hooks") or {}).get("checkpoint") or {}
 
 
-def warm_up_note(cfg: Config) -> str | None:
-    """Return what to say where a training ends before its warm-up does; None where it does not."""
+def fit_warm_up(parts: Any, iterations: int) -> tuple[Any, str | None]:
+    """Shorten a warm-up that counts iterations and would outlast a training that counts epochs, of few images.
+
+    Args:
+        parts: ``param_scheduler`` of a config.
+        iterations: of the whole training.
+
+    Returns:
+        The parts, the warm-up a tenth of the training or, below two steps, none; and what to say of it.
+    """
+    if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+        return parts, None
+    long = [part for part in parts if _is_warm_up(part) and not part.get("by_epoch", True)]
+    long = [part for part in long if (part.get("end") or 0) >= iterations]
+    if not long:
+        return parts, None
+    end = iterations // 10
+    kept = [{**part, "end": end} if part in long else part for part in parts if part not in long or end > 1]
+    return kept, (
+        f"training has {iterations} iterations and a warm-up of {long[0]['end']}, which would never end; the warm-up is"
+        f" {f'shortened to {end}' if end > 1 else 'left out'}"
+    )
+
+
+def length_of(cfg: Config) -> int | None:
+    """Return the iterations or epochs that a config trains for."""
+    return cfg.train_cfg.get("max_iters") or cfg.train_cfg.get("max_epochs")
+
+
+def check_warm_up(cfg: Config, own_length: Callable[[], int | None]) -> str | None:
+    """Return what to say where a training ends before its warm-up does; None where it does not.
+
+    Args:
+        cfg: the config.
+        own_length: returns the length that the config's file states, which is asked for in such a case only.
+
+    Raises:
+        UserError: the file's own length is beyond the warm-up, so that an option has cut it off.
+    """
     for part in cfg.get("param_scheduler") or ():
         unit = "epochs" if part.get("by_epoch", True) else "iters"
         last = cfg.train_cfg.get(f"max_{unit}")
-        kind = str(part.get("type"))
-        if last is not None and part.get("begin", 0) == 0 and kind.endswith(("LinearLR", "ConstantLR")):
-            if (part.get("end") or 0) >= last:
-                return (
-                    f"training ends after {last} {unit}, inside its warm-up of {part['end']}, so that the learning rate"
-                    f" is never reached; --{unit} {last} scales the schedule"
-                )
+        if last is None or not _is_warm_up(part) or (part.get("end") or 0) < last:
+            continue
+        said = (
+            f"training ends after {last} {unit}, inside its warm-up of {part['end']}, so that the learning rate is"
+            f" never reached; --{unit} {last} scales the schedule"
+        )
+        own = own_length()
+        if own is not None and own > part["end"]:
+            raise UserError(f"train_cfg.max_{unit}: {said}")
+        return said
     return None
 
 

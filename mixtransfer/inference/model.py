@@ -21,6 +21,7 @@ from mixtransfer.datasets.configure import class_info, leaf_datasets, type_name
 from mixtransfer.datasets.folders import make_palette
 from mixtransfer.engine.build import prepare
 from mixtransfer.engine.config import task_of
+from mixtransfer.engine.console import quiet_libraries
 from mixtransfer.engine.guarded_loading import GuardedLoading
 from mixtransfer.engine.sampling import UNREADABLE, last_line
 from mixtransfer.errors import UserError
@@ -36,19 +37,28 @@ Image = str | Path | np.ndarray
 Answer = Segmentation | Detections | Classification
 
 
-def load_model(checkpoint: str | Path, device: str | torch.device | None = None, *, trust: bool = False) -> Model:
+def load_model(
+    checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    trust: bool = False,
+    adapt: Callable[[Config], None] | None = None,
+) -> Model:
     """Return the model of a checkpoint of training: its config, classes and colors are in the file.
 
     Args:
         checkpoint: a file that ``mixtransfer train`` wrote, or mmseg, mmdet or mmpretrain did.
         device: where to run; by default the first GPU, or the CPU without one.
         trust: let the file run code, and its config import modules.
+        adapt: changes the config in place before anything is built, such as
+            ``lambda cfg: use_windows(cfg, 512, 341)`` of :mod:`mixtransfer.evaluation.protocols`.
 
     Raises:
         UserError: the file is damaged, holds no config, one with unknown types, or weights that do not fit it.
     """
     content = read_checkpoint(checkpoint, trust)
-    return Model(embedded_config(content, str(checkpoint), trust), content, str(checkpoint), device, trust=trust)
+    cfg = embedded_config(content, str(checkpoint), trust)
+    return Model(cfg, content, str(checkpoint), device, trust=trust, adapt=adapt)
 
 
 class Model:
@@ -60,6 +70,7 @@ class Model:
         name: the checkpoint, for messages.
         device: where to run; by default the first GPU, or the CPU without one.
         trust: let files that the config names run code.
+        adapt: changes the config in place before anything is built.
 
     Attributes:
         task: "seg", "det" or "cls".
@@ -78,26 +89,31 @@ class Model:
         device: str | torch.device | None = None,
         *,
         trust: bool = False,
+        adapt: Callable[[Config], None] | None = None,
     ):
         self.task, self.name = task_of(cfg), name
         prepare(cfg, "predict")
         import_quietly(f"{cfg.default_scope}.datasets")
         init_default_scope(cfg.default_scope)
+        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+        dataset["pipeline"] = _without_annotations(dataset["pipeline"])
+        if adapt is not None:
+            adapt(cfg)
         self.cfg = cfg
         # A classifier's config has it beside the model, as mmengine's runner takes it.
         preprocessor = {"data_preprocessor": cfg.data_preprocessor} if "data_preprocessor" in cfg else {}
-        with GuardedLoading(trust):
+        with GuardedLoading(trust), quiet_libraries():
             self.network: nn.Module = MODELS.build({**preprocessor, **cfg.model})
         load_strictly(self.network, find_weights(content, name), name)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network.to(self.device).eval()
-        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+        self._asked = _merging(cfg, self.network)
         info = class_info(dataset, cfg.default_scope)
         self.classes = trained_classes(content) or tuple(info.get("classes") or ())
         self.palette = _palette(content, info, self.classes)
         self.values = _stored_values(dataset, self.classes)
         self.batch_size = int(cfg.test_dataloader.get("batch_size", 1))
-        self._steps = image_steps(cfg)
+        self._steps: list[Callable[[dict], Any]] = Compose(dataset["pipeline"]).transforms
 
     def predict(
         self, images: Image | Sequence[Image], *, batch_size: int | None = None, tile: int | None = None
@@ -152,7 +168,7 @@ class Model:
                 yield image, self._tiled(pixels, size, tile)
                 continue
             packed = self._pack(pixels)
-            if waiting and (len(waiting) == most or waiting[0][1]["inputs"].shape != packed["inputs"].shape):
+            if waiting and (len(waiting) == most or _shapes(waiting[0][1]) != _shapes(packed)):
                 yield from self._answers(waiting)
                 waiting = []
             waiting.append((image, packed, size))
@@ -195,7 +211,7 @@ class Model:
         if not waiting:
             return
         with torch.no_grad():
-            samples = self.network.test_step(pseudo_collate([packed for _, packed, _ in waiting]))
+            samples = self._asked.test_step(pseudo_collate([packed for _, packed, _ in waiting]))
         for (image, _, size), sample in zip(waiting, samples, strict=True):
             yield image, as_prediction(sample, size, self.classes, type(self.network).__name__)
 
@@ -210,11 +226,21 @@ class Model:
         return joined(answers, size)
 
 
-def image_steps(cfg: Config) -> list[Callable[[dict], Any]]:
-    """Return the steps of a config's test pipeline without those that load annotations."""
-    steps = next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline
-    kept = [step for step in steps if not type_name(step).startswith("Load") or "Image" in type_name(step)]
-    return Compose(kept).transforms
+def _without_annotations(pipeline: Sequence[Mapping]) -> list[Mapping]:
+    """Return a test pipeline without what loads annotations."""
+    return [step for step in pipeline if not type_name(step).startswith("Load") or "Image" in type_name(step)]
+
+
+def _merging(cfg: Config, network: nn.Module) -> Any:
+    """Return what answers: the network, or what merges its answers about several views of an image."""
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) == "PrepareTTAHook"]
+    return MODELS.build({**hooks[0]["tta_cfg"], "module": network}) if hooks else network
+
+
+def _shapes(packed: Mapping[str, Any]) -> list[torch.Size]:
+    """Return the sizes of an image as the network sees it, of all its views."""
+    inputs = packed["inputs"]
+    return [view.shape for view in (inputs if isinstance(inputs, list) else [inputs])]
 
 
 def _palette(content: Mapping[str, Any], info: Mapping[str, Any], classes: Sequence[str]) -> list[tuple[int, ...]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from recipes import read
 
 from mixtransfer.cli import run_command
@@ -38,13 +41,48 @@ def test_epochs_scale_milestones_and_a_warm_up_in_iterations():
     assert cfg.train_cfg.max_epochs == 24
 
 
-def test_an_end_inside_the_warm_up_is_said():
+def test_an_end_inside_the_warm_up_is_refused_or_said():
     cfg = config("seg/upernet_swin.py")
-    assert schedule.warm_up_note(cfg) is None
+    assert schedule.check_warm_up(cfg, lambda: pytest.fail("asked for without need")) is None
     cfg.train_cfg.max_iters = 1000
-    assert "inside its warm-up of 1500" in schedule.warm_up_note(cfg) and "--iters 1000" in schedule.warm_up_note(cfg)
+    with pytest.raises(UserError, match=r"^train_cfg.max_iters: .* inside its warm-up of 1500.*; --iters 1000 scales"):
+        schedule.check_warm_up(cfg, lambda: 160_000)
+    # A file that ends inside its own warm-up means it so.
+    assert "--iters 1000" in schedule.check_warm_up(cfg, lambda: 1000)
     schedule.set_length(cfg, 500, "iters")
     assert cfg.param_scheduler[0].end == 750
+
+
+def test_the_command_refuses_a_run_that_its_options_end_inside_the_warm_up(tmp_path, capsys):
+    argv = ["mask_rcnn_swin_micro_nuts", "--data", "scenes", "--work-dir", str(tmp_path)]
+    scheduler = "param_scheduler=[dict(type='LinearLR', start_factor=0.1, begin=0, end=2)]"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixtransfer.engine.config.use_data", lambda *_: None)
+        patch.setattr("mixtransfer.engine.config.require_pretrained", lambda *_: None)
+        assert run_command("train", [*argv, "--cfg-options", "train_cfg.max_epochs=1", scheduler]) == 2
+    assert "inside its warm-up of 2, so that" in capsys.readouterr().err
+
+
+def rates(cfg: Config) -> list[float]:
+    """Return the learning rate of each step, by mmengine's own schedulers."""
+    wrapper = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    parts = [PARAM_SCHEDULERS.build({**part, "optimizer": wrapper}) for part in cfg.param_scheduler]
+    found = []
+    for _ in range(cfg.train_cfg.max_iters):
+        found.append(wrapper.optimizer.param_groups[0]["lr"])
+        for part in parts:
+            part.step()
+    return found
+
+
+@pytest.mark.parametrize(("length", "steps"), [(450, 30), (60, 4), (12, 0)])
+def test_a_run_of_any_length_reaches_its_learning_rate(length, steps):
+    """mmengine's warm-up of one step stays at its first rate, a millionth here, until training ends."""
+    cfg = config("seg/upernet_swin_micro_scenes.py")
+    schedule.set_length(cfg, length, "iters")
+    found = rates(cfg)
+    assert [part.end for part in cfg.param_scheduler if part.type == "LinearLR"] == [steps] * bool(steps)
+    assert max(found) > 0.85 and found[-1] < 0.2
 
 
 def test_what_one_word_adds(monkeypatch):
@@ -81,3 +119,13 @@ def test_iterations_and_epochs_exclude_each_other(capsys):
     with pytest.raises(SystemExit) as stop:
         run_command("train", ["upernet_swin", "--iters", "3", "--epochs", "2"])
     assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_outlasts_few_images_is_shortened():
+    """The recipes' epochs are of thousands of iterations, those of forty photos of twenty."""
+    parts = [dict(type="LinearLR", by_epoch=False, begin=0, end=500), dict(type="MultiStepLR", milestones=[8, 11])]
+    fitted, said = schedule.fit_warm_up(parts, 240)
+    assert [part.get("end") for part in fitted] == [24, None] and "a warm-up of 500" in said and "to 24" in said
+    assert schedule.fit_warm_up(parts, 501) == (parts, None) and schedule.fit_warm_up(None, 9) == (None, None)
+    fitted, said = schedule.fit_warm_up(parts, 19)
+    assert fitted == parts[1:] and said.endswith("is left out")

@@ -61,16 +61,17 @@ def edited(checkpoint: Path, path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_a_segmentors_masks_measure_as_test_does(segmentor, tmp_path, capsys):
+@pytest.mark.parametrize("protocol", [(), ("--tta", "--tta-scales", "1", "1.5"), ("--slide", "48", "32")])
+def test_a_segmentors_masks_measure_as_test_does(protocol, segmentor, tmp_path, capsys):
     checkpoint, data = segmentor
     config = tiny_config("seg", tmp_path)
-    argv = [str(config), str(checkpoint), "--data", str(data), "--work-dir", str(tmp_path / "test")]
+    argv = [str(config), str(checkpoint), "--data", str(data), "--work-dir", str(tmp_path / "test"), *protocol]
     assert run_command("test", argv) == 0
     measured = json.loads((tmp_path / "test/metrics.json").read_text())["per_class"]
     away = tmp_path / "photos"
     shutil.copytree(data / "images/validation", away / "deep/er")
     out = tmp_path / "out"
-    assert run_command("predict", [str(checkpoint), str(away), "--out", str(out), "--show"]) == 0
+    assert run_command("predict", [str(checkpoint), str(away), "--out", str(out), "--show", *protocol]) == 0
     listed = json.loads((out / "predictions.json").read_text())
     assert [entry["label"] for entry in listed["classes"]] == [1, 2, 3] and len(listed["images"]) == 2
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {
@@ -88,13 +89,16 @@ def test_a_segmentors_masks_measure_as_test_does(segmentor, tmp_path, capsys):
     assert sum(listed["images"][0]["shares"].values()) == pytest.approx(1)
 
 
-def test_ap_recomputed_from_a_detectors_json_is_what_test_measured(detector, tmp_path):
+@pytest.mark.parametrize("protocol", [(), ("--tta", "--tta-scales", "1", "1.5")])
+def test_ap_recomputed_from_a_detectors_json_is_what_test_measured(protocol, detector, tmp_path):
     checkpoint, data = detector
     config = tiny_config("det", tmp_path)
-    argv = [str(config), str(checkpoint), "--data", str(data), "--work-dir", str(tmp_path / "test")]
+    argv = [str(config), str(checkpoint), "--data", str(data), "--work-dir", str(tmp_path / "test"), *protocol]
     assert run_command("test", argv) == 0
     measured = json.loads((tmp_path / "test/metrics.json").read_text())["metrics"]
-    assert run_command("predict", [str(checkpoint), str(data / "val2017"), "--out", str(tmp_path / "out")]) == 0
+    assert (
+        run_command("predict", [str(checkpoint), str(data / "val2017"), "--out", str(tmp_path / "out"), *protocol]) == 0
+    )
     file = tmp_path / "out/predictions.json"
     content = json.loads(file.read_text())
     assert len(content["annotations"]) > 10 and COCO(str(file)).getAnnIds()
