@@ -40,7 +40,7 @@ def test_sizes_far_from_the_recipes_are_said_with_options_that_fit(recipe, kind,
     apply_options(cfg, options, recipe)
     assert size_note(cfg, data) is None
     crops = [option for option in options if "crop_size" in option or "data_preprocessor" in option]
-    assert bool(crops) == (kind == "seg" and size[0] < 1000)
+    assert bool(crops) == (size[0] < 1000)
 
 
 @pytest.mark.parametrize(
