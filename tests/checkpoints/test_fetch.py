@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -40,6 +41,9 @@ ANSWERS = {
     "/local.pth": (302, {"Location": "file:///etc/passwd"}, b""),
     "/ftp.pth": (302, {"Location": "ftp://127.0.0.1/a.pth"}, b""),
     "/plain.pth": (302, {"Location": "http://example.org/a.pth"}, b""),
+    # What the hub's library asks for; the second file is not what it is announced to be.
+    "/org/true/resolve/main/model.safetensors": (200, {"X-Repo-Commit": "a" * 40, "ETag": f'"{HASH}"'}, FILE),
+    "/org/false/resolve/main/model.safetensors": (200, {"X-Repo-Commit": "a" * 40, "ETag": f'"{"0" * 64}"'}, FILE),
     "/circle.pth": (302, {"Location": "/circle.pth"}, b""),
 }
 
@@ -54,6 +58,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(key, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.server.asked.append(self.path)
+        status, headers, body = ANSWERS.get(self.path, (404, {"X-Error-Code": "EntryNotFound"}, b""))
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
 
     def log_message(self, *_):
         pass
@@ -178,6 +190,16 @@ def test_commands_and_configs_take_names(url, capsys, cache):
     assert model.backbone.init_cfg.checkpoint == str(cache_folder() / "127.0.0.1/moved.safetensors")
     with pytest.raises(UserError, match=r"model\.pretrained: http://.*gone.pth: cannot be .*model\.pretrained=FILE"):
         require_pretrained({"pretrained": url("/gone.pth")})
+
+
+def test_the_hubs_own_library_fetches_and_the_hash_that_it_was_told_is_compared(url, tmp_path, monkeypatch):
+    true = partial(huggingface_hub.hf_hub_download, endpoint=url(""), cache_dir=tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", true)
+    assert torch.equal(read_checkpoint("hf://org/true")["weight"], WEIGHTS["weight"])
+    with pytest.raises(UserError, match=f"has not the SHA-256 {'0' * 64} that the hub announced"):
+        located("hf://org/false")
+    with pytest.raises(UserError, match=r"hf://org/none: cannot be fetched \(it has no such file\)"):
+        located("hf://org/none")
 
 
 @pytest.fixture
