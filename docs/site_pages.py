@@ -6,6 +6,7 @@ into the site as it is, a folder as a list of its files, any other file as a lis
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "configs/README.md": "configs/README.md",
     "README.md": "index.md",
+    "docs/notebook.ipynb": "notebook.md",
 }
 LANGUAGES = {".py": "python", ".yml": "yaml", ".json": "json", ".toml": "toml", ".txt": "text"}
 
@@ -34,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add a page for every file of the checkout that a page links to, however far."""
     for origin, page in PAGES.items():
         if not files.get_file_from_path(page):
-            files.append(File.generated(config, page, content=(ROOT / origin).read_text("utf-8")))
+            files.append(File.generated(config, page, content=_content(ROOT / origin)))
     todo = [file.src_uri for file in files.documentation_pages()]
     while todo:
         page = todo.pop()
@@ -55,6 +57,27 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return os.path.relpath(_place(target), PurePosixPath(here).parent)
 
     return _replaced(markdown, _origin(here), turned)
+
+
+def _content(path: Path) -> str:
+    """Return a file as Markdown: as it is, or a notebook's cells with their outputs."""
+    if path.suffix != ".ipynb":
+        return path.read_text("utf-8")
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            shown = output.get("data", {})
+            if "image/png" in shown:
+                parts.append(f"![output](data:image/png;base64,{''.join(shown['image/png']).strip()})")
+            else:
+                printed = "".join(output.get("text", shown.get("text/plain", "")))
+                parts.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join([*parts, ""])
 
 
 def _targets(markdown: str, origin: str) -> list[str]:
