@@ -17,6 +17,8 @@ BEFORE = {
     "mmcv.ops": "mixtransfer.compat.mmcv_ops",
     "mmpretrain.models": "mixtransfer.compat.transformers5",
 }
+#: Libraries that mmseg imports whole for one backbone of its many: loaded at the first attribute that anyone reads.
+LAZY = ("timm",)
 #: Modules of mmengine that are loaded when their class is used, with the registry that names it. They import torch's
 #: sharded tensors and with them sympy, a second of every start, and are seldom used.
 LATE = {
@@ -38,6 +40,11 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: object = None) -> ModuleSpec | None:
         if name in BEFORE:
             importlib.import_module(BEFORE[name]).install()
+        if name in LAZY:
+            spec = PathFinder.find_spec(name, path)
+            if spec is not None and spec.loader is not None:
+                spec.loader = importlib.util.LazyLoader(spec.loader)
+            return spec
         return ModuleSpec(name, _LateLoader(path)) if name in LATE else None
 
 

@@ -12,12 +12,19 @@ from mmengine.config import utils
 from mixtransfer.engine.config import read_config
 
 LIBRARIES, SHARDED = "torchvision timm mmseg mmdet mmpretrain", "torch.distributed.fsdp torch.distributed.tensor sympy"
+META_SWIN = """
+import mixtransfer, torch
+with torch.device("meta"):
+    assert mixtransfer.build_backbone("swin_micro").layers[0].blocks[0].attn.index.is_meta
+"""
 #: Code -> packages that it has no use for.
 USELESS = {
     "import mixtransfer; mixtransfer.build_backbone('swin_micro')": f"{LIBRARIES} {SHARDED}",
     "import mixtransfer.datasets.before": LIBRARIES,
     "import mixtransfer.pretrain.classifier": f"{LIBRARIES} {SHARDED}",
     "import mixtransfer.engine.runner": SHARDED,
+    "import mixtransfer; from mmseg.models import backbones": "timm.models",
+    META_SWIN: "torch._dynamo sympy",
     "from mixtransfer.cli import train; train.parser().format_help()": "torch numpy mmengine",
     "from mixtransfer.cli import test; test.parser().format_help()": "torch numpy mmengine",
 }

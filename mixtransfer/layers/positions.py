@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,10 +87,10 @@ def relative_bias(table: Tensor, index: Tensor) -> Tensor:
 
 def relative_position_index(height: int, width: int) -> Tensor:
     """Return the row of the relative-position table for each pair of tokens of a window, (h·w, h·w) int64."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    y, x = y.flatten(), x.flatten()
+    # Sums of tensors on the meta device, where a config's widths are found, would import the compiler: a second.
+    y, x = np.divmod(np.arange(height * width), width)
     rows = y[:, None] - y[None, :] + height - 1
-    return rows * (2 * width - 1) + x[:, None] - x[None, :] + width - 1
+    return torch.tensor(rows * (2 * width - 1) + x[:, None] - x[None, :] + width - 1)
 
 
 def fourier_code(count: int, paired: bool, device: torch.device) -> Tensor:
