@@ -12,6 +12,7 @@ import datetime
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,11 @@ def run(args: argparse.Namespace) -> int:
                 result = measure(comparison, args.rounds, device).as_dict()
                 record["results"].append({"plan": plan.title, **result, **memory_and_waits(comparison, device)})
                 write_json(file, record)
-        except RuntimeError as error:
-            # Out of memory, or contestants that differ: the others can still be measured.
-            record["left_out"].append({"what": plan.title, "why": str(error).partition("\n")[0]})
+        except Exception as error:
+            # Out of memory, contestants that differ, whatever a library meets there: the others can still be measured.
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            record["left_out"].append({"what": plan.title, "why": why})
         if device.type == "cuda":
             torch.cuda.empty_cache()
     write_json(file, record)
