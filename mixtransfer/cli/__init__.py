@@ -32,6 +32,10 @@ COMMANDS = {
     "doctor": "say what is installed and whether each task runs, for a bug report",
 }
 
+#: ``convert --container ''``: a file whose entries are in none.
+MAY_BE_EMPTY = "container"
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run one command and return its exit status: 0, or 2 after a one-line message about the user's input."""
@@ -48,6 +52,7 @@ def run_main(
     """Run ``run`` on parsed arguments and return its exit status; messages begin with ``name``."""
     args = parser.parse_args(argv)
     try:
+        _refuse_nothing(args)
         status = run(args) or 0
         sys.stdout.flush()
         return status
@@ -57,14 +62,31 @@ def run_main(
     except ModuleNotFoundError as error:
         return _refuse_missing(name, error)
     except OSError as error:
-        # Those of files have a name; without one it is the output that cannot be written.
-        if error.filename is not None:
+        # A file that we made and lost is a bug; what the system denies is not. Without a name it is the output.
+        if isinstance(error, FileNotFoundError | FileExistsError):
             raise
-        print(f"{name}: error: {error.strerror}", file=sys.stderr)
+        what = "" if error.filename is None else f"{visible(error.filename)}: "
+        print(f"{name}: error: {what}{error.strerror}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch says so in words, on GPUs and without.
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        reason = visible((str(error).strip().splitlines() or ["no more"])[0])
+        print(
+            f"{name}: error: memory does not suffice: {reason}; give smaller batches, images or sizes", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse_nothing(args: argparse.Namespace) -> None:
+    """Refuse an empty value, mostly a variable of the shell that is not set: else it reads as an option left out."""
+    for key, value in vars(args).items():
+        if key != MAY_BE_EMPTY and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{key.replace('_', '-')}: an empty value; give one, or leave it out")
 
 
 def _refuse_missing(name: str, error: ModuleNotFoundError) -> int:

@@ -138,6 +138,7 @@ def _classifiers(args: argparse.Namespace) -> int:
 
 
 def _whole_models(args: argparse.Namespace) -> int:
+    from mixtransfer.engine.build import one_line_errors
     from mixtransfer.evaluation.model_complexity import as_dict, model_complexity, table
 
     progress = progress_line("counted")
@@ -146,7 +147,8 @@ def _whole_models(args: argparse.Namespace) -> int:
         for name, cfg in configs.items():
             # The figures printed for the recipe are not those of another network.
             recipe = None if args.cfg_options or args.arch else describe(find_config(name))
-            rows.append(model_complexity(cfg, name, recipe, args.size and tuple(args.size)))
+            with one_line_errors(name):
+                rows.append(model_complexity(cfg, name, recipe, args.size and tuple(args.size)))
             progress(len(rows), len(configs))
             write_json(args.json, [as_dict(row) for row in rows])
     print(table(rows))

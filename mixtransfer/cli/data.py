@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from mixtransfer.cli import maps
-from mixtransfer.cli.options import add_zero, positive, seed, share
+from mixtransfer.cli.options import add_zero, part, positive, seed
 from mixtransfer.datasets.sources import MARKER
 from mixtransfer.errors import UserError, visible
 from mixtransfer.progress import progress_line
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         convert.add_argument("--link", action="store_true", help="link the images instead of copying them")
         if name == "split":
             convert.add_argument(
-                "--val", type=share, default=0.2, metavar="SHARE", help="share of images for validation (default 0.2)"
+                "--val", type=part, default=0.2, metavar="SHARE", help="share of images for validation (default 0.2)"
             )
         add_zero(convert)
     maps.add_parser(commands)
@@ -131,6 +132,8 @@ def _convert(args: argparse.Namespace) -> int:
         known = "; ".join(KNOWN[task] for task in ([args.task] if args.task else KNOWN))
         raise UserError(f"{root}: no dataset is recognized; known are {known}")
     place, drawn = Path(args.dst), getattr(args, "val", None)
+    if Path(os.path.realpath(root)) in Path(os.path.realpath(place)).parents:
+        raise UserError(f"{place}: lies in the dataset itself; choose another folder")
     progress = progress_line("converted")
     write_standard(source, place, zero_is_class=args.zero_is_class, copy=not args.link, share=drawn, progress=progress)
     said = json.loads((place / MARKER).read_text(encoding="utf-8"))["said"]

@@ -30,6 +30,7 @@ __all__ = [
     "config_of",
     "count",
     "fraction",
+    "part",
     "positive",
     "ratio",
     "require_writable",
@@ -161,6 +162,14 @@ def share(text: str) -> float:
     value = _real(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1")
+    return value
+
+
+def part(text: str) -> float:
+    """Read a share of a whole that leaves a rest."""
+    value = _real(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0 and below 1")
     return value
 
 

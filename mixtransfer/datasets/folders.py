@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,7 +132,7 @@ def missing_dataset(root: Path, missing: str, task: str) -> UserError:
     others = [LAYOUTS[kind] for kind in found_layouts(root) if kind != task]
     found = f"; what is there is in {others[0]}" if others else ""
     return UserError(
-        f"no {TASKS[task]} dataset in {root}: {missing} is missing (looked in {root.resolve()}){found}; "
+        f"no {TASKS[task]} dataset in {root}: {missing} is missing (looked in {os.path.abspath(root)}){found}; "
         f"expected is {LAYOUTS[task]}; or {KNOWN[task]}; the built-in scenes need no download: --data {SCENES}"
     )
 

@@ -113,7 +113,10 @@ def read_config(path: str | Path) -> Config:
             raise UserError(
                 f"{path}: {key} is {str(value)[:60]!r}; write dict(...){' or a list of such' * (key in LISTS)}"
             )
-    accept_former_names(cfg._cfg_dict)
+    try:
+        accept_former_names(cfg._cfg_dict)
+    except ImportError as error:  # what a config imports is imported when it is looked at
+        raise UserError(f"{path}: {first_line(error)}") from error
     return cfg
 
 
@@ -133,7 +136,7 @@ def parse_config(path: str | Path) -> Config:
             return Config.fromfile(path, import_custom_modules=False)
     except SyntaxError as error:
         raise UserError(f"{path}: not a config: line {error.lineno}: {error.msg}") from error
-    except (OSError, NameError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # all that is run here is the config's own code
         raise UserError(f"{path}: not a config: {type(error).__name__}: {first_line(error)}") from error
 
 

@@ -302,6 +302,8 @@ class TransferRunner(Runner):
         for iterator in [*(loader._iterator for loader in loaders), getattr(batches, "batches", None)]:
             if hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
+                for worker in iterator._workers:  # one that took too long has been killed, and may not be gone yet
+                    worker.join()
         for loader in loaders:
             loader._iterator = None
 

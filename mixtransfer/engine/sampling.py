@@ -76,6 +76,8 @@ def unreadable_file(info: Mapping[str, Any]) -> tuple[str, Unusable] | None:
 
 def last_line(error: Exception) -> str:
     """Return the last line of what an error says, or its kind if it says nothing."""
+    if isinstance(error, cv2.error):
+        return "empty, or no image that OpenCV reads"  # which quotes its own code
     return (str(error).strip().splitlines()[-1:] or [type(error).__name__])[0]
 
 

@@ -24,6 +24,8 @@ def scenes(tmp_path_factory):
 @pytest.mark.parametrize("task, stop_after, stop", [("seg", 3, signal.SIGINT), ("det", 11, signal.SIGTERM)])
 def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop, scenes, tmp_path, capfd):
     config = tiny_config(task, tmp_path)
+    # Which tests ran in this process before is the scheduler's choice, and loaders of theirs may not be collected yet.
+    others = set(active_children())
     ProbeHook.reset()
     assert train(config, scenes, tmp_path / "straight") == 0
     straight = ProbeHook.losses
@@ -35,13 +37,13 @@ def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop
     assert train(config, scenes, tmp_path / "cut", workers=2) == 130
     assert f"stopped after iteration {stop_after}" in capfd.readouterr().out
     assert ProbeHook.losses == straight[:stop_after]
-    assert not active_children()  # at the process's exit they would be killed, with a traceback
+    assert set(active_children()) <= others  # at the process's exit they would be killed, with a traceback
     assert checkpoints(tmp_path / "cut")[0].name == "interrupted.pth"
     torch.load(checkpoints(tmp_path / "cut")[0], weights_only=True)
 
     ProbeHook.reset()
     assert train(config, scenes, tmp_path / "cut", "--resume", workers=1) == 0
-    assert ProbeHook.losses == straight[stop_after:] and not active_children()
+    assert ProbeHook.losses == straight[stop_after:] and set(active_children()) <= others
     assert not (tmp_path / "cut" / "interrupted.pth").exists()
 
 

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +29,7 @@ from torch import nn
 from mixtransfer.engine.hooks import LossGuardHook
 from mixtransfer.engine.interrupt import Interrupted, InterruptHook
 from mixtransfer.engine.runner import TransferRunner
-from mixtransfer.engine.sampling import SeededDataset
+from mixtransfer.engine.sampling import SeededDataset, guarded, init_worker
 from mixtransfer.engine.work_dir import REQUEUE, checkpoints, locked, newest_sound, remove_training, require_unused
 from mixtransfer.errors import UserError
 from mixtransfer.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -321,6 +323,31 @@ def test_data_workers_leave_signals_to_their_parent_and_end_with_it(number, tmp_
     assert status == (130 if number == signal.SIGTERM else -number)
     saved = [path.name for path in checkpoints(tmp_path)]
     assert saved == (["interrupted.pth"] if number == signal.SIGTERM else [])
+
+
+class Endless(torch.utils.data.Dataset):
+    """Its second sample never comes."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        time.sleep(600 * index)
+        return index
+
+
+def test_a_worker_that_hangs_is_gone_when_training_ends(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    plain = torch.utils.data.DataLoader(
+        Endless(), num_workers=1, persistent_workers=True, worker_init_fn=partial(init_worker, then=None)
+    )
+    loader = guarded(plain, resumable=False)
+    assert next(iter(loader)) == 0
+    (worker,) = loader._iterator._workers
+    loop = SimpleNamespace(dataloader=loader)
+    TransferRunner._stop_workers(SimpleNamespace(_train_loop=loop, _val_loop=None, _test_loop=None))
+    # Asking the process would wait for it.
+    assert worker._popen.returncode == -signal.SIGKILL
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals")
