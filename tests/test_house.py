@@ -43,7 +43,8 @@ MAX_FILE, MAX_SWIN, MAX_BACKBONES = 470, 330, 7_600
 #: lines), teachers in studies and AP of images drawn again (200 lines); who moves the bound says what for.
 #: Progress on the console, short schedules, sizes of images (400 lines).
 #: Networks of timm and transformers, and weights by name with their index, came to it (1,400 lines).
-MAX_PACKAGE = 41_400
+#: Input of users and checkpoints that is refused in one line: 100 lines.
+MAX_PACKAGE = 41_500
 EQUAL_LINES = 12
 
 

@@ -75,11 +75,13 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.out, "--out")
 
     from mixtransfer.engine.console import quiet_libraries
+    from mixtransfer.evaluation.environment import device_of
     from mixtransfer.inference.model import load_model
     from mixtransfer.inference.write import Writer, output_names
 
+    device = args.device and device_of(args.device)
     with one_line_errors(args.checkpoint), quiet_libraries():
-        model = load_model(args.checkpoint, args.device, trust=args.trust, adapt=partial(use_protocols, args))
+        model = load_model(args.checkpoint, device, trust=args.trust, adapt=partial(use_protocols, args))
         # The tree of one folder starts there, whatever its images share.
         root = Path(args.images[0])
         names = output_names(files, root if len(args.images) == 1 and root.is_dir() else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from mixtransfer.checkpoints.load import load_strictly
 from mixtransfer.checkpoints.read import find_weights, read_checkpoint
+from mixtransfer.checkpoints.verify import build_without_values
 from mixtransfer.datasets.classes import trained_classes
 from mixtransfer.datasets.configure import class_info, leaf_datasets, type_name
 from mixtransfer.datasets.folders import make_palette
@@ -57,8 +59,21 @@ def load_model(
         UserError: the file is damaged, holds no config, one with unknown types, or weights that do not fit it.
     """
     content = read_checkpoint(checkpoint, trust)
-    cfg = embedded_config(content, str(checkpoint), trust)
-    return Model(cfg, content, str(checkpoint), device, trust=trust, adapt=adapt)
+    with _described_by(str(checkpoint)):
+        cfg = embedded_config(content, str(checkpoint), trust)
+        return Model(cfg, content, str(checkpoint), device, trust=trust, adapt=adapt)
+
+
+@contextmanager
+def _described_by(name: str) -> Iterator[None]:
+    """Say in one line what libraries raise about the config of a checkpoint, which anybody may have written."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        kind, reason = type(error).__name__, (str(error).strip().splitlines() or ["-"])[0]
+        raise UserError(f"{name}: its config describes no model that works: {kind}: {reason[:200]}") from error
 
 
 class Model:
@@ -102,7 +117,8 @@ class Model:
         self.cfg = cfg
         # A classifier's config has it beside the model, as mmengine's runner takes it.
         preprocessor = {"data_preprocessor": cfg.data_preprocessor} if "data_preprocessor" in cfg else {}
-        with GuardedLoading(trust), quiet_libraries():
+        # All values come from the file: a config that describes far more than it holds takes no memory for that.
+        with GuardedLoading(trust), build_without_values(), quiet_libraries():
             self.network: nn.Module = MODELS.build({**preprocessor, **cfg.model})
         load_strictly(self.network, find_weights(content, name), name)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -203,17 +219,18 @@ class Model:
 
     def _pack(self, loaded: dict[str, Any]) -> Any:
         first = 1 + next(k for k, step in enumerate(self._steps) if "Load" in type(step).__name__)
-        for step in self._steps[first:]:
-            loaded = step(loaded)
+        with _described_by(self.name):
+            for step in self._steps[first:]:
+                loaded = step(loaded)
         return loaded
 
     def _answers(self, waiting: list[tuple[Image, Any, tuple[int, int]]]) -> Iterator[tuple[Image, Answer]]:
         if not waiting:
             return
-        with torch.no_grad():
+        with torch.no_grad(), _described_by(self.name):
             samples = self._asked.test_step(pseudo_collate([packed for _, packed, _ in waiting]))
         for (image, _, size), sample in zip(waiting, samples, strict=True):
-            yield image, as_prediction(sample, size, self.classes, type(self.network).__name__)
+            yield image, as_prediction(sample, size, self.classes, self.name)
 
     def _tiled(self, loaded: dict[str, Any], size: tuple[int, int], tile: int) -> Answer:
         answers = []
@@ -246,10 +263,14 @@ def _shapes(packed: Mapping[str, Any]) -> list[torch.Size]:
 def _palette(content: Mapping[str, Any], info: Mapping[str, Any], classes: Sequence[str]) -> list[tuple[int, ...]]:
     meta = content.get("meta")
     kept = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    for found in ((kept or {}).get("palette"), info.get("palette")):
-        if isinstance(found, list | tuple) and len(found) == len(classes) > 0:
-            return [tuple(int(x) for x in color) for color in found]
+    for found in (kept.get("palette") if isinstance(kept, Mapping) else None, info.get("palette")):
+        if isinstance(found, list | tuple) and len(found) == len(classes) > 0 and all(map(_is_color, found)):
+            return [tuple(color) for color in found]
     return list(make_palette(len(classes)))
+
+
+def _is_color(color: Any) -> bool:
+    return isinstance(color, list | tuple) and len(color) == 3 and all(type(x) is int and 0 <= x < 256 for x in color)
 
 
 def _stored_values(dataset: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray:

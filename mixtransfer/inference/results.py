@@ -104,13 +104,25 @@ def as_prediction(
 ) -> Segmentation | Detections | Classification:
     """Return a library's answer about an image of (height, width) as one of ours.
 
+    Args:
+        sample: the answer.
+        size: of the image.
+        classes: names of all classes, or none.
+        model: how its checkpoint is named in messages.
+
     Raises:
-        UserError: the model answers in another way.
+        UserError: the model answers in another way, or with classes beyond the named ones.
     """
     answer: Any = sample
+
+    def named(count: int) -> tuple[str, ...]:
+        if classes and count > len(classes):
+            raise UserError(f"{model}: names {len(classes)} classes, and answers with number {count}")
+        return classes or tuple(f"class_{k}" for k in range(count))
+
     if "pred_sem_seg" in sample:
         labels = answer.pred_sem_seg.data[0].cpu().numpy()
-        classes = classes or tuple(f"class_{k}" for k in range(int(labels.max()) + 1))
+        classes = named(int(labels.max()) + 1)
         return Segmentation(size, classes, labels.astype(np.uint8 if len(classes) <= 256 else np.uint16))
     if "pred_instances" in sample:
         found = answer.pred_instances
@@ -121,10 +133,13 @@ def as_prediction(
             return found[name].cpu().numpy()[order].astype(kind) if name in found else None
 
         labels = part("labels", np.int64)
-        classes = classes or tuple(f"class_{k}" for k in range(int(labels.max(initial=0)) + 1))
+        classes = named(int(labels.max(initial=0)) + 1)
         masks, rescored = part("masks", bool), part("mask_scores", np.float32)
         return Detections(size, classes, part("bboxes", np.float32), labels, scores[order], masks, rescored)
     if "pred_score" in sample:
         scores = answer.pred_score.cpu().numpy().astype(np.float32)
-        return Classification(size, classes or tuple(f"class_{k}" for k in range(len(scores))), scores)
+        classes = named(len(scores))
+        if len(classes) != len(scores):
+            raise UserError(f"{model}: names {len(classes)} classes, and answers about {len(scores)}")
+        return Classification(size, classes, scores)
     raise UserError(f"{model} gives no label map, instances or scores of classes")

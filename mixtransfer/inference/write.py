@@ -113,7 +113,7 @@ class Writer:
         if self.model.task == "cls":
             with (
                 replace_whole(self.folder / SCORES) as partial,
-                open(partial, "w", newline="", encoding="utf-8") as out,
+                open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as out,
             ):
                 table = csv.writer(out)
                 table.writerow(["file", "class", "score", *self.model.classes])
@@ -125,15 +125,16 @@ class Writer:
     def _write_mask(self, answer: Segmentation, path: Path) -> None:
         values = self.model.values
         stored = values[answer.labels] if len(values) == len(answer.classes) else answer.labels
-        path.parent.mkdir(parents=True, exist_ok=True)
         if int(stored.max(initial=0)) > 255:
-            Image.fromarray(stored.astype(np.uint16)).save(path)
+            with replace_whole(path) as partial:
+                Image.fromarray(stored.astype(np.uint16)).save(partial, "png")
             return
         picture = Image.fromarray(stored.astype(np.uint8), mode="P")
         colors = np.zeros((256, 3), np.uint8)
         colors[values] = np.array(self.model.palette, np.uint8).reshape(-1, 3)
         picture.putpalette(colors.reshape(-1).tolist())
-        picture.save(path, optimize=True)
+        with replace_whole(path) as partial:
+            picture.save(partial, "png", optimize=True)
 
 
 def _instances(answer: Detections) -> list[dict[str, Any]]:

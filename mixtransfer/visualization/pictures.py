@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mixtransfer.errors import UserError
+from mixtransfer.checkpoints.whole_files import replace_whole
+from mixtransfer.errors import visible
 
 __all__ = [
     "as_picture",
@@ -73,7 +74,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: fl
 
 def plain_text(name: str) -> str:
     """Return a class name as matplotlib draws it literally; between two dollars it would read formulas."""
-    return name.replace("$", r"\$")
+    return visible(name).replace("$", r"\$")
 
 
 def color_shares(shares: np.ndarray, colors: Palette) -> np.ndarray:
@@ -114,11 +115,8 @@ def outline(
 
 def save(picture: np.ndarray, path: Path) -> Path:
     """Write a picture as PNG and return its path."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, optimize=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    with replace_whole(path, "choose another folder") as partial:
+        Image.fromarray(picture).save(partial, "png", optimize=True)
     return path
 
 

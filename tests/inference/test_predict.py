@@ -213,6 +213,48 @@ def test_nothing_in_the_config_of_a_checkpoint_is_run(segmentor, tmp_path, capsy
     assert said in str(error.value) and "ran" not in capsys.readouterr().out
 
 
+#: What a checkpoint may hold in the places of settings, by the text that it replaces or as its classes and colors.
+HOSTILE = {
+    "far more than the file": ("channels=8", "channels=400_000_000"),
+    "a word for a number": ("channels=8", "channels='many'"),
+    "a word for a dict": ("test_dataloader = dict(", "test_dataloader = 'x'\nrest = dict("),
+    "windows of nothing": ("mode='whole'", "mode='slide', crop_size=(0, 0), stride=(0, 0)"),
+    "an image of a size that no memory holds": ("type='PackSegInputs'", "type='Resize', scale=(9_000_000, 9_000_000)"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_config_is_one_line(segmentor, tmp_path, kind):
+    old, new = HOSTILE[kind]
+    path = edited(segmentor[0], tmp_path / "a.pth", old, new)
+    with pytest.raises(UserError) as error:
+        mixtransfer.load_model(path, "cpu").predict(segmentor[1] / "images/validation/0.png")
+    assert str(error.value).startswith(f"{path}") and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("classes", "palette", "said"),
+    [
+        (["a"], None, "names 1 classes, and answers with number"),
+        (["\x1b[2J", "a\nb", "$$\ud800", "c"], [[1, 2, 3]] * 4, None),
+        (["a", "b", "c"], [[0, 0, -1], "red", 7], None),
+        ([["a"], 2, None], 5, None),
+    ],
+)
+def test_hostile_classes_and_colors_are_shown_or_left_out(segmentor, tmp_path, capsys, classes, palette, said):
+    content = torch.load(segmentor[0], weights_only=False)
+    content["meta"]["dataset_meta"] = {"classes": classes, "palette": palette}
+    torch.save(content, tmp_path / "a.pth")
+    image = str(segmentor[1] / "images/validation/0.png")
+    status = run_command("predict", [str(tmp_path / "a.pth"), image, "--out", str(tmp_path / "out"), "--show"])
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    if said is None:
+        assert status == 0 and {path.suffix for path in (tmp_path / "out").rglob("*.*")} == {".png", ".json"}
+    else:
+        assert status == 2 and said in shown.err
+
+
 def test_a_suppression_is_a_name_and_a_class_weight_no_file(detector):
     content = torch.load(detector[0], weights_only=False)
     text = content["meta"]["cfg"]
