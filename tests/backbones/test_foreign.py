@@ -182,7 +182,11 @@ def test_the_maps_of_transformers_are_the_librarys():
         ("timm/resnet50", dict(network=dict(sides=3)), r"timm/resnet50: .*unexpected keyword argument 'sides'"),
         ("timm/vgg11", dict(drop_path_rate=0.1), r"timm/vgg11: .*unexpected keyword argument 'drop_path_rate'"),
         ("timm/inception_v3", {}, r"timm/inception_v3: makes maps of .* no whole stride"),
-        ("timm/resnet50", dict(frozen_stages=9), r"frozen_stages=9 of timm/resnet50: give -1 \(none\) to 4"),
+        (
+            "timm/resnet50",
+            dict(network=NETWORKS["timm/resnet50"], frozen_stages=9),
+            r"frozen_stages=9 of timm/resnet50: give -1 \(none\) to 4",
+        ),
         ("hf/nope", {}, r"hf/nope: unknown model type of transformers 'nope'.*hf download nope"),
         ("hf/convnext", dict(network=dict(sides=3)), r"unknown setting in network of hf/convnext, 'sides'"),
         ("hf/convnext", dict(network=dict(_attn_implementation="org/kernel")), r"unknown setting .*_attn_impl"),

@@ -11,6 +11,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -157,12 +158,19 @@ def _create(arch: str, network: Mapping[str, Any], given: Mapping[str, Any]) -> 
             f"network of {arch}: {refused[0]} is not taken here; init_cfg names weights, out_indices outputs"
         )
     try:
-        with torch.device("meta"):
-            kind = type(timm.create_model(name, **network, **given))
-        flexible = {key: value for key, value in ANY_SIZE.items() if key in inspect.signature(kind.__init__).parameters}
-        return timm.create_model(name, **{**flexible, **network}, **given)
+        return timm.create_model(name, **{**_flexible(plain), **network}, **given)
     except TypeError as error:
         raise UserError(f"{arch}: {str(error).splitlines()[0]}") from error
+
+
+@cache
+def _flexible(name: str) -> dict[str, Any]:
+    """Return those of :data:`ANY_SIZE` that a network of timm has."""
+    import timm
+
+    with torch.device("meta"):
+        taken = inspect.signature(type(timm.create_model(name)).__init__).parameters
+    return {key: value for key, value in ANY_SIZE.items() if key in taken}
 
 
 def _maps(body: Any, images: Tensor, indices: Sequence[int]) -> Sequence[Tensor]:
