@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
         except Exception as error:
             # Out of memory, contestants that differ, whatever a library meets there: the others can still be measured.
             traceback.print_exc()
-            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            record["left_out"].append({"what": plan.title, "why": why})
+            why = str(error) if isinstance(error, RuntimeError) else repr(error)
+            record["left_out"].append({"what": plan.title, "why": why.partition("\n")[0]})
         if device.type == "cuda":
             torch.cuda.empty_cache()
     write_json(file, record)
