@@ -46,7 +46,7 @@ from mixtransfer.registry import MODELS
 
 __all__ = ["MSGTransformer"]
 
-README = "hustvl/MSG-Transformer, README (COCO: Cascade Mask R-CNN)"
+README = "hustvl/MSG-Transformer, README (COCO: Cascade Mask R-CNN), of the network since December 2021; before: 80.9"
 PATCH = 4
 
 

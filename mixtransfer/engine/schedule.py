@@ -28,6 +28,8 @@ MONITORED = {"seg": "mIoU", "det": "coco/bbox_mAP", "cls": "accuracy/top1"}
 def set_length(cfg: Config, count: int, unit: str) -> None:
     """Let a training take ``count`` iterations or epochs, in place; warm-up, decay and intervals keep their shares.
 
+    A warm-up that leaves what follows no room, of one epoch in a training of one, is left out.
+
     Args:
         cfg: the config.
         count: how many.
@@ -45,6 +47,8 @@ def set_length(cfg: Config, count: int, unit: str) -> None:
     for entry, name in ((cfg.train_cfg, "val_interval"), (_checkpoint(cfg), "interval")):
         if isinstance(entry.get(name), int):
             entry[name] = min(max(1, round(entry[name] * ratio)), count)
+    parts = [part for part in cfg.get("param_scheduler") or () if part.get("by_epoch", True) == (unit == "epochs")]
+    begun = [part for part in parts if part.get("begin", 0) < before]
     for part in cfg.get("param_scheduler") or ():
         for name in PLACES:
             # Without an end of its own a part ends with the training.
@@ -53,6 +57,12 @@ def set_length(cfg: Config, count: int, unit: str) -> None:
         if part.get("milestones"):
             part["milestones"] = [max(1, round(place * ratio)) for place in part["milestones"]]
     _drop_warm_up_of_one(cfg)
+    late = [part for part in begun if part.get("begin", 0) >= count]
+    if late:
+        for part in late:
+            part["begin"] = 0
+        whole = [part for part in parts if part not in late and (part.get("end") or count) >= count]
+        cfg.param_scheduler = [part for part in cfg.param_scheduler if part not in whole]
 
 
 def _drop_warm_up_of_one(cfg: Config) -> None:

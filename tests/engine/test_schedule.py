@@ -41,6 +41,15 @@ def test_epochs_scale_milestones_and_a_warm_up_in_iterations():
     assert cfg.train_cfg.max_epochs == 24
 
 
+@pytest.mark.parametrize(("name", "unit"), [("pretrain/swin.py", "epochs"), ("seg/upernet_swin.py", "iters")])
+def test_a_training_of_one_step_has_no_warm_up(name, unit):
+    cfg = config(name)
+    before = copy.deepcopy(cfg.param_scheduler[1])
+    schedule.set_length(cfg, 1, unit)
+    (decay,) = cfg.param_scheduler
+    assert (decay.type, decay.begin, decay.get("end") or 1) == (before.type, 0, 1)
+
+
 def test_an_end_inside_the_warm_up_is_refused_or_said():
     cfg = config("seg/upernet_swin.py")
     assert schedule.check_warm_up(cfg, lambda: pytest.fail("asked for without need")) is None
