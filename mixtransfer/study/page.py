@@ -52,7 +52,8 @@ details { border-top: 1px solid var(--line); padding: .4rem 0; } summary { curso
 details:target > summary { color: var(--accent); font-weight: 600; }
 .note { border-left: 4px solid var(--second); padding-left: .8rem; } a { color: var(--accent); }
 @media print { body { background: #fff; } section { break-inside: avoid; border: 0; padding: .3rem 0; }
-  input[type=search] { display: none; } .scroll { overflow: visible; } .cells { break-before: page; } }
+  input[type=search] { display: none; } .scroll { overflow: visible; } .cells { break-before: page; }
+  .scroll table { font-size: .78rem; } .scroll td, .scroll th { white-space: normal; } }
 """
 SCRIPT = """
 document.querySelectorAll('.scroll table').forEach(table => {
