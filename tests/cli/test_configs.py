@@ -176,7 +176,7 @@ def test_a_shrunken_one_trains_and_predicts(name, monkeypatch):
         # What LoadMap reads.
         if cfg.model.type == "mixtransfer.OAMixer":
             sample.patch_labels = torch.rand(cfg.model.get("patch_classes", 1000), 6, 6)
-        elif cfg.model.get("mixing", {}).get("type") == "mixtransfer.TokenMix":
+        elif (cfg.model.get("mixing") or {}).get("type") == "mixtransfer.TokenMix":
             sample.activation_map = torch.rand(6, 6)
     model.train()
     loss, _ = model.parse_losses(model(**model.data_preprocessor(copy.deepcopy(data), True), mode="loss"))
