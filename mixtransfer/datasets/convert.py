@@ -252,6 +252,9 @@ def _labels(source: Source, item: Item) -> np.ndarray:
             raise UserError(f"{item.mask}: {error}; see mixtransfer data check") from error
         labels = _by_color(source, item.mask)
     if source.stored:
+        strange = np.setdiff1d(labels, list(source.stored)).tolist()
+        if strange:
+            raise UserError(f"{item.mask}: labels that {source.layout} does not have: {', '.join(map(str, strange))}")
         table = np.full(256, 255, np.uint8)
         table[list(source.stored)] = list(source.stored.values())
         labels = table[labels]

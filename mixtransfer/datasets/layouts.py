@@ -90,7 +90,9 @@ def _cityscapes(root: Path, task: str) -> Source | None:
             items.append(Item(image, name.as_posix(), split, Path(f"{stem}_gtFine_{found[0]}.png")))
     if len(kinds) > 1:
         raise UserError(f"{masks}: some images have labelTrainIds and others have not; write them for all, or for none")
-    stored = {label: k for k, label in enumerate(CITYSCAPES.values())} if kinds == {"labelIds"} else {}
+    trained = {label: k for k, label in enumerate(CITYSCAPES.values())}
+    # Labels to 33; a license plate's, −1, is 255 in a file. Those that are not trained are void.
+    stored = {**dict.fromkeys((*range(34), 255), 255), **trained} if kinds == {"labelIds"} else {}
     return Source("Cityscapes", task, root, tuple(items), tuple(CITYSCAPES), stored=stored, zero_is_class=True)
 
 

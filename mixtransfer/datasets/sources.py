@@ -64,7 +64,7 @@ class Source:
         classes: names, in the order of labels; empty where masks only number them.
         colors: a color for each class; masks of three channels are read by them.
         annotations: COCO's, ``image_id`` being the number of the item and ``category_id`` that of the class.
-        stored: label in masks -> class, where that is no plain number; others are void.
+        stored: label in masks -> class, where that is no plain number, or 255 for void; others are mistakes.
         zero_is_class: whether label 0 is the first class; None where masks have to be looked at.
         notes: what is left out or taken in a way that should be known.
     """

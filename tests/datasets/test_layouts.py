@@ -353,6 +353,16 @@ def test_it_is_asked_whether_0_is_a_class_where_masks_leave_it_open(data, capsys
     assert "--zero-is-class: is about the masks of --data" in capsys.readouterr().err
 
 
+def test_labels_that_cityscapes_does_not_have_are_named(data):
+    cityscapes(data)
+    path = sorted(data.glob("gtFine/train/ulm/*_labelIds.png"))[0]
+    mask = read_mask(path).copy()
+    mask[0, :4] = (0, 33, 255, 77)
+    save(mask, path)
+    with pytest.raises(UserError, match=f"{path.name}: labels that Cityscapes does not have: 77$"):
+        open_dataset(data, "seg")
+
+
 def test_colors_are_asked_for_once(data):
     in_colors(data)
     (data / "classes.txt").unlink()
