@@ -250,10 +250,12 @@ def require_pretrained(model: Any, name: str = "model") -> None:
     from mixtransfer.checkpoints.fetch import is_name, located
     from mixtransfer.checkpoints.headers import is_url
 
-    if isinstance(model, str) and is_url(model):
-        raise UserError(
-            f"{name}={model}: a URL, where a file is needed; download it first and say --cfg-options {name}=FILE"
-        )
+    if isinstance(model, str):
+        if is_url(model):
+            raise UserError(
+                f"{name}={model}: a URL, where a file is needed; download it first and say --cfg-options {name}=FILE"
+            )
+        return
     for key, part in _parts(model):
         where = f"{name}.{key}" if name else str(key)
         if isinstance(part, str) and is_name(part) and _names_weights(key):

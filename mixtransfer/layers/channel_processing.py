@@ -7,6 +7,8 @@ Shapes: B batch, N = h·w tokens of a map, D channels, H heads of c = D / H chan
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class DepthwiseBranch(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         for conv in (self.conv1, self.conv2):
             nn.init.normal_(conv.weight, std=(2 / 9) ** 0.5)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the filtered tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -117,4 +118,4 @@ class FourierCode(nn.Module):
             F.linear(fourier_code(count, paired, weight.device).to(weight.dtype), part)
             for count, part in zip(size, weight.split(FREQUENCIES, dim=1), strict=True)
         )
-        return rows[:, None] + columns + self.token_projection.bias
+        return rows[:, None] + columns + cast(Tensor, self.token_projection.bias)
