@@ -132,8 +132,8 @@ def detector(name, changes=None, **backbone):
         return ROOT.build(dict(config, _scope_="mmdet"))
 
 
-def runner_of(model, iteration=0, max_iters=100):
-    return SimpleNamespace(model=model, iter=iteration, max_iters=max_iters, _resume=True)
+def runner_of(model, iteration=0, max_iters=100, seed=0):
+    return SimpleNamespace(model=model, iter=iteration, max_iters=max_iters, seed=seed, _resume=True)
 
 
 def attach(model, region=HALF, **options):
@@ -142,11 +142,11 @@ def attach(model, region=HALF, **options):
     return hook
 
 
-def step(model, batch, hook=None, iteration=0, max_iters=100):
+def step(model, batch, hook=None, iteration=0, max_iters=100, seed=0):
     """Run one training step as the runner does, and return its losses."""
     if hook is None:
         return model.train()(*batch, mode="loss")
-    runner = runner_of(model, iteration, max_iters)
+    runner = runner_of(model, iteration, max_iters, seed)
     hook.before_train_iter(runner, iteration)
     losses = model.train()(*batch, mode="loss")
     hook.after_train_iter(runner, iteration)

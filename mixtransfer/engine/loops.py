@@ -15,7 +15,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 from torch import nn
 
-from mixtransfer.engine.parts import model_of
+from mixtransfer.engine.parts import model_of, seed_of
 from mixtransfer.engine.sampling import GuardedLoader, seed_everything
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.steps import StepCounter
@@ -104,7 +104,7 @@ class _SeededSteps:
         seed_everything(self.runner.seed, get_rank(), self._iter)
         model = model_of(self.runner)
         if isinstance(model, StepCounter):
-            model.step = self._iter
+            model.step, model.run_seed = self._iter, seed_of(self.runner)
         super().run_iter(*args)  # pyright: ignore[reportAttributeAccessIssue] - the loop's behind it
 
     def go_to(self, epoch: int, iteration: int, name: str) -> None:

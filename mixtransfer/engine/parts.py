@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ["model_of", "optim_wrapper_of", "unwrapped"]
+__all__ = ["model_of", "optim_wrapper_of", "seed_of", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -25,3 +25,8 @@ def model_of(runner: Runner) -> nn.Module:
 def optim_wrapper_of(runner: Runner) -> OptimWrapper:
     """Return the optimizer wrapper, which is built once training begins."""
     return cast(OptimWrapper, runner.optim_wrapper)
+
+
+def seed_of(runner: Runner) -> int:
+    """Return the seed of a training, 0 under a loop of one's own that has none."""
+    return getattr(runner, "seed", None) or 0

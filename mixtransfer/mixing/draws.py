@@ -191,11 +191,17 @@ def draw_beta(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-def step_generator(seed: int, rank: int, step: int) -> torch.Generator:
+def step_generator(seed: int, rank: int, step: int, run_seed: int = 0) -> torch.Generator:
     """Return the generator of one step of one process.
 
-    Its stream follows from the three numbers alone. A run that resumes at a step therefore draws what an uninterrupted
+    Its stream follows from the four numbers alone. A run that resumes at a step therefore draws what an uninterrupted
     one would on every rank, although only rank 0 writes checkpoints.
+
+    Args:
+        seed: start of the stream, of whatever draws.
+        rank: the process's rank.
+        step: number of the training step, from 0.
+        run_seed: the seed of the whole training, so that trainings with several seeds draw differently.
     """
-    (state,) = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
+    (state,) = np.random.SeedSequence([seed, rank, step, run_seed]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state))

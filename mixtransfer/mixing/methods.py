@@ -24,7 +24,7 @@ class Mixing:
 
     Training step number ``step``::
 
-        pending = mixing.draw(images.shape, grid, step)
+        pending = mixing.draw(images.shape, grid, step, run_seed)
         unmixed = ...  # the evidence about the unmixed images that mixing.needs_unmixed(pending) names; mostly none
         draw = pending.resolve(unmixed)
         mixed = mixing.apply(images, draw)
@@ -32,7 +32,8 @@ class Mixing:
         mixed_targets = mixing.relabel(targets, draw, evidence)
         extra = mixing.losses(targets, draw, evidence)
 
-    A method has no state. A draw is a function of (seed, rank, step), so a resumed run draws as an uninterrupted one.
+    A method has no state. A draw is a function of (seed, rank, step, seed of the run), so a resumed run draws as an
+    uninterrupted one.
 
     Args:
         region: config or instance of a :class:`~mixtransfer.mixing.regions.Region`.
@@ -67,9 +68,16 @@ class Mixing:
         """Return the names of the evidence about the unmixed images that a step with this draw needs."""
         return (*draw.needs, *(self.target.needs_unmixed if draw.pastes else ()))
 
-    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], step: int) -> Draw | PendingDraw:
-        """Draw for training step ``step`` (from 0): images of ``shape`` (B, C, H, W) on a ``grid`` (h, w) of tokens."""
-        generator = step_generator(self.seed, get_rank(), step)
+    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], step: int, run_seed: int = 0) -> Draw | PendingDraw:
+        """Draw for a training step.
+
+        Args:
+            shape: (B, C, H, W), of the images.
+            grid: (h, w), of their tokens.
+            step: its number, from 0.
+            run_seed: the seed of the whole training.
+        """
+        generator = step_generator(self.seed, get_rank(), step, run_seed)
         if torch.rand((), generator=generator) >= self.prob:
             return no_mix(shape[0], grid)
         return self.region.draw(shape, grid, generator)

@@ -1,7 +1,8 @@
-"""Models that draw at random in training: their draws are a function of (seed, rank, step).
+"""Models that draw at random in training: their draws are a function of (seed, rank, step, seed of the run).
 
-A loop that knows the iteration sets :attr:`StepCounter.step` to it; those of :mod:`mixtransfer.engine.loops` do. Under
-any other loop, such as mmengine's own, the model counts its steps, and its state dict carries the count.
+A loop that knows the iteration and the run's seed sets :attr:`StepCounter.step` and :attr:`StepCounter.run_seed`; those
+of :mod:`mixtransfer.engine.loops` do. Under any other loop, such as mmengine's own, the model counts its steps, its
+state dict carries the count, and the seed of the run is 0.
 """
 
 from __future__ import annotations
@@ -47,18 +48,19 @@ class StepCounter(nn.Module):
 
     Attributes:
         step: number of the next training step, from 0.
+        run_seed: the seed of the training.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.step = 0
+        self.step = self.run_seed = 0
         self._register_state_dict_hook(_save_step)
         self._register_load_state_dict_pre_hook(_load_step, with_module=True)
 
     @outside_graphs
     def generator(self, seed: int, device: torch.device | None = None) -> torch.Generator:
         """Return the generator of this step and process on a device, for draws whose stream starts at ``seed``."""
-        generator = step_generator(seed, get_rank(), self.step)
+        generator = step_generator(seed, get_rank(), self.step, self.run_seed)
         return generator if device is None else torch.Generator(device).manual_seed(generator.initial_seed())
 
     @outside_graphs

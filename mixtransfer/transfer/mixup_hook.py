@@ -18,7 +18,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from mixtransfer.engine.parts import model_of
+from mixtransfer.engine.parts import model_of, seed_of
 from mixtransfer.errors import UserError
 from mixtransfer.mixing.draws import draw_beta, flip_partner, step_generator
 from mixtransfer.registry import HOOKS
@@ -34,8 +34,8 @@ class MixupHook(Hook):
 
     Image i is blended with image B − 1 − i, the middle one of an odd batch with the image before it, where both are:
     padding stays, and what the partner does not cover is ignored in its loss. A batch of one is not mixed. Draws are a
-    function of (seed, rank, iteration), so a resumed run draws as an uninterrupted one. The accuracy that heads report
-    is that of the image's own labels.
+    function of (seed, rank, iteration, seed of the run), so a resumed run draws as an uninterrupted one. The accuracy
+    that heads report is that of the image's own labels.
 
     Args:
         alpha: λ is drawn from Beta(alpha, alpha), once a step; 0.2 to 0.4 in the paper.
@@ -56,7 +56,7 @@ class MixupHook(Hook):
         self.alpha, self.prob, self.stop_iters, self.seed = alpha, prob, stop_iters, seed
         self._handle: Any = None
         self._heads: list[nn.Module] = []
-        self._iteration, self._stopped = 0, False
+        self._iteration, self._run_seed, self._stopped = 0, 0, False
         #: λ and the partners' samples, while the model runs a step that mixes.
         self._blend: tuple[float, list] | None = None
 
@@ -90,7 +90,8 @@ class MixupHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Note the iteration, and whether mixing is over."""
-        self._iteration, self._stopped = runner.iter, runner.iter >= runner.max_iters - self.stop_iters
+        self._iteration, self._run_seed = runner.iter, seed_of(runner)
+        self._stopped = runner.iter >= runner.max_iters - self.stop_iters
 
     def _mix(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self._blend = None
@@ -100,7 +101,7 @@ class MixupHook(Hook):
         images, samples = call.arguments["inputs"], call.arguments["data_samples"]
         if not isinstance(images, Tensor):
             raise UserError(f"MixupHook mixes one batch of images, but the model was given {type(images).__name__}")
-        generator = step_generator(self.seed, get_rank(), self._iteration)
+        generator = step_generator(self.seed, get_rank(), self._iteration, self._run_seed)
         if len(images) < 2 or torch.rand((), generator=generator) >= self.prob:
             return None
         lam, order = draw_beta(self.alpha, generator), flip_partner(len(images)).tolist()

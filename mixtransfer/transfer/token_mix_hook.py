@@ -17,7 +17,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from mixtransfer.engine.parts import model_of
+from mixtransfer.engine.parts import model_of, seed_of
 from mixtransfer.errors import UserError
 from mixtransfer.layers.host_draws import send
 from mixtransfer.mixing.draws import flip_partner, size_of, step_generator
@@ -70,7 +70,7 @@ class TokenMixHook(Hook):
     the image of the batch of one before it, which is kept, and saved in the checkpoint for a resumed run; the first
     such step of a run is not mixed.
 
-    Draws are a function of (seed, rank, iteration), so a resumed run draws as an uninterrupted one.
+    Draws are a function of (seed, rank, iteration, seed of the run), so a resumed run draws as an uninterrupted one.
 
     Args:
         region: config of a region that pastes whole pixels in their places, e.g. ``dict(type="TokenBox", alpha=1.0)``
@@ -125,7 +125,7 @@ class TokenMixHook(Hook):
         #: The same as the running iteration found it; nothing between iterations.
         self._found: list[_Kept | None] = []
         self._loaded: list = []
-        self._iteration, self._stopped = 0, False
+        self._iteration, self._run_seed, self._stopped = 0, 0, False
 
     def before_train(self, runner) -> None:
         """Attach to the model, after checking that it can be worked on."""
@@ -155,7 +155,7 @@ class TokenMixHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Note the iteration, and whether mixing is over."""
-        self._iteration, self._found = runner.iter, [self._previous]
+        self._iteration, self._run_seed, self._found = runner.iter, seed_of(runner), [self._previous]
         self._stopped = runner.iter >= runner.max_iters - self.stop_iters
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -205,7 +205,7 @@ class TokenMixHook(Hook):
         truths = [ground_truth(sample, size, host) for sample, host in zip(samples, loaded, strict=True)]
         everyone = [_Kept(*item) for item in zip(images, truths, map(label_maps, samples), strict=True)]
         partners, order = self._partners(everyone)
-        generator = step_generator(self.seed, get_rank(), self._iteration)
+        generator = step_generator(self.seed, get_rank(), self._iteration, self._run_seed)
         regions: list[Crop] = []
         if partners and torch.rand((), generator=generator) < self.prob:
             if getattr(self.region, "jitter", None):

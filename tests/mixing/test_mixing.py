@@ -172,13 +172,14 @@ def test_probability_is_the_frequency_of_mixing():
 
 @every_method
 def test_a_draw_follows_from_seed_rank_and_step(method, monkeypatch):
-    def ratios(seed):
+    def ratios(seed, **run):
         mixing = method(seed=seed)
-        return [mixing.draw((2, 3, 64, 64), (16, 16), step).ratio[0].item() for step in range(10)]
+        return [mixing.draw((2, 3, 64, 64), (16, 16), step, **run).ratio[0].item() for step in range(10)]
 
     first, again, other_seed = ratios(1), ratios(1), ratios(2)
     assert first == again and len(set(first)) > 5
     assert other_seed != first
+    assert ratios(1, run_seed=0) == first and ratios(1, run_seed=3) not in (first, other_seed)
     monkeypatch.setattr(methods, "get_rank", lambda: 1)
     assert ratios(1) not in (first, other_seed)
 

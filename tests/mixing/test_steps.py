@@ -1,5 +1,7 @@
 """Draws follow the training step, which a loop hands in, or which a model counts and saves with its weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 from toys import TOYS, build_toy
 
 from mixtransfer.backbones.mixmim import MixMIMEncoder
+from mixtransfer.engine.loops import _SeededSteps
 from mixtransfer.mixing.draws import step_generator
 from mixtransfer.mixing.steps import StepCounter, outside_graphs
 from mixtransfer.pretrain import DynamicClassifier, MixingClassifier, MixMIM, OAMixer, TokenLabelingClassifier
@@ -73,6 +76,21 @@ def test_mmengines_own_runner_draws_by_the_iteration_and_resumes(tmp_path):
     assert straight.drawn == expected(0, 1, 2, 3, 4)
     runner(resumed, tmp_path / "resumed", load_from=str(tmp_path / "iter_2.pth"), resume=True).train()
     assert resumed.drawn == straight.drawn[2:]
+
+
+def test_our_loops_hand_in_the_iteration_and_the_seed_of_the_run():
+    """Or trainings of several seeds would all mix alike."""
+
+    class Model:
+        def run_iter(self):
+            self.runner.model(None, "loss")
+
+    class Loop(_SeededSteps, Model):
+        _iter, runner = 3, SimpleNamespace(model=Numbers(), seed=4)
+
+    Loop().run_iter()
+    assert Loop.runner.model.drawn == [torch.rand((), generator=step_generator(7, 0, 3, 4)).item()]
+    assert Loop.runner.model.drawn != expected(3)
 
 
 def test_the_count_is_beside_the_entries_of_a_state_dict():

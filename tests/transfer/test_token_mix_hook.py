@@ -163,14 +163,15 @@ def test_an_image_that_the_hook_does_not_write_is_refused(place, value):
 def test_draws_follow_from_seed_rank_and_iteration(monkeypatch):
     model, batch = Recorder(), seg_batch(2)
 
-    def mixed(iteration, seed=0):
+    def mixed(iteration, seed=0, run_seed=0):
         hook = attach(model, dict(type="TokenBox"), seed=seed)
-        step(model, batch, hook, iteration)
+        step(model, batch, hook, iteration, seed=run_seed)
         hook.after_train(None)
         return model.given[0]
 
     assert torch.equal(mixed(5), mixed(5))
     assert not torch.equal(mixed(5), mixed(6)) and not torch.equal(mixed(5), mixed(5, seed=1))
+    assert not torch.equal(mixed(5), mixed(5, run_seed=1))
     here = mixed(5)
     monkeypatch.setattr("mixtransfer.transfer.token_mix_hook.get_rank", lambda: 1)
     assert not torch.equal(mixed(5), here)
