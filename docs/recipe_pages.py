@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import yaml
@@ -77,6 +78,7 @@ others' tables or from memory only. {dash} stands for none: the recipe is ours t
 """
 
 
+@cache
 def by_family() -> dict[str, list[Recipe]]:
     """Return the recipes of each family of backbones, and of each library whose networks are wrapped."""
     found: dict[str, list[Recipe]] = {cls.family: [] for cls in (*FAMILIES, *FOREIGN)}

@@ -30,7 +30,11 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("code", USELESS)
+#: Rows that take seconds and hold for one package.
+LONG = ("import mixtransfer; from mmseg.models import backbones",)
+
+
+@pytest.mark.parametrize("code", [pytest.param(c, marks=[pytest.mark.long] * (c in LONG)) for c in USELESS])
 def test_packages_without_use_are_not_imported(code):
     program = f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)

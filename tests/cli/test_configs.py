@@ -131,7 +131,8 @@ def test_the_parts_fit_at_full_size(name):
         maps = [torch.empty(1, c, FULL // s, FULL // s) for c, s in zip(net.out_channels, net.strides, strict=True)]
         maps = model.neck(maps) if model.with_neck else maps
         with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
-            classes = len(datasets.get(dataset(cfg.train_dataloader).type).METAINFO["classes"])
+            data = dataset(cfg.train_dataloader)
+            classes = len((data.get("metainfo") or datasets.get(data.type).METAINFO)["classes"])
         if task_of(cfg) == "seg":
             heads = [model.decode_head, *([model.auxiliary_head] if model.with_auxiliary_head else [])]
             assert all(head(maps).shape[1] == classes for head in heads)

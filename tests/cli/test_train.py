@@ -344,7 +344,11 @@ def test_bad_samples_are_named(harm, words, workers, scenes, tmp_path, error):
             ["train_cfg.max_epochs=1", "train_cfg.val_begin=9", "train_dataloader.batch_size=6"],
             marks=pytest.mark.long,
         ),
-        ("cls", ["train_cfg.max_epochs=1", "param_scheduler=[]", "train_dataloader.batch_size=4"]),
+        pytest.param(
+            "cls",
+            ["train_cfg.max_epochs=1", "param_scheduler=[]", "train_dataloader.batch_size=4"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_compiled_training_has_the_losses_of_training(task, options, scenes, tmp_path, monkeypatch):

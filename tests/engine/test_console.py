@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -28,7 +29,9 @@ def test_records_about_the_libraries_own_future_are_left_out():
     assert passed.filter(record("a.pth was trained on other classes than those of this dataset"))
 
 
-def test_warnings_of_packages_go_into_the_log_and_others_stay(tmp_path, capsys):
+def test_warnings_of_packages_go_into_the_log_and_others_stay(tmp_path, capsys, monkeypatch):
+    # In place of pytest's own, which keeps warnings.
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *args: print(message, file=sys.stderr))
     logger = logging.Logger("run")
     logger.addHandler(logging.FileHandler(tmp_path / "log"))
     with console.quiet_libraries(lambda: logger):

@@ -103,8 +103,8 @@ def test_a_method_of_the_command_line_is_trained_with(name, tmp_path, capsys):
         config,
         class_folders(tmp_path / "data"),
         tmp_path / "work",
-        *("--mixing", name),
-        cfg_options=("train_cfg.max_epochs=1", "train_dataloader.batch_size=3", "default_hooks.logger.interval=1"),
+        *("--mixing", name, "--epochs", "1"),
+        cfg_options=("train_dataloader.batch_size=3", "default_hooks.logger.interval=1"),
     )
     if name == "nonsense":
         assert status == 2 and "unknown mixing method 'nonsense'" in capsys.readouterr().err

@@ -180,7 +180,7 @@ def test_what_the_command_cannot_do_is_one_line(corrupted, model, tmp_path, caps
     assert "3 class folders, and the model of" in error(CONFIGS / "pretrain/swin.py", checkpoint, *data)
     segmentor = CONFIGS / "seg/upernet_swin.py"
     assert "no segmentation dataset in" in error(segmentor, checkpoint, *data)
-    assert "--clean: segmentors and detectors are measured" in error(segmentor, checkpoint, *data, "--clean", "x")
+    assert "--clean, --backgrounds: they are for classifiers" in error(segmentor, checkpoint, *data, "--clean", "x")
     assert "unknown corruption 'rain'" in error(segmentor, checkpoint, "--corruptions", "rain")
     assert "--data: give the folder" in error(config, checkpoint)
     assert "--corruptions, --severities: images for classifiers" in error(config, checkpoint, "--severities", 1, *data)

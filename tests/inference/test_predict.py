@@ -61,7 +61,10 @@ def edited(checkpoint: Path, path: Path, old: str, new: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("protocol", [(), ("--tta", "--tta-scales", "1", "1.5"), ("--slide", "48", "32")])
+TTA, SLIDE = ("--tta", "--tta-scales", "1", "1.5"), ("--slide", "48", "32")
+
+
+@pytest.mark.parametrize("protocol", [(), TTA, pytest.param(SLIDE, marks=pytest.mark.long)])
 def test_a_segmentors_masks_measure_as_test_does(protocol, segmentor, tmp_path, capsys):
     checkpoint, data = segmentor
     config = tiny_config("seg", tmp_path)
@@ -89,7 +92,7 @@ def test_a_segmentors_masks_measure_as_test_does(protocol, segmentor, tmp_path, 
     assert sum(listed["images"][0]["shares"].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("protocol", [(), ("--tta", "--tta-scales", "1", "1.5")])
+@pytest.mark.parametrize("protocol", [(), pytest.param(TTA, marks=pytest.mark.long)])
 def test_ap_recomputed_from_a_detectors_json_is_what_test_measured(protocol, detector, tmp_path):
     checkpoint, data = detector
     config = tiny_config("det", tmp_path)
