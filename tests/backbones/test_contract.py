@@ -314,7 +314,11 @@ def test_norms_of_outputs_can_be_chosen(family, norm):
         build_toy(family, output_norm="batch")
 
 
-@families
+#: Those that are compiled for seconds.
+LONG = ("cait", "cmt", "dynamicvit/lvvit", "dynamicvit_convnext")
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.long] * (f in LONG)) for f in sorted(TOYS)])
 def test_compiles(family):
     net = build_toy(family).eval()
     x = images()

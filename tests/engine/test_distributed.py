@@ -87,6 +87,8 @@ def test_two_processes_hold_the_same_weights_after_training_on_different_images(
     assert [key for key, value in first["weights"].items() if not torch.equal(value, second["weights"][key])] == []
 
 
+# Nearly a minute of CPU time; benchmarks/kills.py stops and resumes two processes too.
+@pytest.mark.long
 def test_two_processes_resume_with_the_losses_of_an_uninterrupted_run(scenes, tmp_path):
     more = f"custom_hooks.append(dict(type='mixtransfer.WeightsHook', folder={str(tmp_path)!r}))"
     config = tiny_config("seg", tmp_path, more)

@@ -21,7 +21,10 @@ def scenes(tmp_path_factory):
 
 
 # Detection stops in the second of two epochs of eight iterations, segmentation on a validation iteration.
-@pytest.mark.parametrize("task, stop_after, stop", [("seg", 3, signal.SIGINT), ("det", 11, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "task, stop_after, stop",
+    [("seg", 3, signal.SIGINT), pytest.param("det", 11, signal.SIGTERM, marks=pytest.mark.long)],
+)
 def test_resumed_losses_are_those_of_an_uninterrupted_run(task, stop_after, stop, scenes, tmp_path, capfd):
     config = tiny_config(task, tmp_path)
     # Which tests ran in this process before is the scheduler's choice, and loaders of theirs may not be collected yet.

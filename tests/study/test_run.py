@@ -276,6 +276,7 @@ def test_a_stopped_cell_can_go_on(study, tmp_path):
     assert run(study)
 
 
+@pytest.mark.long
 def test_submitit_runs_a_study(study, tmp_path, monkeypatch):
     # Its import configures logging, which is what submit() keeps it from.
     if importlib.util.find_spec("submitit") is None:

@@ -111,6 +111,7 @@ def test_align_draws_a_sheet_and_its_pieces(scenes, tmp_path):
     assert Image.open(tmp_path / "tiles/0_mixed.png").size == (128, 128)
 
 
+@pytest.mark.long
 def test_align_of_a_classifier_and_every_method_are_sheets_to_read_on_a_telephone(scenes, tmp_path, capsys):
     """Letters of 9 points in 5.6 inches have 8 pixels where the picture is shown 390 pixels wide."""
     argv = [CLASSIFY, "--data", scenes, "--work-dir", str(tmp_path), "--cfg-options", "train_dataloader.batch_size=6"]
