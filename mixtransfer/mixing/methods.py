@@ -24,7 +24,7 @@ class Mixing:
 
     Training step number ``step``::
 
-        pending = mixing.draw(images.shape, grid, step, run_seed)
+        pending = mixing.draw(images.shape, grid, step)
         unmixed = ...  # the evidence about the unmixed images that mixing.needs_unmixed(pending) names; mostly none
         draw = pending.resolve(unmixed)
         mixed = mixing.apply(images, draw)
@@ -32,14 +32,16 @@ class Mixing:
         mixed_targets = mixing.relabel(targets, draw, evidence)
         extra = mixing.losses(targets, draw, evidence)
 
-    A method has no state. A draw is a function of (seed, rank, step, seed of the run), so a resumed run draws as an
-    uninterrupted one.
+    A draw is a function of (seed, rank, step, seed of the run), so a resumed run draws as an uninterrupted one.
 
     Args:
         region: config or instance of a :class:`~mixtransfer.mixing.regions.Region`.
         target: config or instance of a :class:`~mixtransfer.mixing.targets.Target`.
         prob: probability that a step mixes.
         seed: start of the random stream; every process of a distributed run has a stream of its own.
+
+    Attributes:
+        run_seed: the seed of the training, which its model sets; 0 outside of one.
 
     Raises:
         UserError: a number out of its range, or no region or target of that name.
@@ -57,7 +59,7 @@ class Mixing:
         if seed < 0:
             raise UserError(f"{type(self).__name__}: seed={seed}; give 0 or more")
         self.region, self.target = build(region, Region), build(target, Target)
-        self.prob, self.seed = prob, seed
+        self.prob, self.seed, self.run_seed = prob, seed, 0
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -68,16 +70,9 @@ class Mixing:
         """Return the names of the evidence about the unmixed images that a step with this draw needs."""
         return (*draw.needs, *(self.target.needs_unmixed if draw.pastes else ()))
 
-    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], step: int, run_seed: int = 0) -> Draw | PendingDraw:
-        """Draw for a training step.
-
-        Args:
-            shape: (B, C, H, W), of the images.
-            grid: (h, w), of their tokens.
-            step: its number, from 0.
-            run_seed: the seed of the whole training.
-        """
-        generator = step_generator(self.seed, get_rank(), step, run_seed)
+    def draw(self, shape: tuple[int, ...], grid: tuple[int, int], step: int) -> Draw | PendingDraw:
+        """Draw for training step ``step`` (from 0): images of ``shape`` (B, C, H, W) on a ``grid`` (h, w) of tokens."""
+        generator = step_generator(self.seed, get_rank(), step, self.run_seed)
         if torch.rand((), generator=generator) >= self.prob:
             return no_mix(shape[0], grid)
         return self.region.draw(shape, grid, generator)

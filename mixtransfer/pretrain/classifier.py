@@ -265,7 +265,8 @@ class MixingClassifier(StepCounter, BaseModel):
     @outside_graphs
     def draw(self, images: Tensor) -> Draw | PendingDraw:
         """Draw how this step mixes its images (B, 3, H, W), on their device."""
-        drawn = self.mixing.draw(tuple(images.shape), self.cell_grid(images), self.step, self.run_seed)
+        self.mixing.run_seed = self.run_seed
+        drawn = self.mixing.draw(tuple(images.shape), self.cell_grid(images), self.step)
         return drawn.to(images.device) if isinstance(drawn, Draw) else drawn
 
     def cell_grid(self, images: Tensor) -> tuple[int, int]:
