@@ -41,7 +41,7 @@ pretraining = dict(
     smmix=dict(PRETRAINED, options=[*LONG, TYPE.format("SMMix", ",switch_prob=1.0")]),
     tlalign=dict(PRETRAINED, options=[*LONG, TYPE.format("TLAlign", "")]),
 )
-# All seeds of a method draw the same regions; weights, pictures' order and crops differ.
+# When this was trained, all seeds of a method drew the same regions; weights, pictures' order and crops differ.
 tasks = dict(
     frozen=dict(
         kind="probe",

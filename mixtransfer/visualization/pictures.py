@@ -45,6 +45,8 @@ BACKGROUND_COLOR = (150, 160, 170)
 #: Width of figures in inches: letters of 9 points have 8 pixels where one is shown 390 pixels wide.
 WIDTH = 5.6
 GAP, LINE, LEGEND_COLUMNS, SHEET_DPI = 0.06, 0.2, 4, 200
+#: The remedy where a disk does not take a picture.
+REMEDY = "choose another folder"
 #: Letters of a title in a line.
 SIGNS = 68
 
@@ -115,7 +117,7 @@ def outline(
 
 def save(picture: np.ndarray, path: Path) -> Path:
     """Write a picture as PNG and return its path."""
-    with replace_whole(path, "choose another folder") as partial:
+    with replace_whole(path, REMEDY) as partial:
         Image.fromarray(picture).save(partial, "png", optimize=True)
     return path
 
@@ -226,6 +228,6 @@ def _add_legend(figure: Figure, classes: Mapping[str, Sequence[int]]) -> None:
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replace_whole(path, REMEDY) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."))
     return path

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtransfer.backbones import Backbone
+from mixtransfer.checkpoints.whole_files import replace_whole
 from mixtransfer.errors import UserError
 from mixtransfer.layers.labels import pool_labels
 
@@ -128,6 +129,6 @@ def write_numbers(path: Path, about: dict, steps: Sequence[Step], labels: Tensor
         ],
         "output_share": output.tolist(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with replace_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
