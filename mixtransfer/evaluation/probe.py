@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from mixtransfer.evaluation.maps import Maps
 from mixtransfer.evaluation.records import percentages
+from mixtransfer.layers.upsampling import upsampling_weights
 from mixtransfer.progress import progress_line
 
 __all__ = [
@@ -151,14 +151,11 @@ def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    rows, columns = (_weights(int(now), int(then)).to(x) for now, then in zip(x.shape[-2:], size, strict=True))
+    rows, columns = (
+        upsampling_weights(int(now), int(then), False, torch.float32, x.device).to(x.dtype)
+        for now, then in zip(x.shape[-2:], size, strict=True)
+    )
     return rows @ (x @ columns.T)
-
-
-@cache
-def _weights(now: int, then: int) -> Tensor:
-    """Return what each of ``now`` positions adds to each of ``then`` ones, (then, now)."""
-    return F.interpolate(torch.eye(now)[None], then, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def batches(seed: int, count: int, size: int, iterations: int) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from mixtransfer.layers.linear import linear
+from mixtransfer.layers.upsampling import upsampling_weights
 
 __all__ = ["Levels", "PyramidConv2d", "fuse", "takes_levels"]
 
@@ -152,10 +153,7 @@ def _matrices(
     """Return V (H, 3h) of every level of ``sizes``, and their horizontal matrices side by side, (W, 3Σw)."""
 
     def shifted(source: int, target: int) -> Tensor:
-        # Upsampling the unit vectors gives torch's own weights, rounded as torch rounds them: (source, target).
-        eye = torch.eye(source, dtype=dtype, device=device)
-        weights = F.interpolate(eye[None], size=target, mode="linear", align_corners=align_corners)[0]
-        weights = F.pad(weights, (1, 1))
+        weights = F.pad(upsampling_weights(source, target, align_corners, dtype, device).t(), (1, 1))
         return torch.stack([weights[:, tap : tap + target] for tap in range(3)])  # (tap, source, target)
 
     vertical = tuple(shifted(h, size[0]).flatten(0, 1).t().contiguous() for h, _ in sizes)

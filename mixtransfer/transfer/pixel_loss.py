@@ -11,11 +11,9 @@ Shapes: B batch, K classes, h × w logits, H × W labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.losses.cross_entropy_loss import cross_entropy
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixtransfer.layers.cpu import plain_cpu_float32
+from mixtransfer.layers.upsampling import upsampling_weights
 
 __all__ = ["UpsampledCrossEntropy", "head_losses"]
 
@@ -92,7 +91,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         """
         classes, (height, width) = logits.size(1), labels.shape[1:]
         rows, columns = (
-            _upsampling(a, b, align_corners, logits.dtype)
+            upsampling_weights(a, b, align_corners, logits.dtype, logits.device)
             for a, b in zip(logits.shape[2:], (height, width), strict=True)
         )
         same = logits.size(3) == width
@@ -140,18 +139,6 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         """Return the gradient of the logits (B, K, h, w)."""
         (gradient,) = ctx.saved_tensors
         return (gradient * of_total).permute(0, 3, 1, 2), None, None, None, None
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-@torch.no_grad()
-def _upsampling(source: int, target: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    """Return the matrix (target, source) that upsamples a row, with torch's own weights."""
-    eye = torch.eye(source, dtype=dtype)
-    if source == target:
-        return eye
-    weights = F.interpolate(eye[None], size=target, mode="linear", align_corners=align_corners)[0]
-    return weights.t().contiguous()
 
 
 def _bands(rows: Tensor, most: int) -> list[tuple[int, int, int, int]]:
