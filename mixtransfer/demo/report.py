@@ -89,7 +89,7 @@ def write_report(took: Sequence[tuple[Step, float]]) -> tuple[Path, dict[str, fl
                 ),
                 report.section(
                     "What the two networks see",
-                    report.figure(predicted, "Held-out scenes. Light gray in the ground truth is void.", "small"),
+                    report.figure(predicted, "Held-out scenes. Light gray in the ground truth is void."),
                 ),
                 report.section(
                     "How they learned",
@@ -98,17 +98,15 @@ def write_report(took: Sequence[tuple[Step, float]]) -> tuple[Path, dict[str, fl
                         "The same budget, seed and data in fine-tuning; only the start differs. Pretraining took"
                         f" {costs['pretrain']:.0f} s before, which the network from scratch did not have;"
                         f" fine-tuning took {costs['transferred']:.0f} s.",
-                        "small",
                     ),
                 ),
                 report.section(
                     "A mixed batch, and where its labels go",
                     report.figure(
                         aligned,
-                        "Two rows an image. Above: mixed image, its ground truth, and the class shares of the tokens "
-                        "after each stage, moved by the attention. Below: image and partner, and the share of each "
-                        "token that came from the partner (blue: own, orange: partner).",
-                        "wide",
+                        "Two groups for each image. The first: mixed image, its ground truth, and the class shares of "
+                        "the tokens after each stage, moved by the attention. The second: image and partner, and the "
+                        "share of each token that came from the partner (blue: own, orange: partner).",
                     ),
                 ),
                 report.section("Numbers", report.table(("IoU, %", *NAMES.values()), _table(results, names))),

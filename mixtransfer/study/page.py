@@ -97,7 +97,7 @@ def page(results: Results, out: Path) -> str:
     parts.append(report.section("What it cost", *_costs(results)))
     if (out / PICTURES).is_file():
         caption = "Test images, their ground truth, and the predictions of the first seed."
-        parts.append(report.section("Predictions", report.figure(out / PICTURES, caption, "wide")))
+        parts.append(report.section("Predictions", report.figure(out / PICTURES, caption)))
     cells = [_cell(results, record) for record in results.records.values()]
     parts.append(report.section("Cells", '<div class="cells">', *cells, "</div>"))
     parts.append(f"<script>{SCRIPT}</script>")

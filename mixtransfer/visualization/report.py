@@ -24,11 +24,9 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .numbers b { display: block; font-size: 2rem; line-height: 1.2; color: var(--accent); }
 .numbers div.second b { color: var(--second); }
 .numbers span { color: var(--soft); font-size: .9rem; }
-figure { margin: .8rem 0; overflow-x: auto; }
-figure img { display: block; width: 100%; height: auto; }
-figure.wide img { min-width: 36rem; }
-figure.small img { max-width: 40rem; }
-figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; position: sticky; left: 0; max-width: 46rem; }
+figure { margin: .8rem 0; }
+figure img { display: block; width: 100%; max-width: 40rem; height: auto; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
@@ -70,11 +68,11 @@ def headline(numbers: Sequence[tuple[str, str]]) -> str:
     return f'<div class="numbers">{"".join(boxes)}</div>'
 
 
-def figure(path: Path, caption: str, shape: str = "") -> str:
-    """Return an embedded picture; on a phone a "wide" one scrolls, on a desktop a "small" one stays small."""
+def figure(path: Path, caption: str) -> str:
+    """Return an embedded picture, which fills a phone and stays small on a desktop, as sheets are made for."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<figure class="{shape}"><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
