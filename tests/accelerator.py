@@ -52,6 +52,8 @@ INDEXING = {
 }
 #: Functions that would fill an empty tensor and change its size.
 FACTORIES = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace")
+#: The checkout.
+ROOT = Path(__file__).parents[1]
 #: Files whose callers ask for a crossing: this one, and the one that sends several tensors at once.
 PASSED_OVER = (Path(__file__).name, "host_draws.py")
 COPIES = {aten.copy_.default, aten._to_copy.default, aten._copy_from.default}
@@ -122,10 +124,11 @@ def _place() -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if "torch" not in path.parts and path.name not in PASSED_OVER and path.suffix == ".py":
-            packages = [name for name in ("site-packages", "mixtransfer", "tests") if name in path.parts]
-            if packages:
-                start = path.parts.index(packages[0]) + (packages[0] == "site-packages")
-                return f"{'/'.join(path.parts[start:])}:{frame.f_lineno}"
+            # A checkout may have any name, a package's too, and an environment inside.
+            if "site-packages" in path.parts:
+                return f"{'/'.join(path.parts[path.parts.index('site-packages') + 1 :])}:{frame.f_lineno}"
+            if any(path.is_relative_to(ROOT / folder) for folder in ("mixtransfer", "tests")):
+                return f"{path.relative_to(ROOT).as_posix()}:{frame.f_lineno}"
         frame = frame.f_back
     return "backward pass"
 

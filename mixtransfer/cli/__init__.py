@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,7 @@ def run_main(
             raise
         what = "" if error.filename is None else f"{visible(error.filename)}: "
         print(f"{name}: error: {what}{error.strerror}", file=sys.stderr)
+        _leave_output()
         return 2
     except (MemoryError, RuntimeError) as error:
         # torch says so in words, on GPUs and without.
@@ -80,6 +82,15 @@ def run_main(
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _leave_output() -> None:
+    """Give an output up that takes nothing more: Python would try again when it ends, and end with another status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _refuse_nothing(args: argparse.Namespace) -> None:
